@@ -1,0 +1,1 @@
+"""Adversarial training with informative feature-based attacks, and honest robustness evaluation, in JAX."""

@@ -1,0 +1,67 @@
+"""The paper's attacks by name. Each: f(forward, key, images, labels, *, epsilon, ...) -> perturbed images.
+
+Arguments that are not listed are those of `projected_ascent`: norm, random_start, restarts, keep, targeted,
+bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
+"""
+
+from infofeat_jax import objectives
+from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.types import Forward, Images, Labels, Objective, PRNGKey
+
+
+def fgsm(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    random_start: bool = False, step_size: float | None = None, targeted: bool = False, **options,
+) -> Images:  # fmt: skip
+    """Fast gradient sign method (Goodfellow et al., 2015): one step of cross-entropy.
+
+    `step_size` is epsilon unless given (Wong et al., 2020, use 1.25 epsilon with a random start).
+    """
+    step_size = epsilon if step_size is None else step_size
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=1, targeted=targeted,
+        random_start=random_start, objective=_directed(objectives.cross_entropy, targeted), **options,
+    )  # fmt: skip
+
+
+def pgd(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
+) -> Images:  # fmt: skip
+    """Projected gradient descent (Madry et al., 2018): iterated steps of cross-entropy from a random start."""
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        targeted=targeted, objective=_directed(objectives.cross_entropy, targeted), **options,
+    )  # fmt: skip
+
+
+def cw(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False, **options,
+) -> Images:  # fmt: skip
+    """PGD on Carlini & Wagner's (2017) margin loss, as the paper and its peers evaluate "CW20"."""
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        targeted=targeted, objective=_directed(objectives.margin(confidence), targeted), **options,
+    )  # fmt: skip
+
+
+def infofeature(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float = 2 / 255, num_steps: int = 7, weight: float = 0.1, distance: str = "l2",
+    classes: str = "all", targeted: bool = False, **options,
+) -> Images:  # fmt: skip
+    """InfoFeature (Yan & Yeung, Eq. 6 and 7): PGD on cross-entropy + weight * CAM distance.
+
+    `distance` is "l2", "l1" or "cosine"; `classes` whose maps are compared: "all" or the "label"'s.
+    `forward` must return Outputs with `cam`.
+    """
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        targeted=targeted, objective=objectives.infofeature(weight, distance, classes, targeted=targeted),
+        **options,
+    )  # fmt: skip
+
+
+def _directed(objective: Objective, targeted: bool) -> Objective:
+    return objectives.weighted_sum((-1.0, objective)) if targeted else objective

@@ -1,0 +1,95 @@
+"""Projected gradient ascent, the one loop behind FGSM, PGD, CW and InfoFeature."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.types import Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
+
+
+class Candidate(NamedTuple):
+    """A perturbed batch and how well it does."""
+
+    images: Images
+    value: PerExample  # of the objective
+    success: Bool[Array, " b"]  # misclassified, or classified as the target
+
+
+def projected_ascent(
+    forward: Forward,
+    key: PRNGKey,
+    images: Images,
+    labels: Labels,
+    *,
+    objective: Objective,
+    epsilon: float,
+    step_size: float,
+    num_steps: int,
+    norm: str = "linf",
+    random_start: bool = True,
+    clip_start: bool = True,
+    restarts: int = 1,
+    keep: str = "last",
+    targeted: bool = False,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Images:
+    """Ascends `objective` within the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
+
+    Args:
+      forward: a frozen model, images -> Outputs (or bare logits).
+      key: randomness of the starts; unused without them.
+      images: [b, h, w, c] float32 within `bounds`.
+      labels: [b] classes; with `targeted` (which only decides what counts as success) the targets.
+      objective: (perturbed, clean outputs, labels) -> [b].
+      epsilon, step_size: in the images' units.
+      random_start: start uniformly in the ball; `clip_start=False` lets the start leave the box.
+      restarts: independent runs, of which each example keeps the best: success first, then highest value.
+      keep: "last" iterate of a run, or the "worst" (for the model) over all its iterates.
+
+    Returns perturbed images, never outside ball or box. Raises InvalidInput for invalid arguments.
+    """
+    check_choice("keep", keep, ("last", "worst"))
+    check_budget(step_size=step_size, num_steps=num_steps, restarts=restarts)
+    threat = threats.threat(norm, epsilon, bounds)
+    forward = as_forward(forward)
+    check_inputs(forward, images, labels, bounds)
+    clean = jax.lax.stop_gradient(forward(images))
+
+    def total(x: Images):
+        outputs = forward(x)
+        value = objective(outputs, clean, labels)
+        success = (outputs.logits.argmax(-1) == labels) == targeted
+        return value.sum(), Candidate(x, value, success)
+
+    def step(x: Images):
+        gradient, seen = jax.grad(total, has_aux=True)(x)
+        return threats.ascend(threat, images, x, gradient, step_size), seen
+
+    def run(key: PRNGKey, best: Candidate | None) -> Images | Candidate:
+        x = threats.random_start(threat, key, images, clip=clip_start) if random_start else images
+        if keep == "last":
+            x = jax.lax.fori_loop(0, num_steps, lambda _, x: step(x)[0], x)
+        else:
+            x, best = jax.lax.fori_loop(0, num_steps, lambda _, c: _advance(*step(c[0]), c[1]), (x, best))
+        return x if best is None else better(best, total(x)[1])
+
+    if restarts == 1 and keep == "last":
+        return run(key, None)
+    nothing = Candidate(images, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
+    keys = jax.random.split(key, restarts)
+    return jax.lax.scan(lambda best, k: (run(k, best), None), nothing, keys)[0].images
+
+
+def better(best: Candidate, seen: Candidate) -> Candidate:
+    """Per example, `seen` where it succeeds and `best` does not, or where it is worth more."""
+    more = (seen.value > best.value) & (seen.success == best.success)
+    take = more | (seen.success & ~best.success)
+    return jax.tree.map(lambda s, b: jnp.where(threats.per_example(take, s), s, b), seen, best)
+
+
+def _advance(x: Images, seen: Candidate, best: Candidate) -> tuple[Images, Candidate]:
+    return x, better(best, seen)

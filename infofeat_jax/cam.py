@@ -1,0 +1,27 @@
+"""Class activation maps: Eq. 5 and Eq. 6 of Yan & Yeung, for all classes at once.
+
+`maps` is M_conv, [b, h, w, d]; `kernel` is w_fc, [d, k]; the result is [b, h, w, k].
+"""
+
+import jax
+from jaxtyping import Array, Float
+
+Maps = Float[Array, "b h w d"]
+Kernel = Float[Array, "d k"]
+Cam = Float[Array, "b h w k"]
+
+
+def signed_cam(maps: Maps, kernel: Kernel) -> Cam:
+    """Eq. 5: sum_d w_d M_d, the map of Zhou et al. (2016)."""
+    return maps @ kernel
+
+
+def positive_cam(maps: Maps, kernel: Kernel, *, nonnegative_maps: bool = False) -> Cam:
+    """Eq. 6: sum_d max(w_d M_d, 0).
+
+    max(wm, 0) = relu(w) relu(m) + relu(-w) relu(-m), hence two matrix products instead of a
+    [b, h, w, d, k] tensor. `nonnegative_maps` (maps behind a ReLU) drops the second, which is zero.
+    """
+    if nonnegative_maps:
+        return maps @ jax.nn.relu(kernel)
+    return jax.nn.relu(maps) @ jax.nn.relu(kernel) + jax.nn.relu(-maps) @ jax.nn.relu(-kernel)

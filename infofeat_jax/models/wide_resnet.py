@@ -1,0 +1,53 @@
+"""WideResNet-D-W (Zagoruyko & Komodakis, 2016), as FeatureScatter, TRADES and RobustBench use it. No dropout."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infofeat_jax.models.layers import BatchNorm, Conv, Features, Head, conv_bn, normalize
+from infofeat_jax.models.resnet import Normalization
+from infofeat_jax.types import Images, Outputs
+
+
+class WideBlock(nn.Module):
+    """Pre-activation block; relu(bn(x)) feeds the shortcut too where the number of channels changes."""
+
+    features: int
+    stride: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Features, *, train: bool) -> Features:
+        conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
+        activated = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
+        bn2 = BatchNorm(self.features, name="bn2")
+        y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn2, activated, train=train))
+        y = conv("conv2", 3, 1)(y)
+        if x.shape[-1] != self.features:
+            x = conv("convShortcut", 1, self.stride)(activated)
+        return y + x
+
+
+class WideResNet(nn.Module):
+    """`depth` = 6 n + 4 layers, stages of `widen_factor` times `width`, 2 `width` and 4 `width` channels."""
+
+    num_classes: int
+    depth: int = 28
+    widen_factor: int = 10
+    width: int = 16
+    mean: Normalization = 0.5
+    std: Normalization = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Images, *, train: bool = False) -> Outputs:
+        x = normalize(images, self.mean, self.std, self.dtype)
+        x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
+        for stage in range(3):
+            features = self.width * self.widen_factor * 2**stage
+            for layer in range((self.depth - 4) // 6):
+                stride = 2 if stage > 0 and layer == 0 else 1
+                block = WideBlock(features, stride, self.dtype, name=f"block{stage + 1}_layer_{layer}")
+                x = block(x, train=train)
+        x = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
+        return Head(self.num_classes, name="fc")(x)

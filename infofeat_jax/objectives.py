@@ -1,0 +1,96 @@
+"""What attacks ascend: functions (perturbed outputs, clean outputs, labels) -> [b].
+
+Each example's value depends on that example alone. All are finite, with finite gradients, for finite logits.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from infofeat_jax.types import InvalidInput, Labels, Objective, Outputs, PerExample, check_choice
+
+
+def cross_entropy(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+    """-log softmax(z)_y, the objective of PGD (Madry et al., 2018)."""
+    del clean
+    return optax.softmax_cross_entropy_with_integer_labels(perturbed.logits, labels)
+
+
+def margin(confidence: float = 50.0) -> Objective:
+    """-max(z_y - max_{j != y} z_j + confidence, 0): Carlini & Wagner's (2017) loss as PGD codes use it."""
+
+    def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+        del clean
+        return -jax.nn.relu(logit_margin(perturbed.logits, labels) + confidence)
+
+    return objective
+
+
+def logit_margin(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
+    """z_y - max_{j != y} z_j: negative where the example is misclassified."""
+    is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
+    return label_logit(logits, labels) - jnp.where(is_label, -jnp.inf, logits).max(-1)
+
+
+def label_logit(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
+    """z_y."""
+    return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
+
+
+def kl_divergence(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+    """KL(p_clean || p_perturbed), the inner objective of TRADES (Zhang et al., 2019)."""
+    del labels
+    log_perturbed = jax.nn.log_softmax(perturbed.logits)
+    log_clean = jax.nn.log_softmax(clean.logits)
+    # p log p with p underflowed to 0 is 0, and so is its gradient.
+    return (jnp.exp(log_clean) * (log_clean - log_perturbed)).sum(-1)
+
+
+def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
+    """D(CAM(x), CAM(x + delta)) of Eq. 7, the maps after Eq. 6.
+
+    `distance`: "l2" (the paper's; Euclidean norm over all pixels and classes), "l1" or "cosine".
+    `classes`: "all" maps together, or the "label"'s map alone; the paper does not say which.
+    Zero, with zero gradient, where the maps are equal. Raises InvalidInput for a forward without CAM.
+    """
+    check_choice("CAM distance", distance, DISTANCES)
+    check_choice("CAM classes", classes, ("all", "label"))
+
+    def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+        if perturbed.cam is None:
+            raise InvalidInput(
+                "the forward function returned no class activation maps: return types.Outputs with `cam` set"
+                " (see cam.positive_cam), or use an attack on logits such as pgd"
+            )
+        maps = (perturbed.cam, clean.cam)
+        if classes == "label":
+            maps = tuple(jnp.take_along_axis(m, labels[:, None, None, None], axis=-1) for m in maps)
+        return DISTANCES[distance](*(m.reshape(m.shape[0], -1) for m in maps))
+
+    return objective
+
+
+def weighted_sum(*terms: tuple[float, Objective]) -> Objective:
+    """sum_i weight_i objective_i, per example."""
+
+    def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+        return sum(weight * term(perturbed, clean, labels) for weight, term in terms)
+
+    return objective
+
+
+def infofeature(
+    weight: float = 0.1, distance: str = "l2", classes: str = "all", *, targeted: bool = False
+) -> Objective:
+    """Eq. 7: cross-entropy + weight * CAM distance; with `targeted`, cross-entropy to the target descends."""
+    sign = -1.0 if targeted else 1.0
+    return weighted_sum((sign, cross_entropy), (weight, cam_distance(distance, classes)))
+
+
+# A norm's gradient at zero is NaN without the guard, and sign(NaN) would destroy the image.
+DISTANCES = {
+    "l2": lambda a, b: optax.safe_norm(a - b, 1e-12, axis=-1),
+    "l1": lambda a, b: jnp.abs(a - b).sum(-1),
+    "cosine": lambda a, b: optax.cosine_distance(a, b, epsilon=1e-12),
+}
