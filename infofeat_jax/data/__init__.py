@@ -1,0 +1,81 @@
+"""Image data sets in memory: uint8, channels last, with a validation split held out from the training set."""
+
+import os
+
+import numpy as np
+
+from infofeat_jax.data.arrays import Dataset, Split
+from infofeat_jax.data.sources import SOURCES, npz
+from infofeat_jax.types import InvalidInput
+
+__all__ = ["Dataset", "Split", "load"]
+
+VALIDATION_STREAM = 0x76616C  # keeps this permutation apart from other uses of the same seed
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    data_dir: str | None = None,
+    validation_size: int = 1000,
+    train_size: int | None = None,
+    test_size: int | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+      name: digits, cifar10, cifar100, svhn_cropped, or the path of an .npz with image_train, label_train,
+        image_test and label_test.
+      data_dir: where TFDS data sets are prepared; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
+      validation_size: how many training images to hold out, drawn at random by `seed`; 0 holds out none.
+      train_size: how many of the rest to keep, in an order drawn by `seed`; all by default.
+      test_size: how many test images to keep, the first ones; all by default.
+      seed: a non-negative integer. The test split does not depend on it.
+
+    Returns:
+      A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes).
+
+    Raises:
+      InvalidInput: the name is unknown, the data cannot be found or read, or a size does not fit it.
+    """
+    name = os.fspath(name)
+    _check_integer("seed", seed, 0, None, "a non-negative integer")
+    source = _find(name, data_dir)
+    available = len(source.train.labels)
+    _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
+    rest = available - validation_size
+    _check_integer("train_size", train_size, 1, rest, f"of {rest} training images after validation")
+    _check_integer("test_size", test_size, 1, len(source.test.labels), "of the test images")
+    order = np.random.default_rng([VALIDATION_STREAM, seed]).permutation(available)
+    kept = order[validation_size:][:train_size]
+    return Dataset(
+        train=_take(source.train, kept),
+        validation=_take(source.train, order[:validation_size]),
+        test=Split(source.test.images[:test_size], source.test.labels[:test_size]),
+        num_classes=source.num_classes,
+        name=name,
+    )
+
+
+def _find(name: str, data_dir: str | None):
+    if name.lower().endswith(".npz"):
+        return npz(name)
+    if name not in SOURCES:
+        raise InvalidInput(
+            f"unknown data set {name!r}: choose one of {', '.join(sorted(SOURCES))}, or an .npz path"
+        )
+    return SOURCES[name](data_dir)
+
+
+def _take(split: Split, rows: np.ndarray) -> Split:
+    return Split(split.images[rows], split.labels[rows])
+
+
+def _check_integer(field: str, value: int | None, low: int, high: int | None, meaning: str) -> None:
+    if value is None and field.endswith(("train_size", "test_size")):
+        return
+    if isinstance(value, int | np.integer) and low <= value and (high is None or value <= high):
+        return
+    limits = meaning if high is None else f"{low} to {high} {meaning}"
+    raise InvalidInput(f"{field}={value!r}: expected {limits}")

@@ -1,0 +1,96 @@
+"""Data sets as arrays in memory, and the checks that every source passes through."""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from infofeat_jax.types import InvalidInput
+
+MAX_CLASSES = 65_536  # a larger label is a mistake, and would ask for a classifier that fits no memory
+
+
+class Split(NamedTuple):
+    """Images, uint8 in 0..255, with channels last, and their class indices."""
+
+    images: UInt8[np.ndarray, "n h w c"]
+    labels: Int32[np.ndarray, " n"]
+
+
+class Dataset(NamedTuple):
+    """A data set as training uses it; `validation` is held out from the original training set."""
+
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    name: str
+
+
+class Source(NamedTuple):
+    """A data set as it is published, before a validation split is held out."""
+
+    train: Split
+    test: Split
+    num_classes: int
+
+
+def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | None = None) -> Source:
+    """Builds a Source from image_train, label_train, image_test and label_test.
+
+    Images are uint8 [n, h, w, c] with 1 to 4 channels, or [n, h, w], which gets a channel axis; labels are
+    integers [n] in [0, num_classes), by default one more than the largest training label.
+
+    Raises:
+      InvalidInput: an array has another type or shape, the arrays disagree, or a label is out of range.
+    """
+    train = _checked_split(name, arrays, "train", num_classes or MAX_CLASSES)
+    num_classes = num_classes or int(train.labels.max()) + 1
+    test = _checked_split(name, arrays, "test", num_classes)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise InvalidInput(
+            f"{name}: image_train and image_test hold images of different shapes,"
+            f" {train.images.shape[1:]} and {test.images.shape[1:]}"
+        )
+    return Source(train, test, num_classes)
+
+
+def _checked_split(name: str, arrays: dict[str, np.ndarray], split: str, num_classes: int) -> Split:
+    images = _checked_images(f"{name}: image_{split}", arrays[f"image_{split}"])
+    labels = arrays[f"label_{split}"]
+    _check_labels(f"{name}: label_{split}", labels, num_classes)
+    if len(images) != len(labels):
+        raise InvalidInput(f"{name}: image_{split} has {len(images)} images but label_{split} {len(labels)}")
+    return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels, np.int32))
+
+
+def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
+    if images.dtype != np.uint8:
+        raise InvalidInput(f"{what} has dtype {images.dtype}, expected uint8 in 0..255")
+    shape = images.shape
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or not 1 <= images.shape[-1] <= 4:
+        raise InvalidInput(f"{what} has shape {shape}, expected [n, h, w] or [n, h, w, 1 to 4 channels]")
+    if 0 in shape:
+        raise InvalidInput(f"{what} is empty: it has shape {shape}")
+    return images
+
+
+def _check_labels(what: str, labels: np.ndarray, num_classes: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise InvalidInput(
+            f"{what} is {labels.dtype} of shape {labels.shape}, expected integers of shape [n]"
+        )
+    if not labels.size:
+        raise InvalidInput(f"{what} is empty")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= num_classes:
+        outside = lowest if lowest < 0 else highest
+        raise InvalidInput(f"{what} has the label {outside}, expected 0 to {num_classes - 1}")
+
+
+def summary(error: Exception) -> str:
+    """Returns one line about an error of another library: its type, and the beginning of its message."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"

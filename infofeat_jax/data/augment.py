@@ -1,0 +1,60 @@
+"""Augmentation: pure (key, images) -> images on float images [b, h, w, c] in [0, 1].
+
+Every example draws from its own key: what happens to it depends neither on the batch nor on the device count.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from infofeat_jax.types import Images, InvalidInput, PRNGKey
+
+
+def random_crop(key: PRNGKey, images: Images, padding: int) -> Images:
+    """Pads each image with black (0) on all sides and cuts its own size out at a random place.
+
+    The paper pads before normalisation, as here: the border is black, not the mean colour.
+
+    Args:
+      key: one key; examples get keys split from it.
+      images: [b, h, w, c] in [0, 1].
+      padding: pixels on each side, static; each of the (2 padding + 1)^2 offsets is equally likely.
+
+    Raises:
+      InvalidInput: `padding` is negative.
+    """
+    if padding < 0:
+        raise InvalidInput(f"padding={padding}: expected 0 or more pixels on each side")
+    border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    keys = jax.random.split(key, len(images))
+    return jax.vmap(_crop_one, (0, 0, None))(keys, jnp.pad(images, border), padding)
+
+
+def _crop_one(key: PRNGKey, padded: Float[Array, "H W c"], padding: int) -> Float[Array, "h w c"]:
+    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+    height, width, channels = padded.shape
+    size = (height - 2 * padding, width - 2 * padding, channels)
+    return jax.lax.dynamic_slice(padded, (top, left, 0), size)
+
+
+def random_flip(key: PRNGKey, images: Images) -> Images:
+    """Mirrors each image left to right with probability one half.
+
+    Images are [b, h, w, c]; examples get keys split from `key`.
+    """
+    mirrored = jax.vmap(jax.random.bernoulli)(jax.random.split(key, len(images)))
+    return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def crop_and_flip(key: PRNGKey, images: Images, *, padding: int, flip: bool) -> Images:
+    """Applies `random_crop`, unless `padding` is 0, then `random_flip`, if `flip`, with independent keys.
+
+    Images are [b, h, w, c] in [0, 1]; `padding` and `flip` are static.
+
+    Raises:
+      InvalidInput: `padding` is negative.
+    """
+    crop_key, flip_key = jax.random.split(key)
+    if padding != 0:
+        images = random_crop(crop_key, images, padding)
+    return random_flip(flip_key, images) if flip else images

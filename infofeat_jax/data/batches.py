@@ -1,0 +1,71 @@
+"""The order of training examples, a pure function of (seed, step), and padded batches for evaluation."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Bool, Int, Int32, UInt8
+
+from infofeat_jax.data.arrays import Split
+from infofeat_jax.types import InvalidInput
+
+ORDER_STREAM = 0x6F7264  # keeps these permutations apart from other uses of the same seed
+
+
+def steps_per_epoch(n: int, batch_size: int) -> int:
+    """Returns how many full batches `n` examples make; the remainder is dropped.
+
+    Raises:
+      InvalidInput: there is no full batch, or `batch_size` is not positive.
+    """
+    _check_batch_size(batch_size)
+    if batch_size > n:
+        raise InvalidInput(f"batch_size={batch_size} is larger than the training set: expected 1 to {n}")
+    return n // batch_size
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+    """Returns the order of the `n` training examples in an epoch: a read-only permutation of range(n)."""
+    return _epoch_order(seed, epoch, n)
+
+
+@lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    order = np.random.default_rng([ORDER_STREAM, seed, epoch]).permutation(n)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarray, " batch_size"]:
+    """Returns the indices of the examples of a global training step, counted from 0 over all epochs.
+
+    Raises:
+      InvalidInput: as `steps_per_epoch`.
+    """
+    epoch, step_in_epoch = divmod(step, steps_per_epoch(n, batch_size))
+    return epoch_order(seed, epoch, n)[step_in_epoch * batch_size :][:batch_size]
+
+
+def padded_batches(
+    split: Split, batch_size: int
+) -> Iterator[tuple[UInt8[np.ndarray, "B h w c"], Int32[np.ndarray, " B"], Bool[np.ndarray, " B"]]]:
+    """Iterates over (images, labels, mask) batches of one size, in order.
+
+    The last batch is filled by repeating the last example, where the mask is False.
+
+    Raises:
+      InvalidInput: `batch_size` is not positive.
+    """
+    _check_batch_size(batch_size)
+    return (_padded_batch(split, start, batch_size) for start in range(0, len(split.labels), batch_size))
+
+
+def _padded_batch(split: Split, start: int, batch_size: int):
+    positions = np.arange(start, start + batch_size)
+    rows = np.minimum(positions, len(split.labels) - 1)
+    return split.images[rows], split.labels[rows], positions < len(split.labels)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size={batch_size}: expected 1 or more")
