@@ -7,8 +7,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from infofeat_jax.models.resnet import Normalization, PreActResNet, ResNet
+from infofeat_jax.models.torch_export import save_torch, to_torch
+from infofeat_jax.models.torch_import import from_torch
 from infofeat_jax.models.wide_resnet import WideResNet
 from infofeat_jax.types import InvalidInput
+
+__all__ = [
+    "MODELS",
+    "Normalization",
+    "PreActResNet",
+    "ResNet",
+    "WideResNet",
+    "create",
+    "from_torch",
+    "save_torch",
+    "to_torch",
+]
 
 MODELS = {
     "resnet10": partial(ResNet, blocks=(1, 1, 1, 1)),
@@ -36,7 +50,9 @@ def create(
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
     if width < 0 or num_classes < 2:
-        raise InvalidInput(f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes")
+        raise InvalidInput(
+            f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes"
+        )
     if width:
         options["width"] = width
     build = _lookup(name)
@@ -47,8 +63,12 @@ def _lookup(name: str):
     if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         depth, widen_factor = map(int, match.groups())
         if depth < 10 or (depth - 4) % 6 or widen_factor < 1:
-            raise InvalidInput(f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ..., its factor >= 1")
+            raise InvalidInput(
+                f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ..., its factor >= 1"
+            )
         return partial(WideResNet, depth=depth, widen_factor=widen_factor)
     if name not in MODELS:
-        raise InvalidInput(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, wrn_D_W (as wrn_28_10)")
+        raise InvalidInput(
+            f"unknown model {name!r}: choose one of {', '.join(MODELS)}, wrn_D_W (as wrn_28_10)"
+        )
     return MODELS[name]

@@ -1,4 +1,4 @@
-"""ResNet-18 (He et al., 2016a) and PreAct-ResNet-18 (2016b) in their CIFAR form. Names follow PyTorch's keys."""
+"""ResNet-18 (He et al., 2016a) and PreAct-ResNet-18 (2016b), CIFAR form. Names follow PyTorch's keys."""
 
 import flax.linen as nn
 import jax
@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
 
 class PreActResNet(nn.Module):
-    """Pre-activation ResNet; `final_norm=False, activated_shortcut=False` is RobustBench's default variant."""
+    """Pre-activation ResNet; `final_norm=False, activated_shortcut=False` is RobustBench's default."""
 
     num_classes: int
     width: int = 64

@@ -1,4 +1,4 @@
-"""WideResNet-D-W (Zagoruyko & Komodakis, 2016), as FeatureScatter, TRADES and RobustBench use it. No dropout."""
+"""WideResNet-D-W (Zagoruyko & Komodakis, 2016), as FeatureScatter, TRADES, RobustBench use it. No dropout."""
 
 import flax.linen as nn
 import jax

@@ -1,0 +1,108 @@
+"""Checkpoint files of PyTorch models: read without executing anything that they hold, and written.
+
+.safetensors and .npz need no PyTorch; every other name is opened by torch.load(weights_only=True).
+"""
+
+import importlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infofeat_jax.models.torch_names import StateDict
+from infofeat_jax.types import InvalidInput
+
+
+def read_checkpoint(path: str | Path) -> Any:
+    """What the file holds, nested as it is there. Raises InvalidInput; never runs code from the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInput("no such file")
+    try:
+        return _READERS.get(path.suffix, _read_torch)(path)
+    except InvalidInput:
+        raise
+    except Exception as error:  # damaged files make the readers raise nearly anything
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
+        raise InvalidInput(f"truncated, or not a checkpoint ({reason.rstrip(' :')})") from error
+
+
+def write_checkpoint(path: str | Path, state: StateDict) -> None:
+    """Writes `state` as .pt or .pth (needs PyTorch), .safetensors or .npz. Raises InvalidInput."""
+    path = Path(path)
+    if path.suffix not in _WRITERS:
+        raise InvalidInput(f"{path}: unknown kind of file: choose one of {', '.join(_WRITERS)}")
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path}: no such folder: {path.parent}")
+    _WRITERS[path.suffix](path, state)
+
+
+def as_arrays(values: Mapping[str, Any]) -> StateDict:
+    """The numeric arrays and tensors among `values`, as NumPy arrays; numbers, strings ... are left out."""
+    arrays = {str(name): _as_array(value) for name, value in values.items() if is_array(value)}
+    return {name: array for name, array in arrays.items() if array.dtype.kind not in "OSUMm"}
+
+
+def is_array(value: Any) -> bool:
+    """Whether `value` is an array of NumPy or JAX, or a PyTorch tensor."""
+    return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic)
+
+
+def _as_array(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+    return np.asarray(value)
+
+
+def _import(package: str):
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InvalidInput(
+            f"this kind of file needs {package.split('.')[0]}: pip install 'infofeat_jax[torch]', or have the"
+            " state_dict saved as .safetensors or .npz where there is PyTorch"
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    torch = _import("torch")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # about files that it then refuses
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else "a pickle that PyTorch does not write"
+        raise InvalidInput(
+            f"refused: it holds more than tensors ({what}); nothing was executed. Whoever trusts its"
+            " author can load it and save the bare state_dict"
+        ) from error
+
+
+def _read_npz(path: Path) -> StateDict:
+    if not zipfile.is_zipfile(path):
+        raise InvalidInput("truncated, or not an .npz")
+    with np.load(path, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def _write_torch(path: Path, state: StateDict) -> None:
+    torch = _import("torch")
+    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
+
+
+_READERS = {
+    ".safetensors": lambda path: _import("safetensors.numpy").load_file(path),
+    ".npz": _read_npz,
+}
+_WRITERS = {
+    ".pt": _write_torch,
+    ".pth": _write_torch,
+    ".safetensors": lambda path, state: _import("safetensors.numpy").save_file(state, path),
+    ".npz": lambda path, state: np.savez(path, **state),
+}
