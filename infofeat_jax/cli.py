@@ -1,0 +1,89 @@
+"""What main.py does once its flags are there, and how it reports a user's mistake: in one line."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from infofeat_jax import config as configs
+from infofeat_jax import evaluate, metrics, parallel, run, train
+from infofeat_jax.report import table
+from infofeat_jax.types import InvalidInput
+
+
+def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int]) -> None:
+    """Trains, evaluates or reports. Raises InvalidInput before anything expensive starts."""
+    logging.set_verbosity(logging.WARNING)  # orbax and JAX are talkative
+    parallel.start(*hosts)
+    config = configs.resolve(config)
+    evaluate.check_attacks(config)
+    directory = find_workdir(config, config_file, workdir)
+    if mode == "report":
+        table.show(directory)
+        return
+    if mode == "train":
+        check_writable(directory)
+        check_continues(directory, config)
+        if config.tensorboard:
+            metrics.import_metric_writers()
+    the_run = run.create(config, directory)
+    if mode == "train":
+        if parallel.is_writer():
+            directory.mkdir(parents=True, exist_ok=True)
+            metrics.write_atomically(directory / "config.json", configs.to_json(config))
+        train.train(the_run)
+    evaluate.evaluate(the_run)
+
+
+def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
+    """--workdir, or runs/CONFIG/METHOD."""
+    if workdir:
+        return pathlib.Path(workdir)
+    return pathlib.Path("runs") / pathlib.Path(config_file.split(".py")[0]).name / config.method.name
+
+
+def check_writable(directory: pathlib.Path) -> None:
+    """Raises InvalidInput unless files can be written there; creates nothing."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InvalidInput(f"workdir {directory}: {existing} is not a writable directory; give another --workdir")
+
+
+def check_continues(directory: pathlib.Path, config: ConfigDict) -> None:
+    """Raises InvalidInput if `directory` holds a run that `config` would alter."""
+    path = directory / "config.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
+    configs.check_same(old, config, str(directory))
+
+
+def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """absl's parsing, with mistakes in --config.* as one line."""
+    try:
+        rest = values(argv, known_only=False)
+    except flags.Error as error:
+        raise InvalidInput(" ".join(str(error).split())) from None
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise InvalidInput(f"--config: {' '.join(str(error).split())}") from None
+    if values["config"].value is None:
+        raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py")
+    return rest
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turns InvalidInput into one line on stderr and exit status 2."""
+    try:
+        yield
+    except InvalidInput as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

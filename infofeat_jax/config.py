@@ -1,0 +1,164 @@
+"""The configuration: its defaults, its checks, and what may change when a run is continued.
+
+Read at the edge only (train, evaluate, main); the rest of the package takes plain keyword arguments.
+Budgets are in 8-bit levels here (epsilon = 8 means 8/255).
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from infofeat_jax.types import InvalidInput
+
+# Fields that do not alter the trained parameters: free to change when a run is continued.
+FREE = ("eval.", "log_every", "tensorboard", "checkpoint.", "data.data_dir", "data.test_size")
+# Single-step methods; every other method takes the paper's 7 steps of 2 levels.
+ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
+LEVELS = 255.0
+
+
+def default() -> ConfigDict:
+    """The paper's training on CIFAR-10 with ResNet18 (Section 4, Table 1)."""
+    config = ConfigDict()
+    config.seed = 0
+    config.batch_size = 128  # over all devices; the paper does not state its own
+    config.num_epochs = 120
+    config.dtype = "float32"  # or bfloat16: of the computation; parameters stay float32
+    config.parallel = "jit"  # whole-batch semantics on any number of devices; or pmap: per-device semantics
+
+    config.model = ConfigDict()
+    config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
+    config.model.width = 0  # channels of the first stage; 0: the paper's
+
+    config.data = ConfigDict()
+    config.data.name = "cifar10"  # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz
+    config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
+    config.data.train_size = 0  # images to train on; 0: all but the validation images
+    config.data.validation_size = 1000  # held out from the training images, for early stopping
+    config.data.test_size = 0  # images of the test split to load; 0: all
+    config.data.crop_padding = 4
+    config.data.flip = True
+
+    config.method = ConfigDict()
+    config.method.name = "infofeature"  # standard, madry, infofeature, ...
+    config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
+    config.method.label_smoothing = placeholder(float)  # None: the method's own
+    config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
+    config.method.classes = "all"  # whose maps are compared: all, or the label's
+
+    config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
+    config.attack.norm = "linf"
+    config.attack.epsilon = 8.0
+    config.attack.step_size = placeholder(float)  # None: 2, or epsilon for single-step methods
+    config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
+
+    config.optimizer = ConfigDict()
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.weight_decay = 2e-4
+    config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
+    config.optimizer.decay = 0.1
+
+    config.eval = ConfigDict()
+    config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
+    config.eval.step_size = 2.0
+    config.eval.batch_size = 250
+    config.eval.num_examples = 0  # the first n test images; 0: all
+    config.eval.checkpoint = "best"  # by validation robust accuracy (the paper's early stopping), or latest
+    config.eval.validation_attack = "pgd7"  # what early stopping judges by
+    config.eval.autoattack_examples = 0  # the first n test images for the costly AutoAttack; 0: as num_examples
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.keep = 2  # newest checkpoints, besides the best
+    config.log_every = 20  # steps
+    config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow
+    return config
+
+
+def for_method(config: ConfigDict, method: str | None) -> ConfigDict:
+    """Applies what stands behind the colon of --config=FILE.py:METHOD."""
+    if method:
+        config.method.name = method
+    return config
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
+    config = ConfigDict(config.to_dict())
+    one_step = config.method.name in ONE_STEP
+    _fill(config.attack, "num_steps", 1 if one_step else 7)
+    _fill(config.attack, "step_size", config.attack.epsilon if one_step else 2.0)
+    _check(config)
+    return config
+
+
+def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Yields ("model.name", value) pairs."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole configuration, readable and comparable."""
+    return json.dumps(config.to_dict(), indent=2) + "\n"
+
+
+def check_same(old: Mapping, new: ConfigDict, where: str) -> None:
+    """Raises InvalidInput naming the fields in which `new` would alter the run saved in `where`."""
+    old, new = dict(flatten(old)), dict(flatten(new))
+    changed = [
+        f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(FREE)
+    ]
+    if changed:
+        raise InvalidInput(
+            f"{where} holds a run of another configuration ({'; '.join(changed)}):"
+            " repeat its settings to continue it, or give another --workdir"
+        )
+
+
+def _fill(config: ConfigDict, field: str, value: float) -> None:
+    if config[field] is None:
+        config[field] = value
+
+
+def _check(config: ConfigDict) -> None:
+    expect = [
+        ("seed", config.seed >= 0, "0 or more"),
+        ("batch_size", config.batch_size >= 1, "1 or more"),
+        ("num_epochs", config.num_epochs >= 1, "1 or more"),
+        ("log_every", config.log_every >= 1, "1 or more"),
+        ("dtype", config.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
+        ("parallel", config.parallel in ("jit", "pmap"), "jit or pmap"),
+        ("data.train_size", config.data.train_size >= 0, "0 (all) or more"),
+        ("data.test_size", config.data.test_size >= 0, "0 (all) or more"),
+        ("data.validation_size", config.data.validation_size >= 1, "1 or more: early stopping needs images"),
+        ("data.crop_padding", config.data.crop_padding >= 0, "0 or more pixels"),
+        ("attack.epsilon", _is_number(config.attack.epsilon), "0 or more 8-bit levels"),
+        ("attack.step_size", _is_number(config.attack.step_size), "0 or more 8-bit levels"),
+        ("attack.num_steps", config.attack.num_steps >= 0, "0 or more"),
+        ("attack.norm", config.attack.norm in ("linf", "l2"), "linf or l2"),
+        ("optimizer.learning_rate", _is_number(config.optimizer.learning_rate), "0 or more"),
+        ("optimizer.momentum", 0 <= config.optimizer.momentum < 1, "at least 0 and below 1"),
+        ("optimizer.weight_decay", _is_number(config.optimizer.weight_decay), "0 or more"),
+        ("eval.step_size", _is_number(config.eval.step_size), "0 or more 8-bit levels"),
+        ("eval.batch_size", config.eval.batch_size >= 1, "1 or more"),
+        ("eval.num_examples", config.eval.num_examples >= 0, "0 (all) or more"),
+        ("eval.checkpoint", config.eval.checkpoint in ("best", "latest"), "best or latest"),
+        ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
+    ]
+    fields = dict(flatten(config))
+    for name, valid, expected in expect:
+        if not valid:
+            raise InvalidInput(f"config.{name} = {fields[name]!r}: expected {expected}")
+
+
+def _is_number(value: float) -> bool:
+    return math.isfinite(value) and value >= 0

@@ -1,0 +1,91 @@
+"""What a run leaves behind while it goes: metrics.jsonl, TensorBoard files, and a progress bar."""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from infofeat_jax.types import InvalidInput
+
+Write = Callable[[int, dict], None]  # (step, values) appended to the run's records
+
+
+def rewind(path: pathlib.Path, step: int) -> list[dict]:
+    """Drops the lines of metrics.jsonl after `step`, which a resumed run writes anew; returns the others."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:  # cut off by a kill
+            continue
+        if record["step"] <= step:
+            kept.append(record)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+    return kept
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces `path` as a whole: readers and kills see the old text or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+@contextmanager
+def records(workdir: pathlib.Path, *, active: bool, tensorboard: bool) -> Iterator[Write]:
+    """A function that appends to metrics.jsonl and, on demand, to TensorBoard event files."""
+    if not active:
+        yield lambda step, values: None
+        return
+    writer = import_metric_writers().SummaryWriter(str(workdir)) if tensorboard else None
+    with (workdir / "metrics.jsonl").open("a") as lines:
+
+        def write(step: int, values: dict) -> None:
+            lines.write(json.dumps({"step": step, **values}) + "\n")
+            lines.flush()
+            if writer is not None:
+                writer.write_scalars(step, {k: v for k, v in values.items() if isinstance(v, int | float)})
+
+        yield write
+    if writer is not None:
+        writer.close()
+
+
+def import_metric_writers():
+    """clu's writers. Raises InvalidInput without TensorFlow and tensorboard, which they import."""
+    try:
+        from clu import metric_writers
+    except ImportError as error:
+        raise InvalidInput(
+            f"config.tensorboard = True needs TensorFlow and tensorboard ({error}):"
+            " pip install 'infofeat_jax[tensorflow]', or leave it False; metrics.jsonl is always written"
+        ) from None
+    return metric_writers
+
+
+@contextmanager
+def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Callable[..., None]]:
+    """A bar with time left. Call the yielded function with steps done and a text; plain lines without a terminal."""
+    console = Console(stderr=True)
+    if not active:
+        yield lambda steps, text, line=None: None
+    elif not console.is_terminal:
+        yield lambda steps, text, line=None: line and print(line, file=sys.stderr, flush=True)
+    else:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("starting (compiling takes a while)", total=total, completed=done)
+
+            def show(steps: int, text: str, line: str | None = None) -> None:
+                bar.update(task, completed=steps, description=text)
+                if line:
+                    bar.console.print(line, highlight=False)
+
+            yield show

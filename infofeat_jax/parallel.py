@@ -1,0 +1,95 @@
+"""Devices and hosts; the only file that knows them.
+
+"jit" (default): one program over a mesh, the batch split, the state replicated. The semantics are those of
+the whole batch on any number of devices: BatchNorm, batch-coupled attacks and random numbers do not change.
+"pmap": per-device semantics, as PyTorch's DataParallel code of the peers. BatchNorm and batch-coupled attacks
+see their device's examples, gradients and statistics are averaged. jax.pmap is jit(shard_map) since JAX 0.8,
+and in those terms it is written here.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PyTree
+
+from infofeat_jax.types import InvalidInput, PRNGKey
+
+AXIS = "batch"
+
+
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of a multi-host run.
+
+    `coordinator` is "host:port" of process 0; "auto" finds everything itself (TPU pods, SLURM); "" is one process.
+    """
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    elif coordinator:
+        if not 0 <= process_id < num_processes:
+            raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def mesh() -> Mesh:
+    """All devices of all processes, in one axis."""
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def check_divisible(name: str, size: int) -> None:
+    """Raises InvalidInput unless a batch of `size` splits evenly over the devices."""
+    if size % jax.device_count():
+        raise InvalidInput(
+            f"config.{name} = {size}: expected a multiple of the {jax.device_count()} devices,"
+            f" such as {-(-size // jax.device_count()) * jax.device_count()}"
+        )
+
+
+def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The same arrays on every device."""
+    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def shard(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Splits global host arrays along the batch; each process hands over only the part of its devices."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), tree)
+
+
+def parallelize_update(update: Callable, mesh: Mesh, mode: str) -> Callable:
+    """Compiles `update(state, batch, key, average=...)` -> (state, metrics) over the mesh, state donated.
+
+    `average` is to be applied to whatever a device computes as a mean over its examples.
+    """
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    if mode == "jit":
+        step = lambda state, batch, key: update(state, batch, key, average=lambda tree: tree)  # noqa: E731
+    else:
+        step = jax.shard_map(
+            lambda state, batch, key: update(state, batch, _fold_device(key), average=_mean_over_devices),
+            mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
+            check_vma=False,  # with it, the mean of replicated parameters' gradients comes out multiplied
+        )  # fmt: skip
+    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)
+
+
+def parallelize_batch(function: Callable, mesh: Mesh) -> Callable:
+    """Compiles `function(variables, key, batch)`, the batch split, everything else and the result whole."""
+    whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=whole)
+
+
+def _mean_over_devices(tree: PyTree) -> PyTree:
+    return jax.lax.pmean(tree, AXIS)
+
+
+def _fold_device(key: PRNGKey) -> PRNGKey:
+    return jax.random.fold_in(key, jax.lax.axis_index(AXIS))

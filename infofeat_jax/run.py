@@ -1,0 +1,106 @@
+"""A run: configuration, data, model and devices put together, and the state that training moves."""
+
+import os
+import pathlib
+import platform
+from functools import partial
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict
+
+from infofeat_jax import config as configs
+from infofeat_jax import data, methods, models, optim, parallel
+from infofeat_jax.data.batches import steps_per_epoch
+
+
+class State(NamedTuple):
+    """All that training moves. With the configuration it determines the rest of the run."""
+
+    step: Int[Array, ""]
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+
+class Run(NamedTuple):
+    """What a configuration means on this machine."""
+
+    config: ConfigDict
+    workdir: pathlib.Path
+    data: data.Dataset
+    mesh: Mesh
+    module: nn.Module
+    method: methods.Method
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    steps_per_epoch: int
+
+    def facts(self) -> dict:
+        """What a reader needs to judge a figure."""
+        device = jax.devices()[0]
+        return {
+            "data": self.data.name,
+            "train_images": len(self.data.train.labels),
+            "hardware": f"{jax.device_count()} x {device.device_kind}" + _processor(device.platform),
+            "jax": jax.__version__,
+        }
+
+
+def create(config: ConfigDict, workdir: pathlib.Path) -> Run:
+    """Checks everything that can be checked without computing, then loads the data. Raises InvalidInput."""
+    parallel.check_divisible("batch_size", config.batch_size)
+    parallel.check_divisible("eval.batch_size", config.eval.batch_size)
+    make_method = partial(create_method, config)
+    make_module = partial(models.create, config.model.name, width=config.model.width, dtype=config.dtype)
+    make_method(10), make_module(num_classes=10)  # errors before the data is read
+    dataset = data.load(
+        config.data.name, data_dir=config.data.data_dir or None, validation_size=config.data.validation_size,
+        train_size=config.data.train_size or None, test_size=config.data.test_size or None, seed=config.seed,
+    )  # fmt: skip
+    steps = steps_per_epoch(len(dataset.train.labels), config.batch_size)
+    options = config.optimizer
+    schedule = optim.step_schedule(options.learning_rate, options.milestones, options.decay, steps)
+    return Run(
+        config, workdir, dataset, parallel.mesh(), make_module(num_classes=dataset.num_classes),
+        make_method(dataset.num_classes), optim.sgd(schedule, options.momentum, options.weight_decay), schedule,
+        steps,
+    )  # fmt: skip
+
+
+def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
+    """The training method of a resolved configuration, budgets converted to the images' units."""
+    attack = {
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon / configs.LEVELS,
+        "step_size": config.attack.step_size / configs.LEVELS,
+        "num_steps": config.attack.num_steps,
+    }
+    options = methods.Options(
+        num_classes, attack, config.method.weight, config.method.label_smoothing, config.method.distance,
+        config.method.classes,
+    )  # fmt: skip
+    return methods.create(config.method.name, options)
+
+
+def create_state(run: Run) -> State:
+    """The initial state, a function of the seed alone, on all devices."""
+    shape = run.data.train.images.shape[1:]
+
+    @jax.jit
+    def init(key) -> State:
+        variables = run.module.init(key, jnp.zeros((1, *shape)))
+        params = variables["params"]
+        return State(jnp.zeros((), jnp.int32), params, variables["batch_stats"], run.optimizer.init(params))
+
+    return parallel.replicate(run.mesh, jax.tree.map(np.asarray, init(jax.random.key(run.config.seed))))
+
+
+def _processor(platform_name: str) -> str:
+    return f" ({os.cpu_count()} {platform.machine()} cores)" if platform_name == "cpu" else ""
