@@ -1,9 +1,9 @@
 """What main.py does once its flags are there, and how it reports a user's mistake: in one line."""
 
 import json
-import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,11 +26,12 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     if mode == "report":
         table.show(directory)
         return
-    if mode == "train":
-        check_writable(directory)
-        check_continues(directory, config)
-        if config.tensorboard:
-            metrics.import_metric_writers()
+    if mode == "evaluate" and not (directory / "checkpoints").is_dir():
+        raise InvalidInput(f"no finished checkpoint in {directory}: train first, with --mode=train")
+    check_writable(directory)
+    check_continues(directory, config, mode)
+    if config.tensorboard:
+        metrics.import_metric_writers()
     the_run = run.create(config, directory)
     if mode == "train":
         if parallel.is_writer():
@@ -48,14 +49,17 @@ def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.
 
 
 def check_writable(directory: pathlib.Path) -> None:
-    """Raises InvalidInput unless files can be written there; creates nothing."""
+    """Raises InvalidInput unless files can be written there; leaves nothing behind."""
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise InvalidInput(f"workdir {directory}: {existing} is not a writable directory; give another --workdir")
+    try:
+        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone do not tell: full, read-only, not a disk
+            pass
+    except OSError as error:
+        raise InvalidInput(f"workdir {directory} cannot be written ({error}): give another --workdir") from None
 
 
-def check_continues(directory: pathlib.Path, config: ConfigDict) -> None:
-    """Raises InvalidInput if `directory` holds a run that `config` would alter."""
+def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
+    """Raises InvalidInput if `directory` holds a run that `config` would alter; evaluation may change the attack."""
     path = directory / "config.json"
     if not path.exists():
         return
@@ -63,18 +67,20 @@ def check_continues(directory: pathlib.Path, config: ConfigDict) -> None:
         old = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
-    configs.check_same(old, config, str(directory))
+    configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """absl's parsing, with mistakes in --config.* as one line."""
     try:
         rest = values(argv, known_only=False)
+        config = values["config"].value
+        missing = config is None or not config.to_dict()  # a file that failed to load raises when it is read
     except flags.Error as error:
         raise InvalidInput(" ".join(str(error).split())) from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InvalidInput(f"--config: {' '.join(str(error).split())}") from None
-    if values["config"].value is None:
+    if missing:
         raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py")
     return rest
 

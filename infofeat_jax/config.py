@@ -46,6 +46,7 @@ def default() -> ConfigDict:
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
     config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
     config.method.label_smoothing = placeholder(float)  # None: the method's own
+    config.method.variant = placeholder(str)  # where a paper and its code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's
 
@@ -98,7 +99,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
 def flatten(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yields ("model.name", value) pairs."""
     for name, value in config.items():
-        if isinstance(value, Mapping | ConfigDict):
+        if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, list(value) if isinstance(value, tuple) else value
@@ -109,13 +110,13 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def check_same(old: Mapping, new: ConfigDict, where: str) -> None:
-    """Raises InvalidInput naming the fields in which `new` would alter the run saved in `where`."""
-    old, new = dict(flatten(old)), dict(flatten(new))
+def check_same(old: Mapping, new: ConfigDict, where: str, free: tuple[str, ...] = ()) -> None:
+    """Raises InvalidInput naming the fields, but for FREE and `free`, in which `new` alters the run in `where`."""
+    old, new = dict(flatten(old)), dict(flatten(new.to_dict()))
     changed = [
         f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(FREE)
+        if old.get(name) != new.get(name) and not name.startswith(FREE + free)
     ]
     if changed:
         raise InvalidInput(
@@ -124,7 +125,7 @@ def check_same(old: Mapping, new: ConfigDict, where: str) -> None:
         )
 
 
-def _fill(config: ConfigDict, field: str, value: float) -> None:
+def _fill(config: ConfigDict, field: str, value: float | int) -> None:
     if config[field] is None:
         config[field] = value
 
@@ -154,11 +155,11 @@ def _check(config: ConfigDict) -> None:
         ("eval.checkpoint", config.eval.checkpoint in ("best", "latest"), "best or latest"),
         ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
     ]
-    fields = dict(flatten(config))
+    fields = dict(flatten(config.to_dict()))
     for name, valid, expected in expect:
         if not valid:
             raise InvalidInput(f"config.{name} = {fields[name]!r}: expected {expected}")
 
 
-def _is_number(value: float) -> bool:
+def _is_number(value: float | int) -> bool:
     return math.isfinite(value) and value >= 0

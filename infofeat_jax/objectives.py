@@ -38,6 +38,39 @@ def label_logit(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
     return jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
 
 
+def dlr(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+    """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), the difference of logits ratio (Croce & Hein, 2020).
+
+    Invariant to shift and scale of the logits. Two classes have no third logit: there the plain margin.
+    """
+    del clean
+    top = _largest(perturbed.logits, 3)
+    return -logit_margin(perturbed.logits, labels) / _spread(top, top[:, -1])
+
+
+def dlr_targeted(targets: Labels) -> Objective:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) for `targets` t [b] (Croce & Hein, 2020).
+
+    With three classes the third logit stands for the fourth; with two, the plain margin.
+    """
+
+    def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+        del clean
+        top = _largest(perturbed.logits, 4)
+        gap = label_logit(perturbed.logits, labels) - label_logit(perturbed.logits, targets)
+        return -gap / _spread(top, (top[:, min(2, top.shape[1] - 1)] + top[:, -1]) / 2)
+
+    return objective
+
+
+def _largest(logits: Float[Array, "b k"], count: int) -> Float[Array, "b m"]:
+    return jax.lax.top_k(logits, min(count, logits.shape[-1]))[0]
+
+
+def _spread(top: Float[Array, "b m"], low: PerExample) -> PerExample | float:
+    return top[:, 0] - low + 1e-12 if top.shape[1] > 2 else 1.0
+
+
 def kl_divergence(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
     """KL(p_clean || p_perturbed), the inner objective of TRADES (Zhang et al., 2019)."""
     del labels

@@ -82,11 +82,8 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
         "step_size": config.attack.step_size / configs.LEVELS,
         "num_steps": config.attack.num_steps,
     }
-    options = methods.Options(
-        num_classes, attack, config.method.weight, config.method.label_smoothing, config.method.distance,
-        config.method.classes,
-    )  # fmt: skip
-    return methods.create(config.method.name, options)
+    options = {field: value for field, value in config.method.items() if field != "name"}
+    return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
 
 
 def create_state(run: Run) -> State:

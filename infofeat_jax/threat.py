@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from infofeat_jax.types import Images, InvalidInput, PerExample, PRNGKey, check_choice
 
@@ -73,7 +73,7 @@ def size(norm: str, displacement: Images) -> PerExample:
     return NORMS[norm].size(displacement)
 
 
-def per_example(values: PerExample, like: Images) -> Images:
+def per_example(values: Shaped[Array, " b"], like: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
     """[b] broadcast against [b, ...]."""
     return values.reshape(values.shape + (1,) * (like.ndim - 1))
 
@@ -94,8 +94,8 @@ def _l2_size(displacement: Images) -> PerExample:
 
 
 def _l2_ascent(gradient: Images) -> Images:
-    # Scaled by the largest entry first: squares of tiny gradients underflow.
-    scaled = gradient / jnp.maximum(per_example(jnp.abs(_flat(gradient)).max(1), gradient), 1e-38)
+    # Scaled by the largest entry first: squares of tiny gradients underflow. (Below 1.2e-38 floats are flushed to 0.)
+    scaled = gradient / jnp.maximum(per_example(jnp.abs(_flat(gradient)).max(1), gradient), 1e-37)
     return scaled / jnp.maximum(per_example(_l2_size(scaled), gradient), 1e-12)
 
 

@@ -15,7 +15,6 @@ from infofeat_jax.data.batches import batch_indices
 from infofeat_jax.run import Run, State, create_state
 from infofeat_jax.update import update
 
-
 VALIDATION_STREAM = 2**32 - 1  # apart from the steps, which fold their number into the same key
 
 
@@ -75,19 +74,18 @@ def train_epoch(loop: Loop, state: State, start: int) -> State:
         batch = parallel.shard(run.mesh, (run.data.train.images[rows], run.data.train.labels[rows]))
         state, values = loop.step(state, batch, loop.key)
         if (step + 1) % config.log_every == 0 or step + 1 == end:
-            if pending is not None:  # the values logged before: computed by now, reading them does not wait
-                report_step(loop, *pending, (pending[0] - start) * config.batch_size / (time.perf_counter() - began))
+            if pending is not None:  # of the time before: the device is not left without work meanwhile
+                report_step(loop, *pending, start, began)
             pending = step + 1, values
-    jax.block_until_ready(state)
-    seconds = time.perf_counter() - began
-    report_step(loop, *pending, (end - start) * config.batch_size / seconds)
-    finish_epoch(loop, state, end, seconds)
+    report_step(loop, *pending, start, began)
+    finish_epoch(loop, state, end, time.perf_counter() - began)
     return state
 
 
-def report_step(loop: Loop, step: int, values: dict, rate: float) -> None:
-    """Logs one step's metrics and moves the bar."""
+def report_step(loop: Loop, step: int, values: dict, start: int, began: float) -> None:
+    """Waits for one step's metrics, logs them and moves the bar; the rate counts from step `start` at `began`."""
     values = {name: float(value) for name, value in values.items()}
+    rate = (step - start) * loop.run.config.batch_size / (time.perf_counter() - began)
     learning_rate = float(loop.run.schedule(step - 1))
     loop.write(step, {**values, "images_per_second": round(rate, 2), "learning_rate": learning_rate})
     epoch = -(-step // loop.run.steps_per_epoch)

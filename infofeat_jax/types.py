@@ -22,6 +22,7 @@ class Outputs(NamedTuple):
     features: Float[Array, "b d"] | None = None  # after global average pooling
     maps: Float[Array, "b h w d"] | None = None  # M_conv: what is pooled
     cam: Float[Array, "b h w k"] | None = None  # Eq. 6, one map a class
+    kernel: Float[Array, "d k"] | None = None  # w_fc, by which the features are multiplied; not per example
 
 
 # A frozen model: weights and mode closed over. Library functions also accept one that returns bare logits.

@@ -59,9 +59,7 @@ def test_a_crop_is_a_window_of_the_padded_image_at_every_offset(padding):
     assert len(set(found)) == places
     counts = np.unique(found, axis=0, return_counts=True)[1]
     expected = 256 / places
-    assert ((counts - expected) ** 2 / expected).sum() < places + 6 * (
-        2 * places
-    ) ** 0.5  # chi-squared, 6 sigma
+    assert ((counts - expected) ** 2 / expected).sum() < places + 6 * (2 * places) ** 0.5  # chi-squared, 6 sigma
 
 
 def test_a_flip_mirrors_about_half_of_the_images():

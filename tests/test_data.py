@@ -459,9 +459,7 @@ def test_importing_data_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    ("name", "module"), [("digits", "sklearn.datasets"), ("cifar10", "tensorflow_datasets")]
-)
+@pytest.mark.parametrize(("name", "module"), [("digits", "sklearn.datasets"), ("cifar10", "tensorflow_datasets")])
 def test_a_missing_package_is_named(tfds_root, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     text = message(data.load, name, data_dir=str(tfds_root))
@@ -515,6 +513,4 @@ def test_batch_sizes_that_do_not_fit():
     split = data.Split(pictures(3), np.zeros(3, np.int32))
     assert message(batches.padded_batches, split, 0) == "batch_size=0: expected 1 or more"
     assert message(batches.steps_per_epoch, 10, -1) == "batch_size=-1: expected 1 or more"
-    assert message(batches.batch_indices, 0, 0, 10, 11).endswith(
-        "larger than the training set: expected 1 to 10"
-    )
+    assert message(batches.batch_indices, 0, 0, 10, 11).endswith("larger than the training set: expected 1 to 10")

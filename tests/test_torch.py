@@ -111,9 +111,7 @@ def test_arch_chooses_what_no_shape_tells(final_norm):
     assert list(activated.values()) == [final_norm, True, False]
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "model.", "module.basic_net.", "_orig_mod.module.model.", "1."]
-)
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.basic_net.", "_orig_mod.module.model.", "1."])
 def test_prefixes_are_removed(prefix):
     state = small_state()
     wrapped = {prefix + key: value for key, value in state.items()} | {"n_averaged": np.array(3)}

@@ -119,9 +119,7 @@ def test_damaged_files_are_named(suffix, content, tmp_path):
     path = tmp_path / f"a{suffix}"
     models.save_torch(path, small()[1])
     whole = path.read_bytes()
-    path.write_bytes(
-        {"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello\nworld\n"}[content]
-    )
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"hello\nworld\n"}[content])
     with pytest.raises(InvalidInput, match="truncated, or not a") as caught:
         models.from_torch(path)
     assert str(caught.value).startswith(f"{path}: ")
@@ -149,9 +147,7 @@ def test_code_in_a_file_is_refused_and_not_executed(kind, tmp_path):
         path.write_bytes(pickle.dumps(code, protocol=2 if kind == "pickle2" else None))
     else:
         pytest.importorskip("torch").save(code, path)
-    expected = (
-        "Object arrays cannot be loaded" if kind == "npz" else r"refused: .*\(.*\); nothing was executed"
-    )
+    expected = "Object arrays cannot be loaded" if kind == "npz" else r"refused: .*\(.*\); nothing was executed"
     with pytest.raises(InvalidInput, match=expected) as caught:
         models.from_torch(path)
     assert "\n" not in str(caught.value)

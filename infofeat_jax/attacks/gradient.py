@@ -1,12 +1,19 @@
 """The paper's attacks by name. Each: f(forward, key, images, labels, *, epsilon, ...) -> perturbed images.
 
-Arguments that are not listed are those of `projected_ascent`: norm, random_start, restarts, keep, targeted,
-bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
+Arguments that are not listed are those of `projected_ascent`: norm, random_start, start, clip_start,
+restarts, keep, targeted, bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
 """
 
+import jax
+
 from infofeat_jax import objectives
-from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.attacks.projected import Start, projected_ascent
 from infofeat_jax.types import Forward, Images, Labels, Objective, PRNGKey
+
+
+def gaussian_start(key: PRNGKey, images: Images) -> Images:
+    """0.001 * N(0, 1) around each image, where TRADES and MART start."""
+    return images + 0.001 * jax.random.normal(key, images.shape)
 
 
 def fgsm(
@@ -28,7 +35,7 @@ def pgd(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
     step_size: float = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """Projected gradient descent (Madry et al., 2018): iterated steps of cross-entropy from a random start."""
+    """Projected gradient descent (Madry et al., 2018): steps of cross-entropy from a random start."""
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         targeted=targeted, objective=_directed(objectives.cross_entropy, targeted), **options,
@@ -37,12 +44,28 @@ def pgd(
 
 def cw(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False, **options,
+    step_size: float = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False,
+    **options,
 ) -> Images:  # fmt: skip
     """PGD on Carlini & Wagner's (2017) margin loss, as the paper and its peers evaluate "CW20"."""
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         targeted=targeted, objective=_directed(objectives.margin(confidence), targeted), **options,
+    )  # fmt: skip
+
+
+def kl(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float = 2 / 255, num_steps: int = 10, start: Start | None = gaussian_start,
+    clip_start: bool = False, **options,
+) -> Images:  # fmt: skip
+    """The inner step of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed); `labels` are unused.
+
+    Starts from 0.001 * N(0, 1), unclipped, as the authors' code: the divergence has no gradient at the image.
+    """
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        objective=objectives.kl_divergence, start=start, clip_start=clip_start, **options,
     )  # fmt: skip
 
 

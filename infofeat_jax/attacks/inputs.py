@@ -33,21 +33,21 @@ def check_budget(*, step_size: float = 0.0, num_steps: int = 0, restarts: int = 
 def check_inputs(forward: Forward, images: Images, labels: Labels, bounds: tuple[float, float]) -> None:
     """Raises InvalidInput for images that are not floats within `bounds`, or labels out of range."""
     if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InvalidInput(
-            f"images are {images.dtype}: expected floats within {bounds}; divide 8-bit images by 255"
-        )
+        raise InvalidInput(f"images are {images.dtype}: expected floats within {bounds}; divide 8-bit images by 255")
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != images.shape[:1]:
-        raise InvalidInput(
-            f"labels are {labels.dtype}{list(labels.shape)}: expected integers [{images.shape[0]}]"
-        )
+        raise InvalidInput(f"labels are {labels.dtype}{list(labels.shape)}: expected integers [{images.shape[0]}]")
     if isinstance(images, jax.core.Tracer) or isinstance(labels, jax.core.Tracer) or not images.size:
         return
-    low, high = float(images.min()), float(images.max())
+    low, high = _span(images)  # by NumPy: inside a jit even operations on constants are traced
     if not (bounds[0] <= low and high <= bounds[1]):  # also catches NaN
         raise InvalidInput(f"images span [{low:g}, {high:g}]: expected values within {bounds}")
     num_classes = jax.eval_shape(forward, images).logits.shape[-1]
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+    low, high = _span(labels)
+    if low < 0 or high >= num_classes:
         raise InvalidInput(
-            f"labels span [{int(labels.min())}, {int(labels.max())}]: expected 0 to {num_classes - 1},"
-            f" as the model has {num_classes} classes"
+            f"labels span [{low:g}, {high:g}]: expected 0 to {num_classes - 1}, as the model has {num_classes} classes"
         )
+
+
+def _span(array: jax.Array | np.ndarray) -> tuple[float, float]:
+    return float(np.asarray(array).min()), float(np.asarray(array).max())

@@ -1,5 +1,6 @@
 """Projected gradient ascent, the one loop behind FGSM, PGD, CW and InfoFeature."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,9 @@ from jaxtyping import Array, Bool
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
 from infofeat_jax.types import Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
+
+# (key, images) -> where an attack starts.
+Start = Callable[[PRNGKey, Images], Images]
 
 
 class Candidate(NamedTuple):
@@ -31,13 +35,14 @@ def projected_ascent(
     num_steps: int,
     norm: str = "linf",
     random_start: bool = True,
+    start: Start | None = None,
     clip_start: bool = True,
     restarts: int = 1,
     keep: str = "last",
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:
-    """Ascends `objective` within the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
+    """Ascends `objective` in the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
 
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
@@ -46,7 +51,9 @@ def projected_ascent(
       labels: [b] classes; with `targeted` (which only decides what counts as success) the targets.
       objective: (perturbed, clean outputs, labels) -> [b].
       epsilon, step_size: in the images' units.
-      random_start: start uniformly in the ball; `clip_start=False` lets the start leave the box.
+      random_start: start uniformly in the ball.
+      start: (key, images) -> where to start instead.
+      clip_start: False lets the start leave ball and box, until the first step.
       restarts: independent runs, of which each example keeps the best: success first, then highest value.
       keep: "last" iterate of a run, or the "worst" (for the model) over all its iterates.
 
@@ -69,8 +76,15 @@ def projected_ascent(
         gradient, seen = jax.grad(total, has_aux=True)(x)
         return threats.ascend(threat, images, x, gradient, step_size), seen
 
+    def begin(key: PRNGKey) -> Images:
+        clip = clip_start or num_steps == 0
+        if start is None:
+            return threats.random_start(threat, key, images, clip=clip) if random_start else images
+        x = start(key, images)
+        return threats.project(threat, images, x) if clip else x
+
     def run(key: PRNGKey, best: Candidate | None) -> Images | Candidate:
-        x = threats.random_start(threat, key, images, clip=clip_start) if random_start else images
+        x = begin(key)
         if keep == "last":
             x = jax.lax.fori_loop(0, num_steps, lambda _, x: step(x)[0], x)
         else:
@@ -80,7 +94,7 @@ def projected_ascent(
     if restarts == 1 and keep == "last":
         return run(key, None)
     nothing = Candidate(images, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
-    keys = jax.random.split(key, restarts)
+    keys = key[None] if restarts == 1 else jax.random.split(key, restarts)
     return jax.lax.scan(lambda best, k: (run(k, best), None), nothing, keys)[0].images
 
 

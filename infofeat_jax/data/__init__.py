@@ -62,9 +62,7 @@ def _find(name: str, data_dir: str | None):
     if name.lower().endswith(".npz"):
         return npz(name)
     if name not in SOURCES:
-        raise InvalidInput(
-            f"unknown data set {name!r}: choose one of {', '.join(sorted(SOURCES))}, or an .npz path"
-        )
+        raise InvalidInput(f"unknown data set {name!r}: choose one of {', '.join(sorted(SOURCES))}, or an .npz path")
     return SOURCES[name](data_dir)
 
 

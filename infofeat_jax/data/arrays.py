@@ -79,9 +79,7 @@ def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
 
 def _check_labels(what: str, labels: np.ndarray, num_classes: int) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise InvalidInput(
-            f"{what} is {labels.dtype} of shape {labels.shape}, expected integers of shape [n]"
-        )
+        raise InvalidInput(f"{what} is {labels.dtype} of shape {labels.shape}, expected integers of shape [n]")
     if not labels.size:
         raise InvalidInput(f"{what} is empty")
     lowest, highest = labels.min(), labels.max()

@@ -64,9 +64,7 @@ def _check_complete(name: str, directory: pathlib.Path) -> None:
                 f" but only array_record can be read without TensorFlow: {_ways(name)}"
             )
         if found != shards[split]:
-            raise _broken(
-                name, directory, f"{found} of {shards[split]} array_record files of {split} are there"
-            )
+            raise _broken(name, directory, f"{found} of {shards[split]} array_record files of {split} are there")
 
 
 def _read(name: str, directory: pathlib.Path) -> Source:
@@ -134,8 +132,7 @@ def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
 
 def _missing(name: str, root: pathlib.Path, reason: str) -> InvalidInput:
     return InvalidInput(
-        f"data set {name!r} is not prepared in {root} (data.data_dir, or TFDS_DATA_DIR),"
-        f" and {reason}: {_ways(name)}"
+        f"data set {name!r} is not prepared in {root} (data.data_dir, or TFDS_DATA_DIR), and {reason}: {_ways(name)}"
     )
 
 

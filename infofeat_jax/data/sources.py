@@ -57,9 +57,7 @@ def npz(path: str) -> Source:
     with file.open("rb") as opened:  # numpy.load leaves a damaged file open
         archive = _archive(path, opened)
         if missing := [name for name in ARRAYS if name not in archive]:
-            raise InvalidInput(
-                f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}"
-            )
+            raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}")
         return checked_source(path, {name: _member(path, archive, name) for name in ARRAYS})
 
 
@@ -70,9 +68,7 @@ def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
             raise ValueError("it holds a single array")
         return archive
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InvalidInput(
-            f"{path} is not an .npz file as numpy.savez writes it: {summary(error)}"
-        ) from error
+        raise InvalidInput(f"{path} is not an .npz file as numpy.savez writes it: {summary(error)}") from error
 
 
 def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -86,7 +82,5 @@ SOURCES: dict[str, Callable[[str | None], Source]] = {
     "digits": digits,
     "cifar10": partial(prepared, "cifar10", "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
     "cifar100": partial(prepared, "cifar100", "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"),
-    "svhn_cropped": partial(
-        prepared, "svhn_cropped", "http://ufldl.stanford.edu/housenumbers/train_32x32.mat"
-    ),
+    "svhn_cropped": partial(prepared, "svhn_cropped", "http://ufldl.stanford.edu/housenumbers/train_32x32.mat"),
 }

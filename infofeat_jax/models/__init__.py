@@ -50,9 +50,7 @@ def create(
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
     if width < 0 or num_classes < 2:
-        raise InvalidInput(
-            f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes"
-        )
+        raise InvalidInput(f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes")
     if width:
         options["width"] = width
     build = _lookup(name)
@@ -63,12 +61,8 @@ def _lookup(name: str):
     if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
         depth, widen_factor = map(int, match.groups())
         if depth < 10 or (depth - 4) % 6 or widen_factor < 1:
-            raise InvalidInput(
-                f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ..., its factor >= 1"
-            )
+            raise InvalidInput(f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ..., its factor >= 1")
         return partial(WideResNet, depth=depth, widen_factor=widen_factor)
     if name not in MODELS:
-        raise InvalidInput(
-            f"unknown model {name!r}: choose one of {', '.join(MODELS)}, wrn_D_W (as wrn_28_10)"
-        )
+        raise InvalidInput(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, wrn_D_W (as wrn_28_10)")
     return MODELS[name]

@@ -5,12 +5,13 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infofeat_jax import cam
 from infofeat_jax.types import Outputs
 
-Features = Float[Array, "b h w c"]
+Features = Float[Array, "b _ _ _"]
 Kernel = Float[Array, "s s i o"]
 Channels = Float[Array, " o"]
 
@@ -21,9 +22,7 @@ linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # Py
 
 def _plain_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
     pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=_LAYOUT
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=_LAYOUT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -71,7 +70,7 @@ class Conv(nn.Module):
     features: int
     size: int = 3
     stride: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Features, scale: Channels | None = None) -> Features:
@@ -142,7 +141,7 @@ class Head(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.num_classes,))
         features = maps.mean((1, 2))
         activation = cam.positive_cam(maps, kernel, nonnegative_maps=self.nonnegative_maps)
-        return Outputs(features @ kernel + bias, features, maps, activation)
+        return Outputs(features @ kernel + bias, features, maps, activation, kernel)
 
 
 def normalize(images: Features, mean, std, dtype) -> Features:

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from infofeat_jax.models.layers import BatchNorm, Conv, Features, Head, conv_bn, normalize
 from infofeat_jax.types import Images, Outputs
@@ -15,7 +16,7 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> Features:
@@ -33,7 +34,7 @@ class PreActBlock(nn.Module):
 
     features: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     activated_shortcut: bool = True
 
     @nn.compact
@@ -56,7 +57,7 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (2, 2, 2, 2)
     mean: Normalization = 0.5
     std: Normalization = 0.5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
@@ -78,7 +79,7 @@ class PreActResNet(nn.Module):
     activated_shortcut: bool = True
     mean: Normalization = 0.5
     std: Normalization = 0.5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:

@@ -30,9 +30,7 @@ def _wide_resnet(state: StateDict) -> dict[str, nn.Module]:
     stem = _size(state, "conv1.weight", 4)
     stage = _size(state, "block1.layer.0.conv1.weight", 4)
     if stage % stem:
-        raise InvalidInput(
-            f"a WideResNet whose first stage, {stage} channels, is no multiple of its stem, {stem}"
-        )
+        raise InvalidInput(f"a WideResNet whose first stage, {stage} channels, is no multiple of its stem, {stem}")
     depth, widen_factor = 6 * _count(state, "block1.layer.") + 4, stage // stem
     classes = _size(state, "fc.weight", 2)
     return {f"wrn_{depth}_{widen_factor}": WideResNet(classes, depth, widen_factor, width=stem)}

@@ -54,9 +54,7 @@ def _buffers(mean, std, *, channels: int) -> StateDict:
     if mean is None and std is None:
         return {}
     values = zip(("mu", "sigma"), normalization(mean, std, channels=channels), strict=True)
-    return {
-        key: np.full((1, channels, 1, 1), np.reshape(value, (-1, 1, 1)), np.float32) for key, value in values
-    }
+    return {key: np.full((1, channels, 1, 1), np.reshape(value, (-1, 1, 1)), np.float32) for key, value in values}
 
 
 def _unused_branch(state: StateDict) -> StateDict:

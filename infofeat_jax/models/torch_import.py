@@ -76,7 +76,7 @@ def _select(checkpoint: Any, key: str | None) -> Mapping[str, Any]:
     return networks[key]
 
 
-def _networks(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _networks(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(path, dictionary) of every dictionary in `tree`, itself included, that directly holds a network."""
     if any(str(name).endswith("conv1.weight") and is_array(value) for name, value in tree.items()):
         yield path, tree
@@ -120,11 +120,7 @@ def normalization(mean, std, *, channels: int) -> tuple[Normalization, Normaliza
         raise InvalidInput(f"mean {mean}, std {std}: one without the other: give both")
     values = [np.asarray(value, np.float32).ravel() for value in (mean, std)]
     sizes = {value.size for value in values}
-    if (
-        not sizes <= {1, channels}
-        or not all(np.isfinite(v).all() for v in values)
-        or not (values[1] > 0).all()
-    ):
+    if not sizes <= {1, channels} or not all(np.isfinite(v).all() for v in values) or not (values[1] > 0).all():
         raise InvalidInput(f"mean {mean}, std {std}: expected one number or {channels}, finite, std > 0")
     mean, std = (float(v[0]) if v.size == 1 else tuple(map(float, v)) for v in values)
     return mean, std

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from infofeat_jax.models.layers import BatchNorm, Conv, Features, Head, conv_bn, normalize
 from infofeat_jax.models.resnet import Normalization
@@ -14,7 +15,7 @@ class WideBlock(nn.Module):
 
     features: int
     stride: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> Features:
@@ -37,7 +38,7 @@ class WideResNet(nn.Module):
     width: int = 16
     mean: Normalization = 0.5
     std: Normalization = 0.5
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:

@@ -34,7 +34,7 @@ def attack_names(results: dict) -> list[str]:
 
 def show(workdir: pathlib.Path) -> None:
     """Prints the accuracies of `workdir`'s run and of its comparable neighbours."""
-    runs = sorted(comparable_runs(workdir), key=lambda run: run["pgd20"] if "pgd20" in run else 0.0)
+    runs = sorted(comparable_runs(workdir), key=lambda run: run.get("pgd20", 0.0))
     own = next(run for run in runs if run["path"] == workdir.absolute().name)
     data, attack = own["config"]["data"], own["config"]["attack"]
     table = Table(

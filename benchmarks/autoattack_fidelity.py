@@ -1,0 +1,100 @@
+"""AutoAttack against the recorded outcomes of the official implementation, per example, with seconds.
+
+    python benchmarks/autoattack_fidelity.py --golden=DIR --images=cifar10.npz [--mode=cascade|alone]
+
+DIR/autoattack_small/records.npz holds what the official code found on 256 images and a small network (see
+tests/golden/README.md). A line appears after each batch of each stage. `cascade` is the standard run; `alone`
+runs each stage on all correct examples, which shows a broken FAB or Square that the cascade would hide.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from infofeat_jax import models
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, plan, steps
+
+NETWORK = Path(__file__).parent.parent / "tests" / "golden" / "resnet10_w16.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--golden", type=Path, required=True, help="folder of the recorded outcomes")
+    parser.add_argument("--images", type=Path, required=True, help=".npz with CIFAR-10's image_test, uint8")
+    parser.add_argument("--mode", choices=("cascade", "alone"), default="cascade")
+    parser.add_argument("--attacks", nargs="+", default=list(VERSIONS["standard"]))
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    records = np.load(args.golden / "autoattack_small" / "records.npz")
+    images = np.load(args.images)["image_test"][records["test_index"]].astype(np.float32) / 255
+    runs = [args.attacks] if args.mode == "cascade" else [[name] for name in args.attacks]
+    prefix = "correct_after_" if args.mode == "cascade" else "individual_correct_"
+    print("| stage | correct, ours | official | differing | seconds | CPU seconds | of these compiling |")
+    print("|---|---|---|---|---|---|---|")
+    for attacks in runs:
+        _report(attacks, images, records, prefix, args)
+
+
+def _report(attacks, images, records, prefix: str, args) -> None:
+    threat = threats.threat("linf", 8 / 255)
+    the_plan = plan(threat, 10, images.shape[1:3], attacks=attacks)
+    inputs = (_network(), jax.random.key(args.seed), images, records["labels"])
+    spent = {}
+    with _Clocks() as clocks:
+        for progress, standing in steps(the_plan, *inputs, batch_size=args.batch_size):
+            spent[progress.stage] = spent.get(progress.stage, 0) + clocks.lap()
+            _print_stage(progress.stage, attacks, standing, records, prefix, spent[progress.stage])
+    change = np.abs(standing.adversarial.astype(np.float64) - images).max()
+    print(f"largest change {change:.10f} of {8 / 255:.10f}; {standing.queries} queries")
+
+
+def _print_stage(name: str, attacks, standing, records, prefix: str, spent: np.ndarray) -> None:
+    if name == "clean":
+        return
+    ours = (standing.broken_by == ROBUST) | (standing.broken_by > attacks.index(name) + 1)
+    official = records[prefix + name]
+    seconds = " | ".join(f"{value:.1f}" for value in spent)
+    print(f"| {name} | {ours.sum()} | {official.sum()} | {(ours != official).sum()} | {seconds} |", flush=True)
+
+
+class _Clocks:
+    """Seconds since the last lap: by the wall, of this process's CPU time, and spent compiling."""
+
+    def __enter__(self):
+        self.compiling = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+        self.last = self._now()
+        return self
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._add)
+
+    def lap(self) -> np.ndarray:
+        before, self.last = self.last, self._now()
+        return self.last - before
+
+    def _now(self) -> np.ndarray:
+        return np.array([time.perf_counter(), time.process_time(), self.compiling])
+
+    def _add(self, event: str, seconds: float, **_) -> None:
+        if event.startswith("/jax/core/compile/"):
+            self.compiling += seconds
+
+
+def _network() -> jax.tree_util.Partial:
+    arrays = np.load(NETWORK)
+    variables = unflatten_dict({tuple(path.split("/")): jnp.asarray(value) for path, value in arrays.items()})
+    module = models.create("resnet10", num_classes=10, width=16, mean=0.0, std=1.0)
+    return jax.tree_util.Partial(module.apply, variables)
+
+
+if __name__ == "__main__":
+    main()

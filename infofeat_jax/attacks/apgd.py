@@ -1,0 +1,192 @@
+"""Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020), free of step sizes.
+
+Steps of momentum start at 2 epsilon and halve, from the best point so far, wherever progress stalled
+between two checkpoints. Constants and order are those of the authors' implementation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from infofeat_jax import objectives
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks import search as searches
+from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey, check_choice
+
+MOMENTUM = 0.75  # weight of the new direction
+STALLED = 0.75  # share of increases in a window that is not yet progress
+LOSSES = ("ce", "dlr", "dlr_targeted")
+
+
+class ApgdState(NamedTuple):
+    """The iterate, its predecessor and the best point, with what the next checkpoint asks for."""
+
+    images: Images
+    labels: Labels
+    targets: Labels
+    x: Images
+    previous: Images
+    best: Images
+    best_gradient: Images
+    best_loss: PerExample
+    loss: PerExample  # what the next loss is compared with
+    increases: Int[Array, " b"]  # of the loss since the last checkpoint
+    reviewed_loss: PerExample  # the best loss at the last checkpoint
+    reduced: Bool[Array, " b"]  # whether the step size was halved there
+    step_size: PerExample
+    adversarial: Images
+    success: Bool[Array, " b"]
+
+
+def apgd(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    loss: str = "ce", num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Images:  # fmt: skip
+    """Auto-PGD from random starts on cross-entropy, DLR or targeted DLR (Croce & Hein, 2020).
+
+    Args:
+      forward: a frozen model, images -> Outputs (or bare logits).
+      images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
+      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      loss: "ce", "dlr" (3 classes or more, else the margin) or "dlr_targeted": one run for each of the
+        `num_targets` most likely wrong classes (all, if the model has fewer), on what is not yet broken.
+      restarts: runs for each target. Broken examples take no part in later runs.
+
+    Returns a misclassified image where one was found, else the point of highest loss of the first run.
+    Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
+    """
+    forward = as_forward(forward)
+    check_inputs(forward, images, labels, bounds)
+    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
+    options = {"num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
+    search = apgd_search(threats.threat(norm, epsilon, bounds), num_classes, loss=loss, **options)
+    return searches.run(search, forward, key, images, labels).images
+
+
+def apgd_search(
+    threat: Threat, num_classes: int, *, loss: str = "ce", num_steps: int = 100, restarts: int = 1,
+    num_targets: int = 9,
+) -> Search:  # fmt: skip
+    """Auto-PGD as a search; arguments as in `apgd`."""
+    check_choice("loss", loss, LOSSES)
+    check_budget(num_steps=num_steps, restarts=restarts)
+    windows = checkpoint_windows(num_steps)
+    num_targets = searches.target_count(num_targets, num_classes)
+    num_attempts = restarts * (num_targets if loss == "dlr_targeted" else 1)
+
+    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> ApgdState:
+        targeted = loss == "dlr_targeted"
+        targets = searches.ranked_class(logits, 2 + attempt // restarts) if targeted else labels
+        return initial_state(threat, images, labels, targets, random_start(threat, key, images))
+
+    def step(forward: Forward, key: PRNGKey, t: Scalar, state: ApgdState) -> ApgdState:
+        del key
+        value, gradient, fooled = _evaluate(forward, loss, state)
+        state = _record(state, t, value, gradient, fooled)
+        state, gradient = _review(state, gradient, jnp.asarray(windows)[t])
+        return _move(threat, state, gradient, t)
+
+    # One more iteration than steps: each looks at its point before it leaves, the last one only looks.
+    return Search(start, step, num_steps + 1, num_attempts)
+
+
+def checkpoint_windows(num_steps: int) -> np.ndarray:
+    """[num_steps + 1]: after step t, the length of the window reviewed there, 0 where none ends."""
+    windows = np.zeros(num_steps + 1, np.int32)
+    window = max(int(0.22 * num_steps), 1)
+    t = window
+    while t <= num_steps:
+        windows[t] = window
+        window = max(window - max(int(0.03 * num_steps), 1), int(0.06 * num_steps), 1)
+        t += window
+    return windows
+
+
+def random_start(threat: Threat, key: PRNGKey, images: Images) -> Images:
+    """Uniform (in l2 Gaussian) noise scaled up to size epsilon, within the box."""
+    if threat.norm == "l2":
+        direction = jax.random.normal(key, images.shape)
+    else:
+        direction = jax.random.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+    return start_along(threat, images, direction)
+
+
+def start_along(threat: Threat, images: Images, direction: Images) -> Images:
+    """images + epsilon * direction / |direction|, within ball and box."""
+    length = threats.size(threat.norm, direction) + 1e-12
+    scaled = direction / threats.per_example(length, direction)
+    return threats.project(threat, images, images + threat.epsilon * scaled)
+
+
+def initial_state(threat: Threat, images: Images, labels: Labels, targets: Labels, start: Images) -> ApgdState:
+    """The state before iteration 0, at the point `start`."""
+    zero = jnp.zeros(labels.shape, images.dtype)
+    never = jnp.zeros(labels.shape, bool)
+    return ApgdState(
+        images, labels, targets, x=start, previous=start, best=start, best_gradient=jnp.zeros_like(images),
+        best_loss=zero - jnp.inf, loss=zero + jnp.inf, increases=jnp.zeros(labels.shape, jnp.int32),
+        reviewed_loss=zero, reduced=~never, step_size=zero + 2 * threat.epsilon, adversarial=start,
+        success=never,
+    )  # fmt: skip
+
+
+def _evaluate(forward: Forward, loss: str, state: ApgdState) -> tuple[PerExample, Images, Bool[Array, " b"]]:
+    choices = {"ce": objectives.cross_entropy, "dlr": objectives.dlr}
+    objective = choices.get(loss) or objectives.dlr_targeted(state.targets)
+
+    def total(x: Images):
+        outputs = as_forward(forward)(x)
+        values = objective(outputs, outputs, state.labels)
+        return values.sum(), (values, searches.misclassified(outputs.logits, state.labels))
+
+    gradient, (values, fooled) = jax.grad(total, has_aux=True)(state.x)
+    return values, gradient, fooled
+
+
+def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"]) -> ApgdState:
+    higher = loss > state.best_loss
+    best = select(higher, state.x, state.best)
+    unbroken = select(state.success, state.adversarial, best)
+    return state._replace(
+        best=best,
+        best_gradient=select(higher, gradient, state.best_gradient),
+        best_loss=jnp.where(higher, loss, state.best_loss),
+        # As the authors' code: the loss after the first step is compared with 0, not with the start's.
+        loss=jnp.where(t == 0, 0.0, loss),
+        increases=state.increases + (loss > state.loss),
+        adversarial=select(fooled, state.x, unbroken),
+        success=state.success | fooled,
+    )
+
+
+def _review(state: ApgdState, gradient: Images, window: Scalar) -> tuple[ApgdState, Images]:
+    """At a checkpoint (window > 0): halve the step size and go back to the best point where it stalled."""
+    due = window > 0
+    unsteady = state.increases <= STALLED * window
+    unimproved = ~state.reduced & (state.reviewed_loss >= state.best_loss)
+    reduce = due & (unsteady | unimproved)
+    reviewed = state._replace(
+        x=select(reduce, state.best, state.x),
+        increases=jnp.where(due, 0, state.increases),
+        reviewed_loss=jnp.where(due, state.best_loss, state.reviewed_loss),
+        reduced=jnp.where(due, reduce, state.reduced),
+        step_size=jnp.where(reduce, state.step_size / 2, state.step_size),
+    )
+    return reviewed, select(reduce, state.best_gradient, gradient)
+
+
+def _move(threat: Threat, state: ApgdState, gradient: Images, t: Scalar) -> ApgdState:
+    x = state.x
+    direction = threats.NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
+    step = threats.per_example(state.step_size, x) * direction
+    ahead = threats.project(threat, state.images, x + step)
+    weight = jnp.where(t == 0, 1.0, MOMENTUM)
+    moved = x + weight * (ahead - x) + (1 - weight) * (x - state.previous)
+    return state._replace(x=threats.project(threat, state.images, moved), previous=x)

@@ -1,0 +1,207 @@
+"""AutoAttack (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020).
+
+Each stage attacks what the earlier ones left. `autoattack` does it all in one call. An evaluator that wants
+to go on after a stop builds a `plan` and walks through `steps`, which yields after every batch where it
+stands: save that `Standing`, and pass it back to resume. A resumed run equals an uninterrupted one.
+
+A plan compiles one program with the network's gradient for each stage and bucket size that occurs (see
+`survivors`). `forward` may close over its weights, which are then compiled in. As
+`jax.tree_util.Partial(module.apply, variables)` they are arguments: a plan serves new weights uncompiled.
+
+Memory on the device, beside the network's own gradient of `batch_size` images: about 8 copies of the batch in
+APGD, fewer in FAB and Square. On the host: two copies of all images.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks import survivors
+from infofeat_jax.attacks.apgd import apgd_search
+from infofeat_jax.attacks.fab import fab_search
+from infofeat_jax.attacks.inputs import as_forward, check_inputs
+from infofeat_jax.attacks.search import Search, misclassified
+from infofeat_jax.attacks.square import square_search
+from infofeat_jax.attacks.survivors import Batch, Found, Stage
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey, check_choice
+
+ROBUST = -1  # in Standing.broken_by
+
+# The official "rand" averages over a randomised model; a forward here is a pure function of the images.
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
+}
+
+# (threat, number of classes, (height, width)) -> Search. The number in a name counts restarts.
+STAGES: dict[str, Callable[[Threat, int, tuple[int, int]], Search]] = {
+    "apgd-ce": lambda threat, k, size: apgd_search(threat, k, loss="ce"),
+    "apgd-ce-5": lambda threat, k, size: apgd_search(threat, k, loss="ce", restarts=5),
+    "apgd-dlr": lambda threat, k, size: apgd_search(threat, k, loss="dlr"),
+    "apgd-dlr-5": lambda threat, k, size: apgd_search(threat, k, loss="dlr", restarts=5),
+    "apgd-t": lambda threat, k, size: apgd_search(threat, k, loss="dlr_targeted"),
+    "fab": lambda threat, k, size: fab_search(threat, k, targeted=False),
+    "fab-5": lambda threat, k, size: fab_search(threat, k, targeted=False, restarts=5),
+    "fab-t": lambda threat, k, size: fab_search(threat, k),
+    "square": lambda threat, k, size: square_search(threat, size),
+}
+
+
+class Plan(NamedTuple):
+    """The stages in order, and what they share. Holds what was compiled, but no weights."""
+
+    stages: tuple[Stage, ...]
+    predict: Callable  # (forward, images, labels) -> (logits, misclassified), compiled
+
+
+class Standing(NamedTuple):
+    """Where an evaluation stands: plain numbers and NumPy arrays, enough to resume from."""
+
+    stage: int  # 0: the clean predictions; i: the plan's i-th stage
+    cursor: int  # examples before it are done in this stage
+    broken_by: np.ndarray  # [n] int: the stage that broke the example, 0: misclassified when clean; or ROBUST
+    adversarial: np.ndarray  # [n, h, w, c] unchanged where nothing was found
+    queries: int  # forward passes so far, summed over examples
+
+
+class Progress(NamedTuple):
+    """One more batch is done."""
+
+    stage: str  # "clean" or the stage's name
+    survivors: int
+    examples: int
+    queries: int
+    done: float  # share of all queries in [0, 1], should nothing more break
+
+
+def autoattack(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    version: str = "standard", attacks: Sequence[str] | None = None, batch_size: int = 250,
+    bounds: tuple[float, float] = (0.0, 1.0), on_progress: Callable[[Progress], None] | None = None,
+) -> Images:  # fmt: skip
+    """AutoAttack on any number of images (Croce & Hein, 2020). Its loop runs on the host: not for `jax.jit`.
+
+    Args:
+      forward: a frozen model, images -> Outputs (or bare logits).
+      key: the result depends on it, the data and the settings alone.
+      images, labels: [n, h, w, c] float32 within `bounds`; [n] classes.
+      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      version: "standard", or "plus" (restarts, untargeted FAB and DLR too).
+      attacks: names out of `STAGES`, in order, in place of a version's.
+      batch_size: examples attacked at once, at most; the module's text says what memory that takes.
+      on_progress: called after each batch of each stage.
+
+    Returns images that the model misclassifies where such were found, the others unchanged, as are those that
+    it misclassifies anyway. A NaN among the logits counts as misclassified. Targets are at most all the wrong
+    classes; with fewer than four classes DLR falls back as `objectives` says. Raises InvalidInput.
+    """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    check_inputs(as_forward(forward), images, labels, bounds)
+    threat = threats.threat(norm, epsilon, bounds)
+    if not len(images):
+        return images
+    num_classes = jax.eval_shape(as_forward(forward), images[:1]).logits.shape[-1]
+    the_plan = plan(threat, num_classes, images.shape[1:3], version=version, attacks=attacks)
+    inputs = np.asarray(images), np.asarray(labels)
+    for progress, standing in steps(the_plan, forward, key, *inputs, batch_size=batch_size):
+        adversarial = standing.adversarial
+        if on_progress is not None:
+            on_progress(progress)
+    return jnp.asarray(adversarial)
+
+
+def plan(
+    threat: Threat, num_classes: int, image_size: tuple[int, int], *, version: str = "standard",
+    attacks: Sequence[str] | None = None,
+) -> Plan:  # fmt: skip
+    """The stages of `version`, or those that `attacks` names. Raises InvalidInput for unknown names."""
+    check_choice("AutoAttack version", version, VERSIONS)
+    names = VERSIONS[version] if attacks is None else attacks
+    for name in names:
+        check_choice("AutoAttack stage", name, STAGES)
+    if len(set(names)) < len(names):
+        raise InvalidInput(f"attacks {', '.join(names)}: expected each at most once")
+    return plan_of({name: STAGES[name](threat, num_classes, image_size) for name in names})
+
+
+def plan_of(searches: Mapping[str, Search]) -> Plan:
+    """A plan of any searches, in order."""
+    stages = tuple(survivors.stage(name, search) for name, search in searches.items())
+    # Partial: a jit of its own for each plan, so that what a plan has compiled goes with it.
+    return Plan(stages, jax.jit(Partial(_predict)))
+
+
+def steps(
+    plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
+    batch_size: int = 250, standing: Standing | None = None, place: Callable = jnp.asarray,
+) -> Iterator[tuple[Progress, Standing]]:  # fmt: skip
+    """Yields after each batch of each stage, from `standing` on. Images are not checked; see `autoattack`.
+
+    `place` makes a host array [b, ...] a device array, for example sharded. The sizes b are multiples of 8,
+    but for `batch_size` itself.
+    """
+    if batch_size < 1:
+        raise InvalidInput(f"batch_size {batch_size}: expected 1 or more")
+    if standing is None:
+        standing = Standing(0, 0, np.full(len(labels), ROBUST, np.int32), np.array(images, np.float32), 0)
+    forward = forward if isinstance(forward, Partial) else Partial(forward)
+    for index in range(standing.stage, len(plan.stages) + 1):
+        while (rows := _pending(standing)[:batch_size]).size:
+            inputs = np.asarray(images[rows], np.float32), np.asarray(labels[rows], np.int32)
+            sizes = survivors.bucket_sizes(batch_size, len(rows))
+            batch = Batch(forward, *inputs, np.empty(0), sizes, place)
+            batch_key = jax.random.fold_in(jax.random.fold_in(key, index), int(rows[0]))
+            standing = _settle(standing, rows, _attack(plan, index, batch_key, batch))
+            yield _progress(plan, standing), standing
+        standing = standing._replace(stage=index + 1, cursor=0)
+
+
+def _pending(standing: Standing) -> np.ndarray:
+    rows = np.flatnonzero(standing.broken_by == ROBUST)
+    return rows[rows >= standing.cursor]
+
+
+def _attack(plan: Plan, index: int, key: PRNGKey, batch: Batch) -> Found:
+    """One stage on one batch. What it reports as broken, a forward pass of its own has confirmed."""
+    count = len(batch.labels)
+    logits, wrong = _predictions(plan, batch, batch.images)
+    if index == 0:
+        return Found(batch.images, wrong, count)
+    found = survivors.attack(plan.stages[index - 1], key, batch._replace(logits=logits))
+    _, confirmed = _predictions(plan, batch, found.adversarial)
+    return found._replace(broken=found.broken & confirmed, queries=found.queries + 2 * count)
+
+
+def _settle(standing: Standing, rows: np.ndarray, found: Found) -> Standing:
+    broken_by, adversarial = standing.broken_by.copy(), standing.adversarial.copy()
+    broken_by[rows[found.broken]] = standing.stage
+    adversarial[rows[found.broken]] = found.adversarial[found.broken]
+    queries = standing.queries + found.queries
+    return Standing(standing.stage, int(rows[-1]) + 1, broken_by, adversarial, queries)
+
+
+def _progress(plan: Plan, standing: Standing) -> Progress:
+    parts = [stage.search for stage in plan.stages]
+    costs = [1, *(p.num_attempts * p.num_steps * p.queries + 2 for p in parts)]
+    alive = int((standing.broken_by == ROBUST).sum())
+    ahead = len(_pending(standing)) * costs[standing.stage] + alive * sum(costs[standing.stage + 1 :])
+    name = ("clean", *(stage.name for stage in plan.stages))[standing.stage]
+    done = standing.queries / (standing.queries + ahead)
+    return Progress(name, alive, len(standing.broken_by), standing.queries, done)
+
+
+def _predictions(plan: Plan, batch: Batch, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rows = survivors.pad(np.arange(len(images)), batch.sizes)
+    found = plan.predict(batch.forward, *(batch.place(a[rows]) for a in (images, batch.labels)))
+    return tuple(np.asarray(a)[: len(images)] for a in found)
+
+
+def _predict(forward: Forward, images: Images, labels: Labels):
+    logits = as_forward(forward)(images).logits
+    return logits, misclassified(logits, labels)

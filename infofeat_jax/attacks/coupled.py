@@ -1,0 +1,84 @@
+"""One-step attacks on a whole batch: what they do to an image depends on the images beside it.
+
+Under jit with sharded arrays the batch is the global one, on any number of devices. Arguments that are not
+listed are those of `projected_ascent`. `labels` are unused: both attacks are unsupervised.
+"""
+
+from infofeat_jax import sinkhorn
+from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.types import (
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    Objective,
+    Outputs,
+    PerExample,
+    PRNGKey,
+    check_choice,
+)
+
+
+def feature_scatter(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float | None = None, num_steps: int = 1, clip_start: bool = False, space: str = "logits",
+    **options,
+) -> Images:  # fmt: skip
+    """Feature Scattering (Zhang & Wang, 2019): ascends the cost of moving the clean batch to it.
+
+    One step of epsilon (unless `step_size` says otherwise) from a uniform start that may leave the box, then
+    projection. `space`: what is moved, "logits" as in the authors' code, which gave the published figures, or
+    "features" as in their paper; these `forward` must then return.
+    """
+    step_size = epsilon if step_size is None else step_size
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        objective=transport_cost(space), clip_start=clip_start, **options,
+    )  # fmt: skip
+
+
+def adversarial_interpolation(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
+    step_size: float | None = None, num_steps: int = 1, clip_start: bool = False, **options,
+) -> Images:  # fmt: skip
+    """Adversarial Interpolation (Zhang & Xu, 2020): descends to the features of the partner, image b - 1 - i.
+
+    One step of epsilon (unless `step_size` says otherwise) from a uniform start that may leave the box, then
+    projection. In a batch of odd size the middle image is its own partner. `forward` must return features.
+    """
+    step_size = epsilon if step_size is None else step_size
+    return projected_ascent(
+        forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
+        objective=partner_similarity, clip_start=clip_start, **options,
+    )  # fmt: skip
+
+
+def transport_cost(space: str = "logits") -> Objective:
+    """sum_i T_ij C_ij, each perturbed example's share of the cost, differentiated through the plan T too.
+
+    `space`: "logits" or "features". Raises InvalidInput for another.
+    """
+    check_choice("space", space, ("logits", "features"))
+
+    def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+        del labels
+        cost = sinkhorn.cosine_cost(_read(clean, space), _read(perturbed, space))
+        return (sinkhorn.sinkhorn(cost).plan * cost).sum(0)
+
+    return objective
+
+
+def partner_similarity(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
+    """-max(0, 1 - cos(f(x_i), f(x_{b-1-i}))), of the features."""
+    del labels
+    return -sinkhorn.cosine_distance(_read(perturbed, "features"), _read(clean, "features")[::-1])
+
+
+def _read(outputs: Outputs, name: str):
+    values = getattr(outputs, name)
+    if values is None:
+        raise InvalidInput(
+            f"the forward function returned no {name}: return types.Outputs with `{name}` set,"
+            " or use an attack on logits such as pgd"
+        )
+    return values

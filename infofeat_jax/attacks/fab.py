@@ -1,0 +1,166 @@
+"""Fast adaptive boundary attack (Croce & Hein, "Minimally distorted adversarial examples ...", 2020).
+
+It looks for the nearest adversarial example by repeated projection onto the linearised decision boundary,
+and counts where that is within epsilon. Constants and order are those of the authors' implementation.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+
+from infofeat_jax import objectives
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks import hyperplane
+from infofeat_jax.attacks import search as searches
+from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey
+
+MAX_ANCHOR = 0.1  # largest weight of the projection of the clean image
+OVERSHOOT = 1.05
+PULL_BACK = 0.9  # share of the way from the clean image kept after a success
+
+
+class FabState(NamedTuple):
+    """The iterate and the size of the smallest adversarial perturbation so far."""
+
+    images: Images
+    labels: Labels
+    targets: Labels
+    x: Images
+    size: PerExample  # infinite before the first
+    adversarial: Images  # the clean image until one within epsilon is found
+    success: Bool[Array, " b"]
+
+
+def fab(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    targeted: bool = True, num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Images:  # fmt: skip
+    """FAB towards the most likely wrong classes, or (`targeted=False`) the nearest (Croce & Hein, 2020).
+
+    Args:
+      forward: a frozen model, images -> Outputs (or bare logits).
+      images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
+      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      targeted: one run for each of the `num_targets` most likely wrong classes (all of them if the model has
+        fewer), on what is not yet broken. Untargeted costs a gradient for every class at each step.
+      restarts: runs for each target: the first from the clean image, others from random points nearby.
+
+    Returns a misclassified image within epsilon where one was found, else the image unchanged.
+    Raises InvalidInput for invalid arguments.
+    """
+    forward = as_forward(forward)
+    check_inputs(forward, images, labels, bounds)
+    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
+    options = {"num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
+    search = fab_search(threats.threat(norm, epsilon, bounds), num_classes, targeted=targeted, **options)
+    return searches.run(search, forward, key, images, labels).images
+
+
+def fab_search(
+    threat: Threat, num_classes: int, *, targeted: bool = True, num_steps: int = 100, restarts: int = 1,
+    num_targets: int = 9,
+) -> Search:  # fmt: skip
+    """FAB as a search; arguments as in `fab`."""
+    check_budget(num_steps=num_steps, restarts=restarts)
+    num_targets = searches.target_count(num_targets, num_classes)
+    num_attempts = restarts * (num_targets if targeted else 1)
+    plane = targeted_plane if targeted else _nearest_plane(threat.norm)
+
+    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> FabState:
+        targets = searches.ranked_class(logits, 2 + attempt // restarts) if targeted else labels
+        radius = jnp.where(attempt % restarts > 0, threat.epsilon / 2, 0.0)
+        return initial_state(images, labels, targets, _random_start(threat, key, images, radius))
+
+    def step(forward: Forward, key: PRNGKey, t: Scalar, state: FabState) -> FabState:
+        del key, t
+        forward = as_forward(forward)
+        gap, normal = plane(forward, state)
+        x = approach(threat, state.images, state.x, gap, normal)
+        return _record(threat, state, x, searches.misclassified(forward(x).logits, state.labels))
+
+    return Search(start, step, num_steps, num_attempts, queries=2)
+
+
+def initial_state(images: Images, labels: Labels, targets: Labels, start: Images) -> FabState:
+    """The state before the first iteration, at the point `start`."""
+    nothing = jnp.full(labels.shape, jnp.inf, images.dtype)
+    return FabState(images, labels, targets, start, nothing, images, jnp.zeros(labels.shape, bool))
+
+
+def approach(threat: Threat, images: Images, x: Images, gap: PerExample, normal: Images) -> Images:
+    """Overshoots the mean of the projections of x and of the images onto the plane normal.(z - x) = gap."""
+    flat = lambda a: a.reshape(a.shape[0], -1)  # noqa: E731
+    normal = jnp.where(jnp.isfinite(normal), normal, 0.0)
+    gap_clean = gap + (normal * (x - images)).sum((1, 2, 3))
+    project = lambda z, g: hyperplane.displacement(  # noqa: E731
+        threat.norm, flat(z), flat(normal), g, threat.bounds
+    ).reshape(x.shape)
+    from_x, from_clean = project(x, gap), project(images, gap_clean)
+    near, far = (jnp.maximum(threats.size(threat.norm, d), 1e-8) for d in (from_x, from_clean))
+    weight = threats.per_example(jnp.minimum(near / (near + far), MAX_ANCHOR), x)
+    mean = (x + OVERSHOOT * from_x) * (1 - weight) + (images + OVERSHOOT * from_clean) * weight
+    return jnp.clip(mean, *threat.bounds)
+
+
+def targeted_plane(forward: Forward, state: FabState) -> tuple[PerExample, Images]:
+    """(gap, normal) of z_target - z_label = 0, linearised at the iterate: normal.(z - x) = gap."""
+
+    def difference(x: Images):
+        logits = forward(x).logits
+        values = objectives.label_logit(logits, state.targets) - objectives.label_logit(logits, state.labels)
+        return values.sum(), values
+
+    normal, values = jax.grad(difference, has_aux=True)(state.x)
+    return -values, normal
+
+
+def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample, Images]]:
+    """As `targeted_plane`, of the class whose linearised boundary is nearest; one gradient a class."""
+    dual = {"linf": lambda w: jnp.abs(w).sum((1, 2, 3)), "l2": lambda w: threats.size("l2", w)}[norm]
+
+    def plane(forward: Forward, state: FabState) -> tuple[PerExample, Images]:
+        logits, pull = jax.vjp(lambda x: forward(x).logits, state.x)
+        one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1])  # noqa: E731
+
+        def visit(nearest, wrong_class):
+            wrong = jnp.full_like(state.labels, wrong_class)
+            (normal,) = pull(one_hot(wrong) - one_hot(state.labels))
+            gap = objectives.label_logit(logits, state.labels) - objectives.label_logit(logits, wrong)
+            distance = jnp.where(wrong == state.labels, jnp.inf, jnp.abs(gap) / (dual(normal) + 1e-12))
+            closer = distance < nearest[0]
+            found = (distance, gap, normal)
+            return tuple(select(closer, new, old) for new, old in zip(found, nearest, strict=True)), None
+
+        nothing = (jnp.full(state.size.shape, jnp.inf), jnp.zeros_like(state.size), jnp.zeros_like(state.x))
+        (_, gap, normal), _ = jax.lax.scan(visit, nothing, jnp.arange(logits.shape[-1]))
+        return gap, normal
+
+    return plane
+
+
+def _random_start(threat: Threat, key: PRNGKey, images: Images, radius: Array) -> Images:
+    if threat.norm == "l2":
+        noise = jax.random.normal(key, images.shape)
+    else:
+        noise = jax.random.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+    length = threats.size(threat.norm, noise) + 1e-12
+    return jnp.clip(images + radius * noise / threats.per_example(length, noise), *threat.bounds)
+
+
+def _record(threat: Threat, state: FabState, x: Images, fooled: Bool[Array, " b"]) -> FabState:
+    size = threats.size(threat.norm, x - state.images)
+    smaller = fooled & (size < state.size)
+    within = smaller & (size <= threat.epsilon)
+    return state._replace(
+        x=select(fooled, state.images + PULL_BACK * (x - state.images), x),
+        size=jnp.where(smaller, size, state.size),
+        adversarial=select(within, threats.project(threat, state.images, x), state.adversarial),
+        success=state.success | within,
+    )

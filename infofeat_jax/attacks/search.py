@@ -1,0 +1,94 @@
+"""What AutoAttack's parts have in common: an iterative search that a loop, or a driver in chunks, advances.
+
+A search is a pair of pure functions over a state: a NamedTuple of arrays with a leading batch axis, among
+them `adversarial` (the strongest image so far) and `success`. As every leaf is per example, a driver may drop
+and pad rows between iterations. Successful examples keep the image that succeeded first.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from infofeat_jax import threat as threats
+from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey
+
+Logits = Float[Array, "b k"]
+Scalar = Int[Array, ""] | int
+State = Any
+
+
+class Search(NamedTuple):
+    """An iterative attack. `attempt` counts (target, restart) pairs; each sees what earlier ones left."""
+
+    start: Callable[[PRNGKey, Images, Labels, Logits, Scalar], State]  # (..., clean logits, attempt)
+    step: Callable[[Forward, PRNGKey, Scalar, State], State]  # iteration t of one attempt
+    num_steps: int  # iterations of an attempt
+    num_attempts: int = 1
+    queries: int = 1  # forward passes an iteration
+
+
+class Result(NamedTuple):
+    """`images` where the search succeeded, elsewhere the strongest image of its first attempt."""
+
+    images: Images
+    success: Bool[Array, " b"]
+
+
+def advance(
+    search: Search, forward: Forward, key: PRNGKey, state: State, first: Scalar, last: Scalar
+) -> tuple[Int[Array, ""], State]:
+    """Iterations first to last - 1, fewer once every example is broken; returns (iterations done, state)."""
+
+    def body(carry):
+        t, old = carry
+        return t + 1, _hold(old, search.step(forward, key, t, old))
+
+    def unfinished(carry):
+        return (carry[0] < last) & ~carry[1].success.all()
+
+    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))
+
+
+def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
+    """All attempts in order; images that are misclassified already are returned unchanged, as successes."""
+    logits = jax.lax.stop_gradient(forward(images).logits)
+
+    def attempt(index, result: Result) -> Result:
+        attempt_key = jax.random.fold_in(key, index)
+        state = search.start(attempt_key, images, labels, logits, index)
+        state = state._replace(success=state.success | result.success)
+        _, state = advance(search, forward, attempt_key, state, 0, search.num_steps)
+        take = ~result.success & (state.success | (index == 0))
+        return Result(select(take, state.adversarial, result.images), state.success)
+
+    return jax.lax.fori_loop(0, search.num_attempts, attempt, Result(images, misclassified(logits, labels)))
+
+
+def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " b"]:
+    """Whether the prediction is not the label. A NaN among the logits is a misclassification."""
+    return (logits.argmax(-1) != labels) | jnp.isnan(logits).any(-1)
+
+
+def ranked_class(logits: Logits, rank: Scalar) -> Labels:
+    """The class of the rank-th highest logit; 1 is the prediction."""
+    return jnp.argsort(logits, axis=-1)[:, -rank]
+
+
+def select(condition: Bool[Array, " b"], then: Array, otherwise: Array) -> Array:
+    """Per example `then` or `otherwise`, [b, ...]."""
+    return jnp.where(threats.per_example(condition, then), then, otherwise)
+
+
+def target_count(num_targets: int, num_classes: int) -> int:
+    """Target classes there are to attack. Raises InvalidInput for num_targets < 1, or a single class."""
+    if num_targets < 1 or num_classes < 2:
+        raise InvalidInput(f"num_targets {num_targets}, {num_classes} classes: expected 1 or more, 2 or more")
+    return min(num_targets, num_classes - 1)
+
+
+def _hold(old: State, new: State) -> State:
+    adversarial = select(old.success, old.adversarial, new.adversarial)
+    return new._replace(adversarial=adversarial, success=old.success | new.success)

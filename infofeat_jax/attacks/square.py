@@ -1,0 +1,154 @@
+"""Square attack (Andriushchenko et al., "Square Attack: a query-efficient black-box attack ...", 2020).
+
+Random search without gradients: an iteration repaints a random square of the image and keeps what lowers the
+margin. Constants and order are those of the authors' implementation in AutoAttack: the square's position, and
+in l_inf its signs, are shared by the whole batch.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from infofeat_jax import objectives
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks import patches
+from infofeat_jax.attacks import search as searches
+from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PerExample, PRNGKey
+
+# The share of painted pixels halves after these queries, whatever their total number.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class SquareState(NamedTuple):
+    """The image of smallest margin so far, and that margin."""
+
+    images: Images
+    labels: Labels
+    margin: PerExample  # infinite before the first query
+    adversarial: Images
+    success: Bool[Array, " b"]
+
+
+def square(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    num_queries: int = 5000, initial_share: float = 0.8, restarts: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> Images:  # fmt: skip
+    """Square attack, black-box: it reads logits alone (Andriushchenko et al., 2020).
+
+    Args:
+      forward: a frozen model, images -> Outputs (or bare logits).
+      images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
+      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      num_queries: forward passes in a run, the first of them on the starting stripes.
+      initial_share: of the image's area that the first squares cover, in (0, 1].
+
+    Returns a misclassified image where one was found, else that of smallest margin of the first run.
+    Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
+    """
+    forward = as_forward(forward)
+    check_inputs(forward, images, labels, bounds)
+    options = {"num_queries": num_queries, "initial_share": initial_share, "restarts": restarts}
+    search = square_search(threats.threat(norm, epsilon, bounds), images.shape[1:3], **options)
+    return searches.run(search, forward, key, images, labels).images
+
+
+def square_search(
+    threat: Threat, image_size: tuple[int, int], *, num_queries: int = 5000, initial_share: float = 0.8,
+    restarts: int = 1,
+) -> Search:  # fmt: skip
+    """Square attack as a search; arguments as in `square`, `image_size` (height, width)."""
+    check_budget(num_steps=num_queries, restarts=restarts)
+    if not 0 < initial_share <= 1:
+        raise InvalidInput(f"initial_share {initial_share}: expected a share of the image's area in (0, 1]")
+    first, propose = KINDS[threat.norm]
+    sides = patch_sides(image_size, num_queries, initial_share, threat.norm)
+
+    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> SquareState:
+        del key, logits, attempt
+        return initial_state(images, labels)
+
+    def step(forward: Forward, key: PRNGKey, t: Scalar, state: SquareState) -> SquareState:
+        key = jax.random.fold_in(key, t)
+        proposal = jax.lax.cond(
+            t == 0,
+            lambda: first(threat, key, state.images),
+            lambda: propose(threat, key, state.images, state.adversarial, jnp.asarray(sides)[t]),
+        )
+        return accept(forward, state, proposal)
+
+    return Search(start, step, num_queries, restarts)
+
+
+def initial_state(images: Images, labels: Labels) -> SquareState:
+    """The state before the first query."""
+    never = jnp.zeros(labels.shape, bool)
+    return SquareState(images, labels, jnp.full(labels.shape, jnp.inf, images.dtype), images, never)
+
+
+def accept(forward: Forward, state: SquareState, proposal: Images) -> SquareState:
+    """Takes the proposal where it is misclassified or has a smaller margin; broken examples stay."""
+    logits = as_forward(forward)(proposal).logits
+    margin = objectives.logit_margin(logits, state.labels)
+    fooled = searches.misclassified(logits, state.labels)
+    take = ~state.success & (fooled | (margin < state.margin))
+    return state._replace(
+        margin=jnp.where(take, margin, state.margin),
+        adversarial=select(take, proposal, state.adversarial),
+        success=state.success | fooled,
+    )
+
+
+def shares(num_queries: int, initial_share: float = 0.8) -> np.ndarray:
+    """[num_queries] share of the area painted at each query (the first, of stripes, does not use its own)."""
+    halvings = np.searchsorted(HALVINGS, np.arange(num_queries), side="left")
+    return initial_share / 2.0**halvings
+
+
+def patch_sides(image_size: tuple[int, int], num_queries: int, initial_share: float, norm: str) -> np.ndarray:
+    """[num_queries] side of the square at each query; in l2 odd and at least 3, where the image has room."""
+    height, width = image_size
+    wanted = [round(math.sqrt(share * height * width)) for share in shares(num_queries, initial_share)]
+    if norm == "l2":
+        wanted = [max(side, 3) | 1 for side in wanted]
+    return np.clip(np.asarray(wanted, np.int32), 1, min(height, width))
+
+
+def stripes(threat: Threat, images: Images, uniform: Float[Array, "b 1 w c"]) -> Images:
+    """l_inf start: stripes of +-epsilon, a sign for each column and channel, from uniforms in [0, 1)."""
+    return threats.project(threat, images, images + threat.epsilon * jnp.sign(2 * uniform - 1))
+
+
+def repaint(
+    threat: Threat,
+    images: Images,
+    x: Images,
+    side: Scalar,
+    corner: Float[Array, "2"],
+    sign: Float[Array, " c"],
+) -> Images:
+    """l_inf proposal: a square of `side`, its place and signs chosen by uniforms in [0, 1)."""
+    inside = patches.window(images.shape[1:3], patches.corner_at(images.shape[1:3], side, corner), side)
+    change = 2 * threat.epsilon * inside[:, :, None] * jnp.sign(2 * sign - 1)
+    return threats.project(threat, images, x + change)
+
+
+def _first_linf(threat: Threat, key: PRNGKey, images: Images) -> Images:
+    b, _, w, c = images.shape
+    return stripes(threat, images, jax.random.uniform(key, (b, 1, w, c)))
+
+
+def _propose_linf(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Scalar) -> Images:
+    uniform = jax.random.uniform(key, (2 + images.shape[-1],))
+    return repaint(threat, images, x, side, uniform[:2], uniform[2:])
+
+
+# (the first image, the proposals), each from (threat, key, images, ...).
+KINDS = {"linf": (_first_linf, _propose_linf), "l2": (patches.first_l2, patches.propose_l2)}

@@ -1,0 +1,185 @@
+"""Training methods: an attack on the frozen model, the targets to learn, and the loss of the update.
+
+A loss gets the model in training mode as a function of images. Each call is one forward pass that moves
+BatchNorm's statistics, so that the number and order of passes, part of what a method is, are written there.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+from infofeat_jax import attacks
+from infofeat_jax.attacks.gradient import gaussian_start
+from infofeat_jax.methods import labels, losses
+from infofeat_jax.methods.labels import smooth
+from infofeat_jax.methods.losses import Batch, Loss, adversarial_cross_entropy
+from infofeat_jax.types import (
+    Attack,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    PRNGKey,
+    Probabilities,
+    check_choice,
+)
+
+__all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "create", "smooth"]
+
+
+class Method(NamedTuple):
+    """A training method. The train step knows nothing else of it."""
+
+    attack: Attack | None  # on the frozen model: BatchNorm on running statistics
+    targets: Callable[[Forward, Images, Labels], Probabilities]
+    loss: Loss
+
+
+class Options(NamedTuple):
+    """What methods are made from; None is the method's own default."""
+
+    num_classes: int
+    attack: Mapping  # epsilon, step_size, num_steps, norm, in the images' units
+    weight: float | None = None
+    label_smoothing: float | None = None
+    distance: str = "l2"
+    classes: str = "all"
+    variant: str | None = None  # where a paper and its code differ: one of VARIANTS, the first by default
+
+
+def create(name: str, options: Options) -> Method:
+    """Builds the method `name` of METHODS. Raises InvalidInput."""
+    check_choice("method", name, METHODS)
+    smoothing = options.label_smoothing
+    if smoothing is not None and not 0 <= smoothing < 1:
+        raise InvalidInput(f"label_smoothing {smoothing}: expected at least 0 and below 1")
+    if options.weight is not None and not options.weight >= 0:
+        raise InvalidInput(f"method weight {options.weight}: expected 0 or more")
+    if options.variant is None:
+        options = options._replace(variant=VARIANTS.get(name, (None,))[0])
+    elif name not in VARIANTS:
+        raise InvalidInput(f"method variant {options.variant!r}: {name} has none, leave it out")
+    else:
+        check_choice(f"variant of {name}", options.variant, VARIANTS[name])
+    return METHODS[name](options)
+
+
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _smoothed(options: Options, default: float = 0.0):
+    strength = _default(options.label_smoothing, default)
+    return lambda forward, images, labels: smooth(labels, options.num_classes, strength)
+
+
+def _standard(options: Options) -> Method:
+    """Training on clean images."""
+    return Method(None, _smoothed(options), adversarial_cross_entropy)
+
+
+def _madry(options: Options) -> Method:
+    """Adversarial training with PGD (Madry et al., 2018)."""
+    return Method(partial(attacks.pgd, **options.attack), _smoothed(options), adversarial_cross_entropy)
+
+
+def _infofeature(options: Options) -> Method:
+    """Adversarial training with the InfoFeature attack (Yan & Yeung, Eq. 8)."""
+    attack = partial(
+        attacks.infofeature, **options.attack, weight=_default(options.weight, 0.1),
+        distance=options.distance, classes=options.classes,
+    )  # fmt: skip
+    return Method(attack, _smoothed(options), adversarial_cross_entropy)
+
+
+def _alp(options: Options) -> Method:
+    """Adversarial logit pairing (Kannan et al., 2018) on PGD; weight 0.1.
+
+    Variant "paper": the InfoFeature paper's Eq. 1; "code": with cross-entropy of the clean images too.
+    """
+    loss = losses.logit_pairing(_default(options.weight, 0.1), clean_term=options.variant == "code")
+    return Method(partial(attacks.pgd, **options.attack), _smoothed(options), loss)
+
+
+def _feature_matching(options: Options) -> Method:
+    """Feature Matching (Li et al., 2020) on PGD; weight 10.
+
+    Variant "code": Grad-CAM matching and logit pairing as in the authors' code; "paper": the InfoFeature
+    paper's Eq. 1, with `distance` and `classes` of the maps of Eq. 6.
+    """
+    weight = _default(options.weight, 10.0)
+    if options.variant == "paper":
+        loss = losses.cam_pairing(weight, options.distance, options.classes)
+    else:
+        loss = losses.map_matching(weight)
+    return Method(partial(attacks.pgd, **options.attack), _smoothed(options), loss)
+
+
+def _feature_scatter(options: Options) -> Method:
+    """Feature Scattering (Zhang & Wang, 2019); label smoothing 0.5.
+
+    Variant "code": the logits are transported; "paper": the features.
+    """
+    space = "features" if options.variant == "paper" else "logits"
+    attack = partial(attacks.feature_scatter, **options.attack, space=space)
+    return Method(attack, _smoothed(options, 0.5), adversarial_cross_entropy)
+
+
+def _adversarial_interpolation(options: Options) -> Method:
+    """Adversarial Interpolation (Zhang & Xu, 2020); label_smoothing is its epsilon_y, 0.5."""
+    strength = _default(options.label_smoothing, 0.5)
+    return Method(
+        partial(attacks.adversarial_interpolation, **options.attack),
+        lambda forward, images, y: labels.interpolate(y, options.num_classes, strength),
+        adversarial_cross_entropy,
+    )
+
+
+def _bilateral(options: Options) -> Method:
+    """Bilateral Adversarial Training (Wang & Zhang, 2019): PGD to the likeliest wrong class, own labels.
+
+    label_smoothing: the strength where the wrong classes are equally likely. None is the authors' factor of 9
+    between the label and the most likely wrong class: 0.5 for 10 classes.
+    """
+    strength = _default(options.label_smoothing, (options.num_classes - 1) / (options.num_classes - 1 + 9.0))
+
+    def attack(forward: Forward, key: PRNGKey, images: Images, y: Labels) -> Images:
+        rivals = labels.most_confusing(forward(images).logits, y)
+        return attacks.pgd(forward, key, images, rivals, targeted=True, **options.attack)
+
+    def targets(forward: Forward, images: Images, y: Labels) -> Probabilities:
+        return labels.bilateral(forward(images).logits, y, strength)
+
+    return Method(attack, targets, adversarial_cross_entropy)
+
+
+def _trades(options: Options) -> Method:
+    """TRADES (Zhang et al., 2019); weight 6."""
+    loss = losses.trades(_default(options.weight, 6.0))
+    return Method(partial(attacks.kl, **options.attack), _smoothed(options), loss)
+
+
+def _mart(options: Options) -> Method:
+    """MART (Wang et al., 2020); weight 5. Its PGD starts where TRADES' attack does."""
+    attack = partial(attacks.pgd, **options.attack, start=gaussian_start, clip_start=False)
+    return Method(attack, _smoothed(options), losses.mart(_default(options.weight, 5.0)))
+
+
+METHODS = {
+    "standard": _standard,
+    "madry": _madry,
+    "infofeature": _infofeature,
+    "alp": _alp,
+    "feature_matching": _feature_matching,
+    "feature_scatter": _feature_scatter,
+    "adversarial_interpolation": _adversarial_interpolation,
+    "bilateral": _bilateral,
+    "trades": _trades,
+    "mart": _mart,
+}
+
+VARIANTS = {
+    "alp": ("paper", "code"),
+    "feature_matching": ("code", "paper"),
+    "feature_scatter": ("code", "paper"),
+}

@@ -1,0 +1,154 @@
+"""The losses of the update: (training forward, batch) -> [b], of which the train step takes the mean.
+
+Each call of `forward` is one training-mode pass that moves BatchNorm's statistics, in the order written.
+Losses and gradients are finite for finite logits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from infofeat_jax import objectives
+from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, Probabilities
+
+
+class Batch(NamedTuple):
+    """What a loss reads."""
+
+    images: Images  # augmented, unperturbed
+    perturbed: Images  # the same without an attack
+    labels: Labels
+    targets: Probabilities
+
+
+Loss = Callable[[Forward, Batch], PerExample]
+
+# Feature Matching's code adds 1e-5 to the RMS of d(mean of 128 x 10 logits) / d(8 x 8 map). Here it is kept
+# at that, as a number beside the RMS of the weights, so that the loss does not depend on the batch size.
+_RMS_FLOOR = 1e-5 * (128 * 10) * (8 * 8)
+_MATCHED_LOGITS = 2.0  # the weight of the logit pairing in Feature Matching's code for CIFAR-10
+
+
+def adversarial_cross_entropy(forward: Forward, batch: Batch) -> PerExample:
+    """Eq. 4 and 8: cross-entropy of the perturbed images, and of nothing else."""
+    return optax.softmax_cross_entropy(forward(batch.perturbed).logits, batch.targets)
+
+
+def logit_pairing(weight: float, *, clean_term: bool = False) -> Loss:
+    """Adversarial logit pairing (Kannan et al., 2018): cross-entropy + weight * mean_k (z_k - z'_k)^2.
+
+    By default the cross-entropy of the perturbed images alone, the InfoFeature paper's Eq. 1: its Table 1 has
+    ALP at Madry's clean accuracy (85.7 and 85.6), where a clean term would be expected to raise it.
+    `clean_term`: the mean of clean and perturbed, the form of Kannan et al. and of their code. Clean and
+    perturbed images pass as one batch, as there.
+    """
+
+    def loss(forward: Forward, batch: Batch) -> PerExample:
+        clean, perturbed = _forward_both(forward, batch)
+        pairing = jnp.square(clean.logits - perturbed.logits).mean(-1)
+        return _cross_entropy(clean, perturbed, batch, clean_term=clean_term) + weight * pairing
+
+    return loss
+
+
+def map_matching(weight: float) -> Loss:
+    """Feature Matching (Li et al., 2020) as its code for CIFAR-10.
+
+    Mean cross-entropy of clean and perturbed images + weight * mean_hw (difference of the label's
+    Grad-CAMs)^2 + 2 * mean_k (difference of logits)^2. Clean and perturbed images pass as one batch; nothing
+    is detached.
+    """
+
+    def loss(forward: Forward, batch: Batch) -> PerExample:
+        clean, perturbed = _forward_both(forward, batch)
+        maps = [grad_cam(outputs, batch.labels) for outputs in (clean, perturbed)]
+        matching = jnp.square(maps[0] - maps[1]).mean((1, 2))
+        pairing = jnp.square(clean.logits - perturbed.logits).mean(-1)
+        classification = _cross_entropy(clean, perturbed, batch, clean_term=True)
+        return classification + weight * matching + _MATCHED_LOGITS * pairing
+
+    return loss
+
+
+def cam_pairing(weight: float, distance: str, classes: str) -> Loss:
+    """Feature Matching as the InfoFeature paper describes it: Eq. 1 with the distance of Eq. 6's maps.
+
+    Cross-entropy of the perturbed images + weight * D(CAM(x), CAM(x + delta)), as `objectives.cam_distance`.
+    """
+    between = objectives.cam_distance(distance, classes)
+
+    def loss(forward: Forward, batch: Batch) -> PerExample:
+        clean, perturbed = _forward_both(forward, batch)
+        matching = between(perturbed, clean, batch.labels)
+        return _cross_entropy(clean, perturbed, batch, clean_term=False) + weight * matching
+
+    return loss
+
+
+def grad_cam(outputs: Outputs, labels: Labels, *, normalize: bool = True) -> Float[Array, "b h w"]:
+    """Grad-CAM (Selvaraju et al., 2017) of the label: relu(sum_d w_dy M_d), without a second backward pass.
+
+    Behind average pooling and a linear head the logit's gradient with respect to the maps is w_y / (h w)
+    everywhere. `normalize` divides it by its root mean square over batch and channels, as Feature Matching's
+    code does for CIFAR-10 (with its guard against small gradients); False leaves Grad-CAM as it is.
+    """
+    weights = outputs.kernel[:, labels].T
+    if normalize:
+        weights = weights / (optax.safe_root_mean_squares(weights, 1e-12) + _RMS_FLOOR)
+    else:
+        weights = weights / (outputs.maps.shape[1] * outputs.maps.shape[2])
+    return jax.nn.relu(jnp.einsum("bhwd,bd->bhw", outputs.maps, weights))
+
+
+def trades(weight: float) -> Loss:
+    """TRADES (Zhang et al., 2019): CE(z, y) + weight * KL(p(x) || p(x')); nothing is detached.
+
+    Three passes as in the authors' code: x, x', and x again, which only moves BatchNorm once more.
+    """
+
+    def loss(forward: Forward, batch: Batch) -> PerExample:
+        natural = optax.softmax_cross_entropy(forward(batch.images).logits, batch.targets)
+        perturbed = forward(batch.perturbed)
+        clean = forward(batch.images)
+        return natural + weight * objectives.kl_divergence(perturbed, clean, batch.labels)
+
+    return loss
+
+
+def mart(weight: float) -> Loss:
+    """MART (Wang et al., 2020), with the constants of the authors' code; nothing is detached.
+
+    CE(z', y) - log(1.0001 - max_{k != y} p'_k) + weight * KL(p || p') * (1 - p_y). Two passes: x, x'.
+    """
+
+    def loss(forward: Forward, batch: Batch) -> PerExample:
+        clean = jax.nn.log_softmax(forward(batch.images).logits)
+        logits = forward(batch.perturbed).logits
+        perturbed = jnp.exp(jax.nn.log_softmax(logits))
+        is_label = jax.nn.one_hot(batch.labels, logits.shape[-1], dtype=bool)
+        rival = jnp.where(is_label, 0.0, perturbed).max(-1)
+        boosted = optax.softmax_cross_entropy(logits, batch.targets) - jnp.log(1.0001 - rival + 1e-12)
+        divergence = (jnp.exp(clean) * (clean - jnp.log(perturbed + 1e-12))).sum(-1)
+        doubt = 1.0000001 - jnp.exp(objectives.label_logit(clean, batch.labels))
+        return boosted + weight * divergence * doubt
+
+    return loss
+
+
+def _forward_both(forward: Forward, batch: Batch) -> tuple[Outputs, Outputs]:
+    """Clean and perturbed outputs from one pass, in which BatchNorm sees both."""
+    both, count = forward(jnp.concatenate([batch.images, batch.perturbed])), len(batch.labels)
+    per_example = both._replace(kernel=None)
+    halves = (jax.tree.map(lambda x: x[:count], per_example), jax.tree.map(lambda x: x[count:], per_example))
+    return tuple(half._replace(kernel=both.kernel) for half in halves)
+
+
+def _cross_entropy(clean: Outputs, perturbed: Outputs, batch: Batch, *, clean_term: bool) -> PerExample:
+    adversarial = optax.softmax_cross_entropy(perturbed.logits, batch.targets)
+    if not clean_term:
+        return adversarial
+    return (adversarial + optax.softmax_cross_entropy(clean.logits, batch.targets)) / 2

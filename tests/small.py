@@ -1,0 +1,61 @@
+"""A small network and batch that many tests share; everything here is quick to compile."""
+
+from functools import cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infofeat_jax import cam, models
+from infofeat_jax.models import layers
+from infofeat_jax.types import Outputs
+
+
+@cache
+def network(name: str = "wrn_10_1", num_classes: int = 5, width: int = 4, size: int = 8):
+    """(module, variables) with running statistics that differ from their initial values."""
+    module = models.create(name, num_classes=num_classes, width=width)
+    variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    rng = np.random.default_rng(0)
+
+    def move(leaf):
+        return jnp.asarray(leaf + 0.1 * rng.uniform(size=leaf.shape), jnp.float32)
+
+    return module, {
+        "params": variables["params"],
+        "batch_stats": jax.tree.map(move, variables["batch_stats"]),
+    }
+
+
+def forward(num_classes: int = 5):
+    """One convolution, ReLU, pooling, one linear layer: all that an attack can ask for, compiled in no time."""
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 6)), jnp.float32)
+    head = jnp.asarray(rng.normal(size=(6, num_classes)), jnp.float32)
+
+    def apply(images):
+        maps = jax.nn.relu(layers.convolve(images - 0.5, kernel, 2))
+        features = maps.mean((1, 2))
+        return Outputs(3 * features @ head, features, maps, cam.positive_cam(maps, head))
+
+    return apply
+
+
+def batch(count: int = 6, size: int = 8, num_classes: int = 5, seed: int = 1):
+    """(images in [0, 1] with some pixels at the bounds, labels)."""
+    rng = np.random.default_rng(seed)
+    images = np.clip(rng.uniform(-0.1, 1.1, (count, size, size, 3)), 0, 1).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(rng.integers(0, num_classes, count), jnp.int32)
+
+
+class TinyNet(nn.Module):
+    """One convolution with batch normalisation: the parts of the real networks, compiled in a second."""
+
+    num_classes: int = 5
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        conv, bn = layers.Conv(6, stride=2, name="conv1"), layers.BatchNorm(6, name="bn1")
+        maps = jax.nn.relu(layers.conv_bn(conv, bn, images - 0.5, train=train))
+        return layers.Head(self.num_classes, name="linear")(maps)

@@ -1,0 +1,212 @@
+"""One contract for all attacks, and what each of the paper's attacks has to be beyond it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from infofeat_jax import attacks, objectives
+from infofeat_jax.types import InvalidInput, Outputs
+
+BUDGET = {"linf": 8 / 255, "l2": 0.5}
+GRADIENT_ATTACKS = {
+    "fgsm": {},
+    "fgsm_random": {"random_start": True},
+    "pgd": {"num_steps": 3},
+    "pgd_worst": {"num_steps": 3, "keep": "worst"},
+    "pgd_restarts": {"num_steps": 3, "restarts": 2},
+    "pgd_targeted": {"num_steps": 3, "targeted": True},
+    "cw": {"num_steps": 3},
+    "infofeature": {"num_steps": 3},
+    "infofeature_from_zero_distance": {"num_steps": 3, "random_start": False},
+    "infofeature_label_cosine": {"num_steps": 3, "classes": "label", "distance": "cosine"},
+}
+KEY = jax.random.key(7)
+
+
+def attack(case: str, norm: str = "linf", **options):
+    function = attacks.ATTACKS[case.split("_")[0]]
+    return partial(function, **{"epsilon": BUDGET[norm], "norm": norm} | GRADIENT_ATTACKS[case] | options)
+
+
+def norms(a, b, norm):
+    flat = (np.asarray(a, np.float64) - np.asarray(b, np.float64)).reshape(len(a), -1)
+    return np.abs(flat).max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
+
+
+@pytest.mark.parametrize("norm", BUDGET)
+@pytest.mark.parametrize("case", GRADIENT_ATTACKS)
+def test_contract(case, norm):
+    images, labels = small.batch()
+    run = jax.jit(partial(attack(case, norm), small.forward()))
+    perturbed = run(KEY, images, labels)
+    assert perturbed.shape == images.shape
+    assert perturbed.dtype == images.dtype
+    assert np.isfinite(perturbed).all()
+    assert perturbed.min() >= 0
+    assert perturbed.max() <= 1
+    distance = norms(perturbed, images, norm)
+    assert (distance <= BUDGET[norm]).all()
+    assert (distance > BUDGET[norm] / 50).all()  # and it does something
+    np.testing.assert_array_equal(perturbed, run(KEY, images, labels))  # a function of its arguments
+
+
+@pytest.mark.parametrize("case", ["fgsm_random", "pgd_worst", "cw", "infofeature"])
+def test_examples_do_not_influence_each_other(case):
+    images, labels = small.batch()
+    run = jax.jit(partial(attack(case), small.forward()))
+    other = images.at[1].set(1 - images[1])
+    first, second = run(KEY, images, labels), run(KEY, other, labels.at[1].set((labels[1] + 1) % 5))
+    kept = np.array([0, 2, 3, 4, 5])
+    np.testing.assert_allclose(first[kept], second[kept], atol=1e-6)
+    assert not np.allclose(first[1], second[1])
+
+
+@pytest.mark.parametrize("case", ["fgsm", "pgd", "cw", "infofeature"])
+@pytest.mark.parametrize("norm", BUDGET)
+def test_constant_logits_give_finite_images(case, norm):
+    images, labels = small.batch()
+
+    def constant(x):
+        zero = 0 * x.mean((1, 2))
+        return Outputs(zero @ jnp.ones((3, 5)), cam=jnp.zeros((len(x), 2, 2, 5)) + zero.mean())
+
+    perturbed = attack(case, norm)(constant, KEY, images, labels)
+    assert np.isfinite(perturbed).all()
+    assert (norms(perturbed, images, norm) <= BUDGET[norm]).all()
+
+
+def test_works_under_vmap():
+    """A leading axis of batches, each with its own key, gives what a loop over them gives."""
+    batches = [small.batch(seed=s) for s in (1, 2)]
+    images, labels = (jnp.stack(parts) for parts in zip(*batches, strict=True))
+    keys = jax.random.split(KEY, 2)
+    run = partial(attack("infofeature"), small.forward())
+    together = jax.jit(jax.vmap(run))(keys, images, labels)
+    one_by_one = [jax.jit(run)(k, x, y) for k, x, y in zip(keys, images, labels, strict=True)]
+    agree = np.isclose(together, jnp.stack(one_by_one), atol=1e-5).mean()
+    assert agree > 0.99  # a sign at a gradient of zero may differ
+
+
+@pytest.mark.parametrize("keep", ["last", "worst"])
+def test_pgd_against_a_loop_in_numpy(keep):
+    """The projected ascent written out, with gradients from autodiff of the linear model by hand."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(48, 5)).astype(np.float32)
+    images = rng.uniform(size=(4, 4, 4, 3)).astype(np.float32)
+    labels = np.array([0, 1, 2, 3])
+    forward = lambda x: x.reshape(len(x), -1) @ weights  # noqa: E731
+
+    def softmax(z):
+        e = np.exp(z - z.max(1, keepdims=True))
+        return e / e.sum(1, keepdims=True)
+
+    x, seen = images.copy(), []
+    for _ in range(5):
+        probabilities = softmax(forward(x))
+        seen.append((x, -np.log(probabilities[range(4), labels]), probabilities.argmax(1) != labels))
+        gradient = ((probabilities - np.eye(5)[labels]) @ weights.T).reshape(x.shape)
+        x = np.clip(np.clip(x + 0.02 * np.sign(gradient), images - 0.05, images + 0.05), 0, 1).astype(np.float32)
+    probabilities = softmax(forward(x))
+    seen.append((x, -np.log(probabilities[range(4), labels]), probabilities.argmax(1) != labels))
+    expected = x if keep == "last" else np.stack(
+        [max(((s[i], v[i], x[i]) for x, v, s in seen), key=lambda t: t[:2])[2] for i in range(4)]
+    )  # fmt: skip
+    result = attacks.pgd(
+        forward, KEY, jnp.asarray(images), jnp.asarray(labels), epsilon=0.05, step_size=0.02, num_steps=5,
+        random_start=False, keep=keep,
+    )  # fmt: skip
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_fgsm_is_the_fast_gradient_sign_method():
+    images, labels = small.batch()
+    forward = small.forward()
+
+    def loss(x):
+        return objectives.cross_entropy(forward(x), forward(images), labels).sum()
+
+    expected = np.clip(images + BUDGET["linf"] * np.sign(jax.grad(loss)(images)), 0, 1)
+    result = attacks.fgsm(forward, KEY, images, labels, epsilon=BUDGET["linf"])
+    np.testing.assert_allclose(result, expected, atol=1e-6)
+
+
+def test_infofeature_moves_the_class_activation_maps_further_than_pgd():
+    images, labels = small.batch(16)
+    forward = jax.jit(small.forward())
+    options = {"epsilon": 16 / 255, "num_steps": 7}
+    moved = {}
+    for name, run in {"pgd": attacks.pgd, "infofeature": partial(attacks.infofeature, weight=100.0)}.items():
+        perturbed = jax.jit(partial(run, small.forward(), **options))(KEY, images, labels)
+        moved[name] = np.linalg.norm((forward(perturbed).cam - forward(images).cam).reshape(16, -1), axis=1)
+    assert (moved["infofeature"] > moved["pgd"]).mean() > 0.8
+
+
+def test_weight_zero_is_pgd():
+    images, labels = small.batch()
+    options = {"epsilon": BUDGET["linf"], "num_steps": 3}
+    pgd = attacks.pgd(small.forward(), KEY, images, labels, **options)
+    without = attacks.infofeature(small.forward(), KEY, images, labels, weight=0.0, **options)
+    np.testing.assert_allclose(without, pgd, atol=1e-6)
+
+
+def test_targeted_attacks_reach_the_target_more_often():
+    images, labels = small.batch(16)
+    forward = small.forward()
+    for name in ("pgd", "cw", "infofeature"):
+        run = partial(attacks.ATTACKS[name], forward, KEY, images, labels, epsilon=0.2, step_size=0.02)
+        probability = lambda x: jax.nn.softmax(forward(x).logits)[jnp.arange(16), labels]  # noqa: E731
+        assert (probability(run(targeted=True)) > probability(images)).mean() > 0.9, name
+        assert (probability(run()) < probability(images)).mean() > 0.9, name
+
+
+def test_restarts_and_keeping_the_worst_never_help_the_model():
+    images, labels = small.batch(16)
+    forward = small.forward()
+
+    def loss(**options):
+        perturbed = attacks.pgd(forward, KEY, images, labels, epsilon=0.05, num_steps=4, **options)
+        return objectives.cross_entropy(forward(perturbed), forward(images), labels)
+
+    assert (loss(keep="worst") >= loss() - 1e-6).all()
+
+
+def test_bare_logits_are_enough_where_no_maps_are_needed():
+    images, labels = small.batch()
+    forward = small.forward()
+    bare = attacks.cw(lambda x: forward(x).logits, KEY, images, labels, epsilon=0.05, num_steps=2)
+    np.testing.assert_array_equal(bare, attacks.cw(forward, KEY, images, labels, epsilon=0.05, num_steps=2))
+    with pytest.raises(InvalidInput, match="no class activation maps"):
+        attacks.infofeature(lambda x: forward(x).logits, KEY, images, labels, epsilon=0.05)
+
+
+def change(**changes):
+    images, labels = small.batch()
+    return {"images": images, "labels": labels, "epsilon": 0.1} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": -0.1}, "epsilon -0.1: expected a finite number >= 0"),
+        ({"images": np.full((6, 8, 8, 3), 128, np.uint8)}, "images are uint8: expected floats"),
+        ({"images": np.full((6, 8, 8, 3), 2.0, np.float32)}, r"images span \[2, 2\]"),
+        ({"images": np.full((6, 8, 8, 3), np.nan, np.float32)}, "images span"),
+        ({"labels": np.full(6, 5)}, r"labels span \[5, 5\]: expected 0 to 4"),
+        ({"labels": np.full(6, -1)}, r"labels span \[-1, -1\]"),
+        ({"labels": np.zeros(5, int)}, r"labels are int64\[5\]: expected integers \[6\]"),
+        ({"labels": np.zeros(6)}, "labels are float64"),
+        ({"norm": "l3"}, "unknown norm 'l3'"),
+        ({"num_steps": -1}, "num_steps -1"),
+        ({"step_size": float("inf")}, "step_size inf"),
+        ({"restarts": 0}, "restarts 0"),
+        ({"keep": "first"}, "unknown keep 'first': choose one of last, worst"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_errors(changes, message):
+    with pytest.raises(InvalidInput, match=message):
+        attacks.pgd(small.forward(), KEY, **change(**changes))

@@ -1,0 +1,168 @@
+"""main.py as a user runs it: train, be killed, go on, evaluate; and every mistake answered in one line."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUICK = (
+    "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
+    "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
+    "--config.eval.attacks=('clean','fgsm','pgd7')", "--config.optimizer.milestones=(2.0,)",
+    "--config.eval.validation_attack=pgd2", "--config.log_every=1",
+)  # fmt: skip
+
+
+def environment(cache: pathlib.Path, devices: int = 1) -> dict:
+    """Compiled programs are shared between the runs of this file."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory):
+    """Runs main.py with the given flags; returns the finished process."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def run(*flags, check=True, devices=1):
+        process = subprocess.run(
+            [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(cache, devices), capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert not check or process.returncode == 0, process.stderr[-3000:]
+        return process
+
+    run.cache = cache
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(main, tmp_path_factory):
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = main(*QUICK, f"--workdir={workdir}")
+    return workdir, process
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
+    """All arrays of a checkpoint, read by orbax without any of our code."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+        return jax.tree.leaves(m.restore(step, args=ocp.args.StandardRestore()))
+
+
+def test_a_run_leaves_its_records(finished):
+    workdir, process = finished
+    results = json.loads((workdir / "results.json").read_text())
+    assert {"clean", "fgsm", "pgd7", "config", "checkpoint_step", "num_examples", "seconds"} <= results.keys()
+    assert results["num_examples"] == 100
+    assert results["pgd7"] <= results["fgsm"] <= results["clean"] <= 1
+    with np.load(workdir / "outcomes.npz") as outcomes:
+        for name in ("clean", "fgsm", "pgd7"):
+            assert outcomes[name].mean() == results[name]
+    epochs = [line for line in lines(workdir) if "epoch" in line]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3, 4, 5, 6]
+    best = max(epochs, key=lambda line: line["validation_robust_accuracy"])
+    assert results["checkpoint_step"] in {
+        line["step"] for line in epochs if line["validation_robust_accuracy"] == best["validation_robust_accuracy"]
+    }
+    rates = [line["learning_rate"] for line in lines(workdir) if "learning_rate" in line]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[-1] == pytest.approx(0.01)
+    assert json.loads((workdir / "config.json").read_text())["method"]["name"] == "infofeature"
+    assert "conv1" in (workdir / "parameters.txt").read_text()
+    assert "pgd7" in process.stdout
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(main, finished, tmp_path):
+    workdir = tmp_path / "killed"
+    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(main.cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not any(path.name.isdigit() for path in (workdir / "checkpoints").glob("*")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (workdir / "results.json").exists()
+    continued = main(*QUICK, f"--workdir={workdir}")
+    assert "continuing at step" in continued.stdout
+    for one, other in zip(parameters(workdir, 24), parameters(finished[0], 24), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [line["step"] for line in lines(workdir)] == [line["step"] for line in lines(finished[0])]
+
+
+def test_a_finished_run_is_not_trained_again_and_can_be_evaluated_otherwise(main, finished):
+    workdir, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    main(*QUICK, f"--workdir={workdir}", "--mode=evaluate", "--config.eval.attacks=('clean','noise','cw3')")
+    results = json.loads((workdir / "results.json").read_text())
+    assert {"clean", "noise", "cw3"} <= results.keys()
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_what_would_alter_a_run_is_refused(main, finished):
+    workdir, _ = finished
+    process = main(*QUICK, f"--workdir={workdir}", "--config.optimizer.momentum=0.5", check=False)
+    assert process.returncode == 2
+    assert "optimizer.momentum: 0.9 there, 0.5 now" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "no --config: give an experiment, as --config=configs/digits.py"),
+        (["--config=configs/none.py"], "configs/none.py"),
+        ([QUICK[0], "--config.optimiser.momentum=1"], "optimiser"),
+        ([QUICK[0], "--config.method.name=magic"], "unknown method 'magic': choose one of"),
+        (["--config=configs/digits.py:magic"], "unknown method 'magic'"),
+        ([QUICK[0], "--config.model.name=vgg"], "unknown model 'vgg': choose one of"),
+        ([QUICK[0], "--config.data.name=mnist"], "unknown data set 'mnist': choose one of"),
+        ([QUICK[0], "--config.data.name=none.npz"], "none.npz"),
+        ([QUICK[0], "--config.attack.epsilon=-1.0"], "config.attack.epsilon = -1.0: expected 0 or more"),
+        (
+            [QUICK[0], "--config.eval.attacks=('pgd',)"],
+            "unknown attack 'pgd' in config.eval: choose of clean",
+        ),
+        ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
+        ([QUICK[0], "--config.batch_size=5000"], "batch_size=5000 is larger than the training set"),
+        ([QUICK[0], "--mode=evaluate"], "no finished checkpoint"),
+        ([QUICK[0], "--workdir=/proc/nothing"], "workdir /proc/nothing cannot be written"),
+        ([QUICK[0], "--config.tensorboard=True"], "needs TensorFlow"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(main, tmp_path, flags, message):
+    if "TensorFlow" in message and any((pathlib.Path(p) / "tensorflow").exists() for p in sys.path):
+        pytest.skip("TensorFlow is installed")
+    workdir = [] if any("--workdir" in flag for flag in flags) else [f"--workdir={tmp_path / 'run'}"]
+    process = main(*flags, *workdir, check=False)
+    assert process.returncode == 2, process.stderr
+    assert message in process.stderr
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1, process.stderr
+    assert not (tmp_path / "run").exists()  # nothing half-written is left behind
+
+
+def test_batch_must_divide_over_the_devices(main, tmp_path):
+    process = main(*QUICK, f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", check=False, devices=8)
+    assert process.returncode == 2
+    assert "config.batch_size = 12: expected a multiple of the 8 devices, such as 16" in process.stderr

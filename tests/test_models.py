@@ -1,0 +1,128 @@
+"""Networks: sizes, the loop-safe convolution, batch normalisation against PyTorch's rule, compute types."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+
+from infofeat_jax import models
+from infofeat_jax.models import layers
+from infofeat_jax.types import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("resnet18", 11_173_962),
+        ("preact_resnet18", 11_172_170),
+        ("wrn_28_10", 36_479_194),
+        ("wrn_34_10", 46_160_474),
+    ],
+)
+def test_number_of_parameters(name, count):
+    module = models.create(name, num_classes=10)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == count
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "kernel"), [(8, 3), (7, 3), (8, 1), (7, 1)])
+def test_loop_safe_convolution_has_the_gradients_of_the_plain_one(size, kernel, stride):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, size, size, 3))
+    w = jax.random.normal(keys[1], (kernel, kernel, 3, 4))
+    plain, plain_vjp = jax.vjp(partial(layers._plain_convolve, stride=stride), x, w)
+    ours, our_vjp = jax.vjp(lambda x, w: layers.convolve(x, w, stride), x, w)
+    np.testing.assert_array_equal(ours, plain)
+    g = jax.random.normal(keys[2], plain.shape)
+    for gradient, expected in zip(our_vjp(g), plain_vjp(g), strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_loop_safe_convolution_can_be_differentiated_twice():
+    x, w = jnp.ones((1, 4, 4, 2)), jnp.full((3, 3, 2, 2), 0.5)
+
+    def penalty(convolve, w):
+        return jnp.square(jax.grad(lambda x: jnp.tanh(convolve(x, w, 1)).sum())(x)).sum()
+
+    ours, plain = (jax.grad(partial(penalty, f))(w) for f in (layers.convolve, layers._plain_convolve))
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norm_keeps_the_unbiased_variance():
+    bn = layers.BatchNorm(3)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3)) * 2 + 1
+    variables = bn.init(jax.random.key(0), x, train=True)
+    y, moved = bn.apply(variables, x, train=True, mutable=["batch_stats"])
+    wide = np.asarray(x, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(moved["batch_stats"]["mean"], 0.1 * wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(y.reshape(-1, 3), (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5), atol=1e-5)
+
+
+def test_initialisation_leaves_the_statistics_alone():
+    _, variables = (
+        (m := models.create("wrn_10_1", num_classes=3)),
+        m.init(jax.random.key(0), jnp.ones((2, 8, 8, 3))),
+    )
+    np.testing.assert_array_equal(variables["batch_stats"]["bn1"]["mean"], 0)
+    np.testing.assert_array_equal(variables["batch_stats"]["bn1"]["var"], 1)
+
+
+def test_folding_batch_norm_into_the_convolution_is_exact_up_to_rounding():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+
+    class Both(layers.nn.Module):
+        @layers.nn.compact
+        def __call__(self, x, fold):
+            c, b = layers.Conv(4, name="c"), layers.BatchNorm(4, name="b")
+            return layers.conv_bn(c, b, x, train=False) if fold else b(c(x), train=False)
+
+    variables = Both().init(jax.random.key(1), x, False)
+    variables["batch_stats"]["b"] = {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}
+    folded, plain = (Both().apply(variables, x, fold) for fold in (True, False))
+    np.testing.assert_allclose(folded, plain, atol=1e-5)
+
+
+def test_normalisation_is_part_of_the_model():
+    images, _ = small.batch(2)
+    module, variables = small.network()
+    same = module.clone(mean=0.0, std=1.0).apply(variables, (images - 0.5) / 0.5)
+    np.testing.assert_allclose(module.apply(variables, images).logits, same.logits, atol=1e-6)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_state():
+    images, _ = small.batch(4)
+    module, variables = small.network("resnet10")
+    half = models.create("resnet10", num_classes=5, width=4, dtype="bfloat16")
+    outputs, moved = half.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert {leaf.dtype for leaf in jax.tree.leaves((outputs, moved))} == {jnp.dtype(jnp.float32)}
+    text = jax.jit(half.apply).lower(variables, images).as_text()
+    assert "convolution" in text
+    assert "bf16" in text
+    np.testing.assert_allclose(half.apply(variables, images).logits, module.apply(variables, images).logits, atol=0.05)
+
+
+def test_unread_outputs_cost_nothing():
+    """XLA removes the activation maps where only logits are read: no flags are needed."""
+    module, variables = small.network()
+    images, _ = small.batch(2)
+    cost = lambda f: jax.jit(f).lower(variables, images).compile().cost_analysis()["flops"]  # noqa: E731
+    assert cost(lambda v, x: module.apply(v, x).logits) < cost(lambda v, x: module.apply(v, x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "vgg"}, "unknown model 'vgg': choose one of resnet10, resnet18, preact_resnet18, wrn_D_W"),
+        ({"name": "wrn_11_2"}, "depth is 10, 16, 22"),
+        ({"name": "resnet18", "dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"name": "resnet18", "width": -4}, "width -4"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        models.create(**arguments, num_classes=10)

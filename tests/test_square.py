@@ -1,0 +1,158 @@
+"""Square attack: the golden trace of the authors' code, the l2 pyramids by their formula, a linear model."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_model
+import numpy as np
+import pytest
+from golden_attacks import ARRAYS, images, labels, network
+
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks import patches, square
+from infofeat_jax.attacks.square import (
+    accept,
+    initial_state,
+    patch_sides,
+    repaint,
+    shares,
+    square_search,
+    stripes,
+)
+from infofeat_jax.types import InvalidInput
+
+KEY = jax.random.key(0)
+
+
+def test_schedule_is_the_recorded_one():
+    np.testing.assert_array_equal(shares(5000), ARRAYS["square/p_5000"])
+    np.testing.assert_array_equal(patch_sides((32, 32), 5000, 0.8, "linf"), ARRAYS["square/side_5000_32x32"])
+
+
+def test_l2_sides_are_odd_and_fit_the_image():
+    sides = patch_sides((32, 32), 5000, 0.8, "l2")
+    assert (sides % 2 == 1).all()
+    assert sides.min() == 3
+    assert patch_sides((8, 8), 100, 1.0, "l2").max() == 8
+
+
+def test_trace_of_recorded_proposals():
+    golden = {k.split("/")[-1]: v for k, v in ARRAYS.items() if k.startswith("square/trace/")}
+    rows = golden["images_used"]
+    threat = threats.threat("linf", 8 / 255)
+    state = initial_state(images("images_u8")[rows], labels("labels")[rows])
+    start = stripes(threat, state.images, jnp.asarray(golden["init_uniform01"]))
+
+    @jax.jit
+    def query(forward, state, side, corner, sign):
+        proposal = repaint(threat, state.images, state.adversarial, side, corner, sign)
+        return accept(forward, state, proposal)
+
+    state = jax.jit(accept)(network(), state, start)
+    sides = patch_sides((32, 32), 5000, 0.8, "linf")
+    corners = np.stack([golden["uniform01_vh"], golden["uniform01_vw"]], 1)
+    queries = np.ones(len(rows), int)
+    for t, (corner, sign) in enumerate(zip(corners, golden["uniform01_sign"], strict=True), start=1):
+        queries += ~np.asarray(state.success)
+        state = query(network(), state, sides[t], corner, sign)
+    np.testing.assert_array_equal(queries, golden["n_queries"])
+    # An acceptance by a difference of 1e-7 can fall the other way: one image may leave the path.
+    close = np.abs(state.margin - golden["margin_min"]) < 1e-4
+    assert close.sum() >= len(rows) - 1
+    np.testing.assert_allclose(state.margin, golden["margin_min"], atol=2e-2)
+    np.testing.assert_allclose(state.adversarial[:2], golden["x_best"], atol=1e-6)
+
+
+def pyramid_by_loops(height: int, width: int) -> np.ndarray:
+    """Eq. of the paper's supplement: sum over squares of growing size around the centre, weights 1 / k^2."""
+    plane = np.zeros((height, width))
+    row, column = height // 2, width // 2
+    for k in range(max(row, column) + 1):
+        plane[max(row - k, 0) : row + k + 1, max(column - k, 0) : column + k + 1] += 1 / (k + 1) ** 2
+    return plane / np.linalg.norm(plane)
+
+
+twin_pyramid = jax.jit(patches._twin_pyramid, static_argnums=0)
+
+
+@pytest.mark.parametrize(("side", "top", "left"), [(3, 0, 0), (5, 2, 4), (9, 1, 0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_twin_pyramids_follow_the_formula(side, top, left, flip):
+    found = twin_pyramid((11, 10), jnp.asarray([top, left]), side, jnp.asarray(flip))
+    half = side // 2
+    twin = np.concatenate([pyramid_by_loops(half, side), -pyramid_by_loops(side - half, side)])
+    wanted = np.zeros((11, 10))
+    wanted[top : top + side, left : left + side] = (twin.T if flip else twin) / np.linalg.norm(twin)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32, 3), (2, 4, 6, 1)])
+def test_l2_images_lie_on_the_sphere_and_change_in_two_windows(shape):
+    grey = jnp.full(shape, 0.5)
+    threat = threats.threat("l2", 0.4)
+    x = jax.jit(functools.partial(patches.first_l2, threat))(KEY, grey)
+    np.testing.assert_allclose(threats.size("l2", x - grey), 0.4, rtol=1e-4)
+    moved = jax.jit(functools.partial(patches.propose_l2, threat))(jax.random.key(1), grey, x, 3)
+    np.testing.assert_allclose(threats.size("l2", moved - grey), 0.4, rtol=1e-4)
+    changed = np.abs(moved - x).max(-1) > 1e-5
+    assert changed.any()
+    assert changed.sum((1, 2)).max() <= 2 * 9
+
+
+@functools.cache
+def attacked(norm: str, num_queries: int = 1000):
+    forward, x, y, weights = linear_model.problem(size=8)
+    epsilon = {"linf": 0.01, "l2": 0.16}[norm]
+    call = functools.partial(square, forward, epsilon=epsilon, norm=norm, num_queries=num_queries)
+    return (
+        x,
+        y,
+        jax.jit(call)(KEY, x, y),
+        forward,
+        linear_model.distances(forward, x, y, weights, norm),
+        epsilon,
+    )
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_breaks_most_of_what_can_be_broken_and_nothing_else(norm):
+    _, y, adversarial, forward, distance, epsilon = attacked(norm)
+    broken = np.asarray(forward(adversarial).argmax(-1) != y)
+    assert not broken[distance > epsilon].any()
+    assert broken[distance < 0.35 * epsilon].all()
+    assert (distance[broken] > 0.2 * epsilon).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_results_never_leave_ball_or_box_and_lower_the_margin(norm):
+    x, y, adversarial, forward, distance, epsilon = attacked(norm)
+    change = (np.asarray(adversarial, np.float64) - np.asarray(x, np.float64)).reshape(len(y), -1)
+    size = np.abs(change).max(1) if norm == "linf" else np.linalg.norm(change, axis=1)
+    assert size.max() <= epsilon
+    np.testing.assert_array_equal(adversarial[distance < 0], x[distance < 0])
+    robust = distance > epsilon
+    top = [jnp.sort(forward(z), axis=-1)[robust] for z in (x, adversarial)]
+    assert ((top[1][:, -1] - top[1][:, -2]) < (top[0][:, -1] - top[0][:, -2])).all()
+
+
+def test_window_is_shared_by_the_batch_and_every_query_counts():
+    grey, y = jnp.full((5, 8, 8, 2), 0.5), jnp.zeros(5, jnp.int32)
+    forward = lambda z: jnp.stack([jnp.ones(5), jnp.zeros(5)], 1)  # noqa: E731
+    search = square_search(threats.threat("linf", 0.01), (8, 8), num_queries=9)
+    step = jax.jit(lambda key, t, state: search.step(forward, key, t, state))
+    assert search.num_steps == 9
+    state = initial_state(grey, y)
+    for t in range(search.num_steps):
+        state = step(KEY, t, state._replace(margin=jnp.full(5, jnp.inf), adversarial=grey))
+        changed = np.abs(state.adversarial - grey) > 0.009
+        assert changed.all() if t == 0 else (changed == changed[:1]).all()
+        assert changed[0, :, :, 0].sum() == (64 if t == 0 else patch_sides((8, 8), 9, 0.8, "linf")[t] ** 2)
+
+
+def test_invalid_arguments_are_named():
+    forward, x, y, _ = linear_model.problem()
+    with pytest.raises(InvalidInput, match="initial_share"):
+        square(forward, KEY, x, y, epsilon=0.1, initial_share=0.0)
+    with pytest.raises(InvalidInput, match="num_steps"):
+        square(forward, KEY, x, y, epsilon=0.1, num_queries=-1)

@@ -1,0 +1,95 @@
+"""Ball and box: exact bounds in float64, whatever the floats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infofeat_jax import threat
+from infofeat_jax.types import InvalidInput
+
+
+def norms(delta: np.ndarray, norm: str) -> np.ndarray:
+    flat = delta.reshape(len(delta), -1)
+    return np.abs(flat).max(1) if norm == "linf" else np.sqrt((flat**2).sum(1))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(["linf", "l2"]),
+    st.floats(0, 2),
+    st.integers(0, 2**16),
+    st.sampled_from([1e-6, 0.1, 3.0, 1e6]),
+)
+def test_projection_never_leaves_ball_or_box(norm, epsilon, seed, scale):
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(size=(4, 9, 9, 3)).astype(np.float32)
+    images[0, :3] = rng.integers(0, 2, (3, 9, 3))  # the box's corners
+    perturbed = images + scale * rng.normal(size=images.shape).astype(np.float32)
+    model = threat.threat(norm, epsilon)
+    out = np.asarray(threat.project(model, jnp.asarray(images), jnp.asarray(perturbed)))
+    assert out.min() >= 0
+    assert out.max() <= 1
+    assert (norms(out.astype(np.float64) - images.astype(np.float64), norm) <= epsilon).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_projection_leaves_what_is_inside(norm):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0.3, 0.7, (3, 4, 4, 3)), jnp.float32)
+    inside = images + jnp.asarray(rng.uniform(-0.01, 0.01, images.shape), jnp.float32)
+    np.testing.assert_allclose(threat.project(threat.threat(norm, 0.2), images, inside), inside, atol=1e-7)
+
+
+def test_linf_projection_is_a_clip():
+    images, far = jnp.full((1, 2, 2, 1), 0.5), jnp.full((1, 2, 2, 1), 0.9)
+    np.testing.assert_allclose(threat.project(threat.threat("linf", 0.1), images, far), 0.6, atol=2e-7)
+
+
+@pytest.mark.parametrize(("norm", "expected_mean_radius"), [("linf", None), ("l2", 48 / 49)])
+def test_random_starts_are_uniform_in_the_ball(norm, expected_mean_radius):
+    images = jnp.full((2000, 4, 4, 3), 0.5)
+    start = threat.random_start(threat.threat(norm, 0.1), jax.random.key(0), images)
+    delta = np.asarray(start, np.float64) - 0.5
+    if expected_mean_radius is None:  # uniform in each pixel: standard deviation epsilon / sqrt(3)
+        np.testing.assert_allclose(delta.std(), 0.1 / np.sqrt(3), rtol=0.01)
+    else:  # E[radius] = d / (d + 1) of the radius
+        np.testing.assert_allclose(norms(delta, norm).mean(), 0.1 * expected_mean_radius, rtol=0.002)
+    assert abs(delta.mean()) < 5e-4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_steps_are_steepest_ascent_whatever_the_gradients_scale(norm, scale):
+    rng = np.random.default_rng(0)
+    gradient = rng.normal(size=(3, 4, 4, 3))
+    step = np.asarray(threat.NORMS[norm].ascent(jnp.asarray(gradient * scale, jnp.float32)), np.float64)
+    dual = np.abs(gradient).sum((1, 2, 3)) if norm == "linf" else np.sqrt((gradient**2).sum((1, 2, 3)))
+    np.testing.assert_allclose((step * gradient).sum((1, 2, 3)), dual, rtol=1e-5)  # Hölder's bound is reached
+    np.testing.assert_allclose(norms(step, norm), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_non_finite_gradients_do_not_move_their_pixels(norm):
+    images = jnp.full((1, 2, 2, 1), 0.5)
+    gradient = jnp.asarray([jnp.nan, jnp.inf, 1.0, -1.0]).reshape(images.shape)
+    moved = threat.ascend(threat.threat(norm, 0.1), images, images, gradient, 0.05)
+    assert np.isfinite(moved).all()
+    np.testing.assert_allclose(moved.ravel()[:2], 0.5)
+    assert moved.ravel()[2] > 0.5 > moved.ravel()[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("linf", -1.0), "epsilon -1.0: expected a finite number >= 0"),
+        (("linf", float("nan")), "epsilon nan"),
+        (("l3", 1.0), "unknown norm 'l3': choose one of l2, linf"),
+        (("linf", 1.0, (1.0, 0.0)), "low < high"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(InvalidInput, match=message):
+        threat.threat(*arguments)

@@ -1,0 +1,165 @@
+"""The training step against a plain one written out, and what must hold for every method."""
+
+import re
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from infofeat_jax import config as configs
+from infofeat_jax import data, methods, optim, parallel, run
+from infofeat_jax.data import augment
+from infofeat_jax.update import update
+
+METHODS = ("standard", "infofeature", "feature_scatter", "trades")
+
+
+@cache
+def create_run(method: str, count: int = 1, mode: str = "jit") -> run.Run:
+    """A run on random pictures and the first `count` devices."""
+    config = configs.default()
+    config.method.name = method
+    config.attack.num_steps = 2
+    config.data.crop_padding = 1
+    config.batch_size = 16
+    config.parallel = mode
+    config = configs.resolve(config)
+    module = small.TinyNet()
+    images, labels = (np.asarray(part) for part in small.batch(32))
+    split = data.Split((255 * images).astype(np.uint8), labels.astype(np.int32))
+    dataset = data.Dataset(split, split, split, 5, "noise")
+    schedule = optim.step_schedule(0.1, (1.0, 2.0), 0.1, 2)
+    mesh = jax.sharding.Mesh(jax.devices()[:count], (parallel.AXIS,))
+    return run.Run(
+        config, Path("."), dataset, mesh, module, run.create_method(config, 5),
+        optim.sgd(schedule, 0.9, 2e-4), schedule, 2,
+    )  # fmt: skip
+
+
+def steps(the_run: run.Run, num_steps: int = 3):
+    """(final state, metrics of the last step) after a few steps on the same batch."""
+    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, the_run.config.parallel)
+    batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
+    state = run.create_state(the_run)
+    for _ in range(num_steps):
+        state, values = step(state, batch, jax.random.key(0))
+    return jax.device_get(state), jax.device_get(values)
+
+
+def distance(a, b) -> float:
+    """The largest difference of two states, relative to the first one's largest entry per leaf."""
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return max(float(np.abs(x - y).max() / (np.abs(x).max() + 1e-3)) for x, y in leaves)
+
+
+def test_a_madry_step_is_the_plain_one():
+    """Augmentation, PGD with BatchNorm in evaluation mode, one SGD step with coupled decay: by hand."""
+    the_run = create_run("madry")
+    state = jax.device_get(run.create_state(the_run))
+    labels = jnp.asarray(the_run.data.train.labels[:16])
+    images = jnp.asarray(the_run.data.train.images[:16], jnp.float32) / 255
+    value, params, moved = jax.jit(partial(plain_madry_step, the_run.module))(state, images, labels)
+    after, values = steps(the_run, 1)
+    np.testing.assert_allclose(values["loss"], value, rtol=1e-4)
+    assert distance(jax.device_get(params), after.params) < 1e-3
+    assert distance(jax.device_get(moved), after.batch_stats) < 1e-3
+    assert after.step == 1
+
+
+def plain_madry_step(module, state, images, labels):
+    """(loss, new parameters, new statistics), written out for the settings of create_run."""
+    augment_key, attack_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    images = augment.crop_and_flip(augment_key, images, padding=1, flip=True)
+    stats = state.batch_stats
+
+    def cross_entropy(logits):
+        return -jax.nn.log_softmax(logits)[jnp.arange(16), labels]
+
+    def attacked(x):
+        return cross_entropy(module.apply({"params": state.params, "batch_stats": stats}, x).logits).sum()
+
+    x = jnp.clip(images + jax.random.uniform(attack_key, images.shape, minval=-1, maxval=1) * 8 / 255, 0, 1)
+    for _ in range(2):
+        x = x + 2 / 255 * jnp.sign(jax.grad(attacked)(x))
+        x = jnp.clip(x, images - 8 / 255, images + 8 / 255).clip(0, 1)
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": stats}
+        outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return cross_entropy(outputs.logits).mean(), moved["batch_stats"]
+
+    (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    return value, jax.tree.map(lambda p, g: p - 0.1 * (g + 2e-4 * p), state.params, gradient), moved
+
+
+def test_sgd_is_pytorchs():
+    """v = m v + (g + wd p); p -= lr v, with the rate dropping at its milestones."""
+    optimizer = optim.sgd(optim.step_schedule(0.1, (1.0, 1.5), 0.1, 2), 0.9, 0.01)
+    p, v = np.array([1.0, -2.0]), np.zeros(2)
+    params, state = jnp.asarray(p), optimizer.init(jnp.asarray(p))
+    for step, rate in enumerate([0.1, 0.1, 0.01, 0.001]):
+        gradient = np.array([0.3, 0.1]) * (step + 1)
+        v = 0.9 * v + gradient + 0.01 * p
+        p = p - rate * v
+        changes, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, changes)
+    np.testing.assert_allclose(params, p, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_eight_devices_compute_what_one_does(method):
+    """The default mode has the semantics of the whole batch: BatchNorm, coupled attacks, random numbers."""
+    (one, one_values), (eight, eight_values) = (steps(create_run(method, n)) for n in (1, 8))
+    assert distance(one, eight) < 2e-3  # three steps; a sign at a gradient near zero may differ
+    np.testing.assert_allclose(one_values["loss"], eight_values["loss"], rtol=1e-3)
+
+
+def test_pmap_mode_averages_over_devices():
+    """On one device the same as jit up to the device's key; on several finite, and the state agrees everywhere."""
+    after, values = steps(create_run("standard", 2, "pmap"))
+    assert np.isfinite(values["loss"])
+    # BatchNorm saw 8 images a device: close to, but not, the whole batch's result.
+    whole, _ = steps(create_run("standard", 2))
+    assert 1e-6 < distance(whole.batch_stats, after.batch_stats) < 0.5
+
+
+def test_pmap_gradients_are_means_not_sums():
+    """One step of standard training: the change of the linear layer's bias is of the same size in both modes."""
+    bias = {}
+    for mode in ("jit", "pmap"):
+        after, _ = steps(create_run("standard", 8, mode), 1)
+        bias[mode] = np.linalg.norm(after.params["linear"]["bias"])
+    assert 0.7 < bias["pmap"] / bias["jit"] < 1.4
+
+
+def test_nothing_is_reduced_between_devices_inside_the_attack():
+    """All communication stays outside the attack's loop: the compiled loop body has no collective."""
+    the_run = create_run("infofeature", 8)
+    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
+    text = step.lower(run.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
+    bodies = set(re.findall(r"body=%([\w.-]+)", text))
+    loops = [part for part in text.split("\n\n") if _name(part) in bodies]
+    assert loops
+    assert "all-reduce" in text
+    assert not any("all-reduce" in loop or "all-gather" in loop for loop in loops)
+
+
+def _name(computation: str) -> str:
+    match = re.match(r"\s*(?:ENTRY )?%([\w.-]+)", computation)
+    return match[1] if match else ""
+
+
+@pytest.mark.parametrize(("milestones", "valid"), [((60.0, 90.0), True), ((90.0, 60.0), False), ((0.0,), False)])
+def test_milestones_are_checked(milestones, valid):
+    if valid:
+        schedule = optim.step_schedule(0.1, milestones, 0.1, 10)
+        np.testing.assert_allclose([schedule(599), schedule(600), schedule(900)], [0.1, 0.01, 0.001], rtol=1e-5)
+    else:
+        with pytest.raises(methods.InvalidInput, match="increasing epochs"):
+            optim.step_schedule(0.1, milestones, 0.1, 10)
