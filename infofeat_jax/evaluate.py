@@ -83,7 +83,7 @@ def budget(config: ConfigDict) -> dict:
 
 
 def evaluate(run: Run) -> dict:
-    """Evaluates the run's checkpoint under config.eval.attacks; writes results.json and outcomes.npz, prints the row."""
+    """Evaluates the run's checkpoint under config.eval.attacks; writes results.json and outcomes.npz."""
     config = run.config
     with checkpoint.manager(run.workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         step = checkpoint.find(checkpoints, config.eval.checkpoint)

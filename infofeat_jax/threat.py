@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 
 from infofeat_jax.types import Images, InvalidInput, PerExample, PRNGKey, check_choice
 
-# Relative shrinking of the l2 radius that covers float32 rounding of the norm and of the sum.
+# Relative shrinking of the l2 radius that covers float32 rounding of the norm.
 _L2_SLACK = 4e-6
 
 
@@ -103,7 +103,8 @@ def _l2_project(images: Images, perturbed: Images, epsilon: float) -> Images:
     displacement = perturbed - images
     radius = epsilon * (1 - _L2_SLACK)
     shrink = jnp.minimum(1.0, radius / jnp.maximum(_l2_size(displacement), 1e-30))
-    return images + displacement * per_example(shrink, images)
+    # One float towards the image, as above.
+    return jnp.nextafter(images + displacement * per_example(shrink, images), images)
 
 
 def _l2_sample(key: PRNGKey, like: Images) -> Images:
