@@ -152,6 +152,7 @@ def _check(config: ConfigDict) -> None:
         ("eval.step_size", _is_number(config.eval.step_size), "0 or more 8-bit levels"),
         ("eval.batch_size", config.eval.batch_size >= 1, "1 or more"),
         ("eval.num_examples", config.eval.num_examples >= 0, "0 (all) or more"),
+        ("eval.autoattack_examples", config.eval.autoattack_examples >= 0, "0 (all) or more"),
         ("eval.checkpoint", config.eval.checkpoint in ("best", "latest"), "best or latest"),
         ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
     ]

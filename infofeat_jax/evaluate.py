@@ -14,7 +14,7 @@ from flax.linen import Module
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infofeat_jax import attacks, checkpoint, metrics, parallel
+from infofeat_jax import attacks, cascade, checkpoint, metrics, parallel
 from infofeat_jax import config as configs
 from infofeat_jax.data import Split
 from infofeat_jax.data.batches import padded_batches
@@ -68,8 +68,10 @@ def correct(one_batch: OneBatch, mesh: Mesh, variables, key, split: Split, batch
 
 def check_attacks(config: ConfigDict) -> None:
     """Raises InvalidInput for unknown attack names, before anything expensive starts."""
+    if not config.eval.attacks:
+        raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
     for name in (*config.eval.attacks, config.eval.validation_attack):
-        if name != "autoattack":
+        if name != "autoattack" or name == config.eval.validation_attack:
             create_attack(name, **budget(config))
 
 
@@ -91,10 +93,10 @@ def evaluate(run: Run) -> dict:
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     count = config.eval.num_examples or len(run.data.test.labels)
     split = Split(*(array[:count] for array in run.data.test))
-    outcomes, seconds = attack_all(run, variables, split)
+    outcomes, seconds = attack_all(run, variables, split, step)
     results = {name: float(outcome.mean()) for name, outcome in outcomes.items()}
     results |= {
-        "worst_case": float(np.all(list(outcomes.values()), axis=0).mean()),
+        "worst_case": worst_case(outcomes),
         "checkpoint": config.eval.checkpoint,
         "checkpoint_step": step,
         "num_examples": len(split.labels),
@@ -109,25 +111,46 @@ def evaluate(run: Run) -> dict:
     return results
 
 
-def attack_all(run: Run, variables, split: Split) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """({attack: correct [n]}, {attack: seconds})."""
-    config, outcomes, seconds = run.config, {}, {}
-    size = config.eval.batch_size
-    total = len(config.eval.attacks) * -(-len(split.labels) // size)
-    with metrics.progress(total, active=parallel.is_writer()) as show:
-        done = 0
-        for name in config.eval.attacks:
-            start, parts = time.perf_counter(), []
-            one_batch = compile_attack(run.module, create_attack(name, **budget(config)), run.mesh)
-            key = jax.random.fold_in(jax.random.key(config.seed), 1)
-            for part in correct(one_batch, run.mesh, variables, key, split, size):
-                parts.append(part)
-                done += 1
-                show(done, f"{name}: {np.concatenate(parts).mean():.1%} correct")
-            outcomes[name] = np.concatenate(parts)
-            seconds[name] = round(time.perf_counter() - start, 2)
-            show(done, name, f"{name}: {outcomes[name].mean():.1%} of {len(split.labels)} correct")
+def worst_case(outcomes: Mapping[str, np.ndarray]) -> float:
+    """The share of examples that every attack leaves correct, of those that every attack was tried on."""
+    shortest = min(len(outcome) for outcome in outcomes.values())
+    return float(np.all([outcome[:shortest] for outcome in outcomes.values()], axis=0).mean())
+
+
+def attack_all(
+    run: Run, variables, split: Split, checkpoint_step: int
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """({attack: correct [n]}, {attack: seconds}); AutoAttack may be on the first few examples only."""
+    outcomes, seconds = {}, {}
+    names = run.config.eval.attacks
+    with metrics.progress(len(names), active=parallel.is_writer()) as show:
+        for index, name in enumerate(names):
+            start = time.perf_counter()
+
+            def tell(text: str, share: float = 0.0, index=index, name=name) -> None:
+                show(index + share, f"{name}: {text}")
+
+            if name == "autoattack":
+                outcome = cascade.attack(
+                    run, variables, split, checkpoint_step,
+                    lambda p, tell=tell: tell(f"{p.stage}, {p.survivors} of {p.examples} left", p.done),
+                )  # fmt: skip
+            else:
+                outcome = one_attack(run, name, variables, split, tell)
+            outcomes[name], seconds[name] = outcome, round(time.perf_counter() - start, 2)
+            show(index + 1, name, f"{name}: {outcome.mean():.1%} of {len(outcome)} correct ({seconds[name]:.0f} s)")
     return outcomes, seconds
+
+
+def one_attack(run: Run, name: str, variables, split: Split, tell: Callable) -> np.ndarray:
+    """Which examples of `split` the attack `name` leaves correctly classified."""
+    size = run.config.eval.batch_size
+    one_batch = compile_attack(run.module, create_attack(name, **budget(run.config)), run.mesh)
+    key, parts = jax.random.fold_in(jax.random.key(run.config.seed), 1), []
+    for part in correct(one_batch, run.mesh, variables, key, split, size):
+        parts.append(part)
+        tell(f"{np.concatenate(parts).mean():.1%} correct", len(parts) * size / len(split.labels))
+    return np.concatenate(parts)
 
 
 def save(workdir: pathlib.Path, results: Mapping, outcomes: Mapping[str, np.ndarray]) -> None:

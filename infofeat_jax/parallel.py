@@ -64,6 +64,11 @@ def shard(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), tree)
 
 
+def place(mesh: Mesh, array: np.ndarray) -> jax.Array:
+    """Splits a batch of any size over the devices if they divide it; gives it to all of them otherwise."""
+    return shard(mesh, array) if len(array) % mesh.size == 0 else replicate(mesh, array)
+
+
 def parallelize_update(update: Callable, mesh: Mesh, mode: str) -> Callable:
     """Compiles `update(state, batch, key, average=...)` -> (state, metrics) over the mesh, state donated.
 

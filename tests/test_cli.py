@@ -120,6 +120,24 @@ def test_a_finished_run_is_not_trained_again_and_can_be_evaluated_otherwise(main
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_autoattack_on_a_trained_run(main, finished):
+    """On the first examples only; an evaluation that finds its standing on disk repeats nothing."""
+    workdir, _ = finished
+    flags = ("--mode=evaluate", "--config.eval.attacks=('clean','autoattack')", "--config.eval.autoattack_examples=32")
+    main(*QUICK, f"--workdir={workdir}", *flags)
+    results = json.loads((workdir / "results.json").read_text())
+    with np.load(workdir / "outcomes.npz") as outcomes, np.load(workdir / "autoattack.npz") as standing:
+        assert outcomes["autoattack"].shape == (32,)
+        assert not (outcomes["autoattack"] & ~outcomes["clean"][:32]).any()
+        assert results["autoattack"] == results["worst_case"] == outcomes["autoattack"].mean()
+        queries = standing["queries"]
+    written = (workdir / "autoattack.npz").stat().st_mtime_ns
+    main(*QUICK, f"--workdir={workdir}", *flags)
+    assert (workdir / "autoattack.npz").stat().st_mtime_ns >= written
+    with np.load(workdir / "autoattack.npz") as standing:
+        assert standing["queries"] == queries
+
+
 def test_what_would_alter_a_run_is_refused(main, finished):
     workdir, _ = finished
     process = main(*QUICK, f"--workdir={workdir}", "--config.optimizer.momentum=0.5", check=False)

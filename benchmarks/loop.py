@@ -1,0 +1,73 @@
+"""A 7-step attack in a fori_loop against the same attack unrolled, and against a loop of plain convolutions.
+
+  python benchmarks/loop.py --width=16 --batch_size=64
+
+Prints the median of interleaved runs and the ratios within this run. The aim: loop at most 1.1 x unrolled.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+
+from infofeat_jax import attacks, models, objectives, threat
+from infofeat_jax.models import layers
+
+STEPS = 7
+
+
+def unrolled(forward, key, images, labels, *, epsilon, step_size):
+    """attacks.infofeature with its loop written out by Python."""
+    model = threat.threat("linf", epsilon)
+    clean, objective = forward(images), objectives.infofeature()
+    x = threat.random_start(model, key, images)
+    for _ in range(STEPS):
+        gradient = jax.grad(lambda x: objective(forward(x), clean, labels).sum())(x)
+        x = threat.ascend(model, images, x, gradient, step_size)
+    return x
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    module = models.create(args.model, num_classes=10, width=args.width)
+    images = jax.random.uniform(jax.random.key(0), (args.batch_size, 32, 32, 3))
+    labels = jnp.arange(args.batch_size) % 10
+    variables = jax.jit(module.init)(jax.random.key(1), images[:1])
+    forward, budget = partial(module.apply, variables), {"epsilon": 8 / 255, "step_size": 2 / 255}
+    arguments = jax.random.key(2), images, labels
+    cases = {
+        "loop": partial(attacks.infofeature, forward, num_steps=STEPS, **budget),
+        "unrolled": partial(unrolled, forward, **budget),
+        "loop of plain convolutions": partial(attacks.infofeature, forward, num_steps=STEPS, **budget),
+    }
+    compiled, seconds = {}, {name: [] for name in cases}
+    for name, attack in cases.items():
+        convolve = layers._plain_convolve if "plain" in name else layers.convolve
+        with mock.patch.object(layers, "convolve", lambda x, k, s=1, f=convolve: f(x, k, s)):
+            began = time.perf_counter()
+            compiled[name] = jax.jit(attack).lower(*arguments).compile()
+            print(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
+    for _ in range(args.repeats + 1):  # interleaved; the first round warms up
+        for name, run in compiled.items():
+            began = time.perf_counter()
+            jax.block_until_ready(run(*arguments))
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    print(f"{args.model} width {args.width}, batch {args.batch_size}, {STEPS} InfoFeature steps, float32;")
+    print(f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}")
+    for name, median in medians.items():
+        print(f"{name:>28}: {median:.3f} s   {median / medians['unrolled']:.2f} x unrolled")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""AutoAttack on a trained model, its standing saved on the way: a stopped evaluation goes on where it was."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Bool
+
+from infofeat_jax import config as configs
+from infofeat_jax import parallel, threat
+from infofeat_jax.attacks import autoattack
+from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing
+from infofeat_jax.data import Split
+from infofeat_jax.run import Run
+
+SAVE_EVERY = 30.0  # seconds
+
+
+def attack(
+    run: Run, variables, split: Split, checkpoint_step: int, on_progress: Callable[[Progress], None]
+) -> Bool[np.ndarray, " n"]:
+    """Which of the first config.eval.autoattack_examples (0: all) of `split` standard AutoAttack leaves correct.
+
+    The standing lies in autoattack.npz beside the results, with the adversarial images found. It is taken up
+    again by the same evaluation of the same checkpoint only.
+    """
+    config = run.config
+    count = config.eval.autoattack_examples or len(split.labels)
+    images, labels = split.images[:count].astype(np.float32) / 255, split.labels[:count]
+    model = threat.threat(config.attack.norm, config.attack.epsilon / configs.LEVELS)
+    plan = autoattack.plan(model, run.data.num_classes, images.shape[1:3])
+    setting = json.dumps([checkpoint_step, *model, count, config.eval.batch_size, config.seed, run.data.name])
+    path, saved = run.workdir / "autoattack.npz", time.monotonic()
+    standing = load(path, setting)
+    steps = autoattack.steps(
+        plan, Partial(run.module.apply, variables), jax.random.fold_in(jax.random.key(config.seed), 2), images, labels,
+        batch_size=config.eval.batch_size, standing=standing, place=partial(parallel.place, run.mesh),
+    )  # fmt: skip
+    for progress, standing in steps:
+        on_progress(progress)
+        if parallel.is_writer() and time.monotonic() - saved > SAVE_EVERY:
+            save(path, setting, standing)
+            saved = time.monotonic()
+    if parallel.is_writer():
+        save(path, setting, standing)
+    return standing.broken_by == ROBUST
+
+
+def save(path: pathlib.Path, setting: str, standing: Standing) -> None:
+    """Replaces the file as a whole."""
+    partial_file = path.with_suffix(".partial.npz")
+    np.savez(partial_file, setting=setting, **standing._asdict())
+    partial_file.replace(path)
+
+
+def load(path: pathlib.Path, setting: str) -> Standing | None:
+    """The standing saved for the same setting, if any."""
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as saved:
+        if str(saved["setting"]) != setting:
+            return None
+        values = {name: saved[name] for name in Standing._fields}
+    return Standing(**{name: value if value.ndim else int(value) for name, value in values.items()})
