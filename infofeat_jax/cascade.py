@@ -13,8 +13,7 @@ from jaxtyping import Bool
 
 from infofeat_jax import config as configs
 from infofeat_jax import parallel, threat
-from infofeat_jax.attacks import autoattack
-from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing
+from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing, plan, steps
 from infofeat_jax.data import Split
 from infofeat_jax.run import Run
 
@@ -33,15 +32,16 @@ def attack(
     count = config.eval.autoattack_examples or len(split.labels)
     images, labels = split.images[:count].astype(np.float32) / 255, split.labels[:count]
     model = threat.threat(config.attack.norm, config.attack.epsilon / configs.LEVELS)
-    plan = autoattack.plan(model, run.data.num_classes, images.shape[1:3])
+    stages = plan(model, run.data.num_classes, images.shape[1:3])
     setting = json.dumps([checkpoint_step, *model, count, config.eval.batch_size, config.seed, run.data.name])
     path, saved = run.workdir / "autoattack.npz", time.monotonic()
     standing = load(path, setting)
-    steps = autoattack.steps(
-        plan, Partial(run.module.apply, variables), jax.random.fold_in(jax.random.key(config.seed), 2), images, labels,
+    key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    batches = steps(
+        stages, Partial(run.module.apply, variables), key, images, labels,
         batch_size=config.eval.batch_size, standing=standing, place=partial(parallel.place, run.mesh),
     )  # fmt: skip
-    for progress, standing in steps:
+    for progress, standing in batches:
         on_progress(progress)
         if parallel.is_writer() and time.monotonic() - saved > SAVE_EVERY:
             save(path, setting, standing)

@@ -9,7 +9,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from infofeat_jax.types import InvalidInput
 
-SCORE = "validation_robust_accuracy"  # what "best" means
+SCORE = "validation_score"  # what "best" means: robust validation accuracy, for standard training the clean one
 
 
 def manager(directory: pathlib.Path, keep: int = 2) -> ocp.CheckpointManager:

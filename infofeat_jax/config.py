@@ -68,7 +68,9 @@ def default() -> ConfigDict:
     config.eval.step_size = 2.0
     config.eval.batch_size = 250
     config.eval.num_examples = 0  # the first n test images; 0: all
-    config.eval.checkpoint = "best"  # by validation robust accuracy (the paper's early stopping), or latest
+    config.eval.checkpoint = (
+        "best"  # on validation images (early stopping: robust, for standard clean accuracy), or latest
+    )
     config.eval.validation_attack = "pgd7"  # what early stopping judges by
     config.eval.autoattack_examples = 0  # the first n test images for the costly AutoAttack; 0: as num_examples
 

@@ -95,7 +95,8 @@ def report_step(loop: Loop, step: int, values: dict, start: int, began: float) -
 def finish_epoch(loop: Loop, state: State, step: int, seconds: float) -> None:
     """Validates, logs, and starts saving a checkpoint."""
     accuracy = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
-    checkpoint.save(loop.checkpoints, step, state, accuracy["robust"])
+    score = accuracy["clean" if loop.run.method.attack is None else "robust"]  # what early stopping judges by
+    checkpoint.save(loop.checkpoints, step, state, score)
     epoch, config = step // loop.run.steps_per_epoch, loop.run.config
     values = {f"validation_{name}_accuracy": value for name, value in accuracy.items()}
     loop.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
