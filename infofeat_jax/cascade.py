@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import config as configs
-from infofeat_jax import parallel, threat
+from infofeat_jax import metrics, parallel, threat
 from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing, plan, steps
 from infofeat_jax.data import Split
 from infofeat_jax.run import Run
@@ -53,9 +53,7 @@ def attack(
 
 def save(path: pathlib.Path, setting: str, standing: Standing) -> None:
     """Replaces the file as a whole."""
-    partial_file = path.with_suffix(".partial.npz")
-    np.savez(partial_file, setting=setting, **standing._asdict())
-    partial_file.replace(path)
+    metrics.write_arrays_atomically(path, {"setting": setting, **standing._asdict()})
 
 
 def load(path: pathlib.Path, setting: str) -> Standing | None:

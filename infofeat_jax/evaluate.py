@@ -90,10 +90,9 @@ def evaluate(run: Run) -> dict:
     with checkpoint.manager(run.workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
         step = checkpoint.find(checkpoints, config.eval.checkpoint)
         state = checkpoint.restore(checkpoints, step, create_state(run))
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     count = config.eval.num_examples or len(run.data.test.labels)
     split = Split(*(array[:count] for array in run.data.test))
-    outcomes, seconds = attack_all(run, variables, split, step)
+    outcomes, seconds = attack_all(run, state.variables, split, step)
     results = {name: float(outcome.mean()) for name, outcome in outcomes.items()}
     results |= {
         "worst_case": worst_case(outcomes),
@@ -155,7 +154,5 @@ def one_attack(run: Run, name: str, variables, split: Split, tell: Callable) -> 
 
 def save(workdir: pathlib.Path, results: Mapping, outcomes: Mapping[str, np.ndarray]) -> None:
     """Writes per-example outcomes, then results.json, each whole or not at all."""
-    partial_file = workdir / "outcomes.partial.npz"
-    np.savez_compressed(partial_file, **outcomes)
-    partial_file.replace(workdir / "outcomes.npz")
+    metrics.write_arrays_atomically(workdir / "outcomes.npz", outcomes)
     metrics.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")

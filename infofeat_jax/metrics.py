@@ -3,9 +3,10 @@
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -39,6 +40,13 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     """Replaces `path` as a whole: readers and kills see the old text or the new one."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
+    partial.replace(path)
+
+
+def write_arrays_atomically(path: pathlib.Path, arrays: Mapping) -> None:
+    """The same for an .npz of arrays."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
     partial.replace(path)
 
 

@@ -28,6 +28,11 @@ class State(NamedTuple):
     batch_stats: PyTree
     opt_state: PyTree
 
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What `module.apply` takes for the frozen model."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
 
 class Run(NamedTuple):
     """What a configuration means on this machine."""

@@ -109,10 +109,9 @@ def finish_epoch(loop: Loop, state: State, step: int, seconds: float) -> None:
 
 def validate(loop: Loop, one_batch: Callable, state: State) -> float:
     """Accuracy on the validation images; the same random starts each epoch."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
     key = jax.random.fold_in(loop.key, VALIDATION_STREAM)
     size = loop.run.config.eval.batch_size
-    parts = evaluate.correct(one_batch, loop.run.mesh, variables, key, loop.run.data.validation, size)
+    parts = evaluate.correct(one_batch, loop.run.mesh, state.variables, key, loop.run.data.validation, size)
     return float(np.concatenate(list(parts)).mean())
 
 

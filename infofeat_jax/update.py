@@ -24,7 +24,7 @@ def update(run: Run, state: State, batch, key: PRNGKey, *, average: Callable) ->
     images = batch[0].astype(jnp.float32) / 255
     data = run.config.data
     images = augment.crop_and_flip(augment_key, images, padding=data.crop_padding, flip=data.flip)
-    frozen = partial(run.module.apply, {"params": state.params, "batch_stats": state.batch_stats})
+    frozen = partial(run.module.apply, state.variables)
     attack = run.method.attack
     perturbed = images if attack is None else attack(frozen, attack_key, images, labels)
     perturbed = jax.lax.stop_gradient(perturbed)

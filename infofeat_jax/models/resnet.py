@@ -36,6 +36,7 @@ class PreActBlock(nn.Module):
     stride: int
     dtype: DTypeLike
     activated_shortcut: bool = True
+    shortcut: str = "shortcut_0"
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> Features:
@@ -45,7 +46,7 @@ class PreActBlock(nn.Module):
         y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn2, activated, train=train))
         y = conv("conv2", 3, 1)(y)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv("shortcut_0", 1, self.stride)(activated if self.activated_shortcut else x)
+            x = conv(self.shortcut, 1, self.stride)(activated if self.activated_shortcut else x)
         return y + x
 
 

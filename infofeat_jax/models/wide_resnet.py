@@ -5,28 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from infofeat_jax.models.layers import BatchNorm, Conv, Features, Head, conv_bn, normalize
-from infofeat_jax.models.resnet import Normalization
+from infofeat_jax.models.layers import BatchNorm, Conv, Head, normalize
+from infofeat_jax.models.resnet import Normalization, PreActBlock
 from infofeat_jax.types import Images, Outputs
-
-
-class WideBlock(nn.Module):
-    """Pre-activation block; relu(bn(x)) feeds the shortcut too where the number of channels changes."""
-
-    features: int
-    stride: int
-    dtype: DTypeLike
-
-    @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
-        conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
-        activated = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
-        bn2 = BatchNorm(self.features, name="bn2")
-        y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn2, activated, train=train))
-        y = conv("conv2", 3, 1)(y)
-        if x.shape[-1] != self.features:
-            x = conv("convShortcut", 1, self.stride)(activated)
-        return y + x
 
 
 class WideResNet(nn.Module):
@@ -48,7 +29,8 @@ class WideResNet(nn.Module):
             features = self.width * self.widen_factor * 2**stage
             for layer in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and layer == 0 else 1
-                block = WideBlock(features, stride, self.dtype, name=f"block{stage + 1}_layer_{layer}")
+                name = f"block{stage + 1}_layer_{layer}"
+                block = PreActBlock(features, stride, self.dtype, shortcut="convShortcut", name=name)
                 x = block(x, train=train)
         x = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
         return Head(self.num_classes, name="fc")(x)
