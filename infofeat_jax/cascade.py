@@ -21,19 +21,19 @@ SAVE_EVERY = 30.0  # seconds
 
 
 def attack(
-    run: Run, variables, split: Split, checkpoint_step: int, on_progress: Callable[[Progress], None]
+    run: Run, variables, split: Split, evaluation: str, on_progress: Callable[[Progress], None]
 ) -> Bool[np.ndarray, " n"]:
     """Which of the first config.eval.autoattack_examples (0: all) of `split` standard AutoAttack leaves correct.
 
     The standing lies in autoattack.npz beside the results, with the adversarial images found. It is taken up
-    again by the same evaluation of the same checkpoint only.
+    again by the same `evaluation` (a text that tells it from others) of as many examples only.
     """
     config = run.config
     count = config.eval.autoattack_examples or len(split.labels)
     images, labels = split.images[:count].astype(np.float32) / 255, split.labels[:count]
     model = threat.threat(config.attack.norm, config.attack.epsilon / configs.LEVELS)
     stages = plan(model, run.data.num_classes, images.shape[1:3])
-    setting = json.dumps([checkpoint_step, *model, count, config.eval.batch_size, config.seed, run.data.name])
+    setting = json.dumps([evaluation, count])
     path, saved = run.workdir / "autoattack.npz", time.monotonic()
     standing = load(path, setting)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)

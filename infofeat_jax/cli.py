@@ -4,34 +4,49 @@ import json
 import pathlib
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from infofeat_jax import accuracy, evaluate, metrics, parallel, run, study, train
 from infofeat_jax import config as configs
-from infofeat_jax import evaluate, metrics, parallel, run, train
 from infofeat_jax.report import table
 from infofeat_jax.types import InvalidInput
 
 
 def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int]) -> None:
-    """Trains, evaluates or reports. Raises InvalidInput before anything expensive starts."""
+    """Trains, evaluates or reports a run, or all runs of a study.
+
+    Raises InvalidInput before anything expensive starts.
+    """
     logging.set_verbosity(logging.WARNING)  # orbax and JAX are talkative
     parallel.start(*hosts)
-    config = configs.resolve(config)
-    evaluate.check_attacks(config)
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         table.show(directory)
-        return
-    if mode == "evaluate" and not (directory / "checkpoints").is_dir():
-        raise InvalidInput(f"no finished checkpoint in {directory}: train first, with --mode=train")
-    check_writable(directory)
-    check_continues(directory, config, mode)
-    if config.tensorboard:
-        metrics.import_metric_writers()
+    elif config.study.rows:
+        execute_study(config, directory, mode)
+    else:
+        config = configs.resolve(config)
+        check(config, directory, mode)
+        execute_run(config, directory, mode)
+
+
+def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
+    """Trains (unless they are finished) and evaluates the runs of a study, then reports them."""
+    planned = study.plan(config)
+    for planned_run in planned:
+        check(planned_run.config, directory / planned_run.name, mode, coming=[other.name for other in planned])
+    if parallel.is_writer():
+        study.describe(config, planned, directory)
+    study.run_all(planned, directory, partial(execute_run, mode=mode))
+
+
+def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
+    """Trains (unless mode is evaluate) and evaluates one run of a resolved, checked configuration."""
     the_run = run.create(config, directory)
     if mode == "train":
         if parallel.is_writer():
@@ -41,11 +56,29 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     evaluate.evaluate(the_run)
 
 
+def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collection[str] = ()) -> None:
+    """Raises InvalidInput for what can be known to fail before the data is read.
+
+    `coming`: neighbouring runs that need not be there yet to craft transferred attacks on.
+    """
+    accuracy.check_attacks(config)
+    for source in {accuracy.split_name(name)[1] for name in config.eval.attacks} - {"", *coming}:
+        run.check_source(directory, source)
+    if mode == "evaluate" and not (directory / "checkpoints").is_dir():
+        raise InvalidInput(f"no finished checkpoint in {directory}: train first, with --mode=train")
+    check_writable(directory)
+    check_continues(directory, config, mode)
+    if config.tensorboard:
+        metrics.import_metric_writers()
+    run.create_method(config, 10)
+
+
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
-    """--workdir, or runs/CONFIG/METHOD."""
+    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG."""
     if workdir:
         return pathlib.Path(workdir)
-    return pathlib.Path("runs") / pathlib.Path(config_file.split(".py")[0]).name / config.method.name
+    directory = pathlib.Path("runs") / pathlib.Path(config_file.split(".py")[0]).name
+    return directory if config.study.rows else directory / config.method.name
 
 
 def check_writable(directory: pathlib.Path) -> None:

@@ -14,7 +14,7 @@ from ml_collections.config_dict import placeholder
 from infofeat_jax.types import InvalidInput
 
 # Fields that do not alter the trained parameters: free to change when a run is continued.
-FREE = ("eval.", "log_every", "tensorboard", "checkpoint.", "data.data_dir", "data.test_size")
+FREE = ("eval.", "study.", "log_every", "tensorboard", "checkpoint.", "data.data_dir", "data.note", "data.test_size")
 # Single-step methods; every other method takes the paper's 7 steps of 2 levels.
 ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
 LEVELS = 255.0
@@ -39,6 +39,7 @@ def default() -> ConfigDict:
     config.data.train_size = 0  # images to train on; 0: all but the validation images
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
+    config.data.note = ""  # what reports should say of the data, such as "JPEG re-encoding"
     config.data.crop_padding = 4
     config.data.flip = True
 
@@ -64,15 +65,23 @@ def default() -> ConfigDict:
     config.optimizer.decay = 0.1
 
     config.eval = ConfigDict()
+    # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the neighbouring run RUN
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
+    config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
+    config.eval.pictures = 8  # test images whose class activation maps are kept for the report
     config.eval.step_size = 2.0
     config.eval.batch_size = 250
     config.eval.num_examples = 0  # the first n test images; 0: all
-    config.eval.checkpoint = (
-        "best"  # on validation images (early stopping: robust, for standard clean accuracy), or latest
-    )
+    # best on validation images (early stopping: robust, for standard clean accuracy), latest, or both
+    config.eval.checkpoint = "best"
     config.eval.validation_attack = "pgd7"  # what early stopping judges by
     config.eval.autoattack_examples = 0  # the first n test images for the costly AutoAttack; 0: as num_examples
+
+    config.study = ConfigDict()  # several runs by one command
+    config.study.rows = ()  # "madry", or "LABEL: method.name=madry optimizer.weight_decay=5e-4"; (): a single run
+    config.study.seeds = (0,)  # each row is run with each of them
+    config.study.title = ""  # of the report
+    config.study.paper = ""  # the paper's table to compare with: table1, table3, table4, table5, table6
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep = 2  # newest checkpoints, besides the best
@@ -155,7 +164,8 @@ def _check(config: ConfigDict) -> None:
         ("eval.batch_size", config.eval.batch_size >= 1, "1 or more"),
         ("eval.num_examples", config.eval.num_examples >= 0, "0 (all) or more"),
         ("eval.autoattack_examples", config.eval.autoattack_examples >= 0, "0 (all) or more"),
-        ("eval.checkpoint", config.eval.checkpoint in ("best", "latest"), "best or latest"),
+        ("eval.checkpoint", config.eval.checkpoint in ("best", "latest", "both"), "best, latest or both"),
+        ("eval.pictures", config.eval.pictures >= 0, "0 or more"),
         ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
     ]
     fields = dict(flatten(config.to_dict()))

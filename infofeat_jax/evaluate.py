@@ -1,113 +1,68 @@
-"""Robust accuracy of a trained model: which test examples each attack leaves correctly classified."""
+"""Robust accuracy of a trained model: each attack's outcome on each test example, and what follows from them."""
 
+import hashlib
 import json
 import pathlib
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax.linen import Module
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
+from jaxtyping import PyTree, Shaped
 
-from infofeat_jax import attacks, cascade, checkpoint, metrics, parallel
-from infofeat_jax import config as configs
+from infofeat_jax import accuracy, cascade, distances, metrics, parallel, pictures
+from infofeat_jax import run as runs
 from infofeat_jax.data import Split
-from infofeat_jax.data.batches import padded_batches
 from infofeat_jax.report import table
-from infofeat_jax.run import Run, create_state
-from infofeat_jax.types import Attack, InvalidInput
+from infofeat_jax.run import Run
 
-# The evaluation's attacks: a name, for iterated ones followed by the number of steps ("pgd20").
-ITERATED = ("pgd", "cw", "infofeature")
-OneBatch = Callable  # (variables, key, (images uint8, labels)) -> correct [b]
-
-
-def create_attack(name: str, *, norm: str, epsilon: float, step_size: float) -> Attack | None:
-    """The attack behind a name as in config.eval.attacks; None for "clean". Raises InvalidInput.
-
-    `epsilon` and `step_size` in the images' units.
-    """
-    if name == "clean":
-        return None
-    if name == "fgsm":
-        return partial(attacks.fgsm, epsilon=epsilon, norm=norm)
-    if name == "noise":
-        return partial(attacks.pgd, epsilon=epsilon, norm=norm, num_steps=0)
-    match = re.fullmatch(r"([a-z]+)([1-9]\d*)", name)
-    if match and match[1] in ITERATED:
-        attack = attacks.ATTACKS[match[1]]
-        return partial(attack, epsilon=epsilon, norm=norm, step_size=step_size, num_steps=int(match[2]))
-    choices = ", ".join(["clean", "fgsm", "noise", *(f"{name}N" for name in ITERATED), "autoattack"])
-    raise InvalidInput(f"unknown attack {name!r} in config.eval: choose of {choices} (N steps, as pgd20)")
-
-
-def compile_attack(module: Module, attack: Attack | None, mesh: Mesh) -> OneBatch:
-    """Compiles attack and classification of one batch; the weights are arguments, so that it serves every epoch."""
-
-    def one_batch(variables, key, batch):
-        images, labels = batch[0].astype(jnp.float32) / 255, batch[1]
-        forward = partial(module.apply, variables)
-        if attack is not None:
-            images = attack(forward, key, images, labels)
-        return forward(images).logits.argmax(-1) == labels
-
-    return parallel.parallelize_batch(one_batch, mesh)
-
-
-def correct(one_batch: OneBatch, mesh: Mesh, variables, key, split: Split, batch_size: int) -> Iterator[np.ndarray]:
-    """Yields for each batch of `split` which of its examples stay correctly classified."""
-    for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size)):
-        batch = parallel.shard(mesh, (images, labels))
-        yield np.asarray(one_batch(variables, jax.random.fold_in(key, index), batch))[mask]
-
-
-def check_attacks(config: ConfigDict) -> None:
-    """Raises InvalidInput for unknown attack names, before anything expensive starts."""
-    if not config.eval.attacks:
-        raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
-    for name in (*config.eval.attacks, config.eval.validation_attack):
-        if name != "autoattack" or name == config.eval.validation_attack:
-            create_attack(name, **budget(config))
-
-
-def budget(config: ConfigDict) -> dict:
-    """The threat model of the evaluation in the images' units."""
-    return {
-        "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon / configs.LEVELS,
-        "step_size": config.eval.step_size / configs.LEVELS,
-    }
+DISTANCE = "distance/"  # before the names of distances, beside the attacks' outcomes
+RANDOM_STARTS, PICTURES = 1, 3  # folded into the run's key; AutoAttack folds in 2
 
 
 def evaluate(run: Run) -> dict:
-    """Evaluates the run's checkpoint under config.eval.attacks; writes results.json and outcomes.npz."""
-    config = run.config
-    with checkpoint.manager(run.workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-        step = checkpoint.find(checkpoints, config.eval.checkpoint)
-        state = checkpoint.restore(checkpoints, step, create_state(run))
-    count = config.eval.num_examples or len(run.data.test.labels)
-    split = Split(*(array[:count] for array in run.data.test))
-    outcomes, seconds = attack_all(run, state.variables, split, step)
-    results = {name: float(outcome.mean()) for name, outcome in outcomes.items()}
-    results |= {
-        "worst_case": worst_case(outcomes),
-        "checkpoint": config.eval.checkpoint,
-        "checkpoint_step": step,
-        "num_examples": len(split.labels),
-        "seconds": sum(seconds.values()),
-        "seconds_per_attack": seconds,
-        **run.facts(),
-        "config": config.to_dict(),
-    }
+    """Evaluates the run's checkpoints under config.eval; writes results.json, outcomes.npz and pictures.npz.
+
+    What an earlier evaluation in the same setting has measured is taken over, not measured again.
+    """
+    which = run.config.eval.checkpoint
+    split = Split(*(array[: run.config.eval.num_examples or None] for array in run.data.test))
+    results = evaluate_checkpoint(run, split, "best" if which == "both" else which, run.workdir / "outcomes.npz")
+    if which == "both":
+        path = run.workdir / "outcomes_latest.npz"
+        results["latest"] = evaluate_checkpoint(run, split, "latest", path)
+    results |= {**run.facts(), "config": run.config.to_dict()}
     if parallel.is_writer():
-        save(run.workdir, results, outcomes)
+        metrics.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
         table.show(run.workdir)
     return results
+
+
+def evaluate_checkpoint(run: Run, split: Split, which: str, path: pathlib.Path) -> dict:
+    """The figures of the "best" or "latest" checkpoint; the outcomes they follow from are kept in `path`."""
+    state = runs.restore(run, which)
+    setting = describe_setting(run, state.variables, len(split.labels))
+    outcomes, seconds = measure(run, state.variables, split, setting, path)
+    if which == "best" and run.config.eval.pictures:
+        take_pictures(run, state.variables, split, setting)
+    return summarise(outcomes, seconds) | {
+        "checkpoint": which,
+        "checkpoint_step": int(state.step),
+        "num_examples": len(split.labels),
+    }
+
+
+def summarise(outcomes: Mapping[str, np.ndarray], seconds: Mapping[str, float]) -> dict:
+    """Accuracies by attack, the worst case, the distances, and how long it took."""
+    attacked = {name: outcome for name, outcome in outcomes.items() if not name.startswith(DISTANCE)}
+    apart = {name.removeprefix(DISTANCE): outcomes[name] for name in outcomes if name not in attacked}
+    return {name: float(outcome.mean()) for name, outcome in attacked.items()} | {
+        "worst_case": worst_case(attacked),
+        "examples": {name: len(outcome) for name, outcome in attacked.items()},
+        "distances": {name: float(values.mean()) for name, values in apart.items()},
+        "seconds": round(sum(seconds.values()), 2),
+        "seconds_per_attack": dict(seconds),
+    }
 
 
 def worst_case(outcomes: Mapping[str, np.ndarray]) -> float:
@@ -116,43 +71,87 @@ def worst_case(outcomes: Mapping[str, np.ndarray]) -> float:
     return float(np.all([outcome[:shortest] for outcome in outcomes.values()], axis=0).mean())
 
 
-def attack_all(
-    run: Run, variables, split: Split, checkpoint_step: int
+def describe_setting(run: Run, variables: PyTree, count: int) -> str:
+    """All that an outcome depends on but the attack: two outcomes of one setting belong side by side."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    config = run.config
+    fields = {"weights": digest.hexdigest(), **accuracy.budget(config), "seed": config.seed, "num_examples": count}
+    return json.dumps(fields | {"batch_size": config.eval.batch_size, "dtype": config.dtype, "data": run.data.name})
+
+
+def measure(
+    run: Run, variables: PyTree, split: Split, setting: str, path: pathlib.Path
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """({attack: correct [n]}, {attack: seconds}); AutoAttack may be on the first few examples only."""
-    outcomes, seconds = {}, {}
-    names = run.config.eval.attacks
+    """({attack: correct [n], "distance/ATTACK": distance [n]}, {name: seconds}), saved in `path` after each."""
+    names = [*run.config.eval.attacks, *(DISTANCE + name for name in run.config.eval.distances)]
+    outcomes, seconds = load(path, setting)
     with metrics.progress(len(names), active=parallel.is_writer()) as show:
         for index, name in enumerate(names):
+            count = run.config.eval.autoattack_examples if name == "autoattack" else 0
+            if name in outcomes and len(outcomes[name]) == len(split.labels[: count or None]):
+                show(index + 1, name, f"{describe(name, outcomes[name])}, measured before")
+                continue
             start = time.perf_counter()
 
             def tell(text: str, share: float = 0.0, index=index, name=name) -> None:
                 show(index + share, f"{name}: {text}")
 
-            if name == "autoattack":
-                outcome = cascade.attack(
-                    run, variables, split, checkpoint_step,
-                    lambda p, tell=tell: tell(f"{p.stage}, {p.survivors} of {p.examples} left", p.done),
-                )  # fmt: skip
-            else:
-                outcome = one_attack(run, name, variables, split, tell)
-            outcomes[name], seconds[name] = outcome, round(time.perf_counter() - start, 2)
-            show(index + 1, name, f"{name}: {outcome.mean():.1%} of {len(outcome)} correct ({seconds[name]:.0f} s)")
+            outcomes[name] = measure_one(run, name, variables, split, setting, tell)
+            seconds[name] = round(time.perf_counter() - start, 2)
+            if parallel.is_writer():
+                kept = {"setting": setting, "seconds": json.dumps(seconds)}
+                metrics.write_arrays_atomically(path, outcomes | kept)
+            show(index + 1, name, f"{describe(name, outcomes[name])} ({seconds[name]:.0f} s)")
     return outcomes, seconds
 
 
-def one_attack(run: Run, name: str, variables, split: Split, tell: Callable) -> np.ndarray:
-    """Which examples of `split` the attack `name` leaves correctly classified."""
-    size = run.config.eval.batch_size
-    one_batch = compile_attack(run.module, create_attack(name, **budget(run.config)), run.mesh)
-    key, parts = jax.random.fold_in(jax.random.key(run.config.seed), 1), []
-    for part in correct(one_batch, run.mesh, variables, key, split, size):
+def load(path: pathlib.Path, setting: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """What `path` holds of the same setting: (outcomes, seconds)."""
+    if not path.exists():
+        return {}, {}
+    with np.load(path, allow_pickle=False) as saved:
+        arrays = dict(saved)
+    if str(arrays.pop("setting", "")) != setting:
+        return {}, {}
+    return arrays, json.loads(str(arrays.pop("seconds")))
+
+
+def describe(name: str, outcome: np.ndarray) -> str:
+    """One measured value in words."""
+    if name.startswith(DISTANCE):
+        return f"distance of {name.removeprefix(DISTANCE)} to PGD: {outcome.mean():.3f}"
+    return f"{name}: {outcome.mean():.1%} of {len(outcome)} correct"
+
+
+def measure_one(
+    run: Run, name: str, variables: PyTree, split: Split, setting: str, tell: Callable
+) -> Shaped[np.ndarray, " n"]:
+    """The outcome of one attack, or one distance, on each example of `split`."""
+    key = jax.random.fold_in(jax.random.key(run.config.seed), RANDOM_STARTS)
+    if name == "autoattack":
+        return cascade.attack(
+            run, variables, split, setting, lambda p: tell(f"{p.stage}, {p.survivors} of {p.examples} left", p.done)
+        )
+    if name.startswith(DISTANCE):
+        return distances.to_pgd(run, name.removeprefix(DISTANCE), variables, key, split)
+    attack, source = accuracy.split_name(name)
+    attack, module = accuracy.create_attack(attack, **accuracy.budget(run.config)), None
+    if source:
+        other = runs.source(run, source)
+        module, variables = other.module, (variables, runs.restore(other, "best").variables)
+    one_batch, parts = accuracy.compile_attack(run.module, attack, run.mesh, module), []
+    for part in accuracy.correct(one_batch, run.mesh, variables, key, split, run.config.eval.batch_size):
         parts.append(part)
-        tell(f"{np.concatenate(parts).mean():.1%} correct", len(parts) * size / len(split.labels))
+        tell(f"{np.concatenate(parts).mean():.1%} correct", len(parts) * run.config.eval.batch_size / len(split.labels))
     return np.concatenate(parts)
 
 
-def save(workdir: pathlib.Path, results: Mapping, outcomes: Mapping[str, np.ndarray]) -> None:
-    """Writes per-example outcomes, then results.json, each whole or not at all."""
-    metrics.write_arrays_atomically(workdir / "outcomes.npz", outcomes)
-    metrics.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+def take_pictures(run: Run, variables: PyTree, split: Split, setting: str) -> None:
+    """Writes pictures.npz unless it holds them."""
+    path, key = run.workdir / "pictures.npz", jax.random.fold_in(jax.random.key(run.config.seed), PICTURES)
+    if not parallel.is_writer() or load(path, setting)[0]:
+        return
+    arrays = pictures.take(run, variables, key, split)
+    metrics.write_arrays_atomically(path, arrays | {"setting": setting, "seconds": "{}"})

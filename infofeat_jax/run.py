@@ -1,5 +1,6 @@
 """A run: configuration, data, model and devices put together, and the state that training moves."""
 
+import json
 import os
 import pathlib
 import platform
@@ -15,9 +16,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
+from infofeat_jax import checkpoint, data, methods, models, optim, parallel
 from infofeat_jax import config as configs
-from infofeat_jax import data, methods, models, optim, parallel
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.types import InvalidInput
 
 
 class State(NamedTuple):
@@ -58,14 +60,17 @@ class Run(NamedTuple):
         }
 
 
-def create(config: ConfigDict, workdir: pathlib.Path) -> Run:
-    """Checks everything that can be checked without computing, then loads the data. Raises InvalidInput."""
+def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Run:
+    """Checks everything that can be checked without computing, then loads the data unless it is given.
+
+    Raises InvalidInput.
+    """
     parallel.check_divisible("batch_size", config.batch_size)
     parallel.check_divisible("eval.batch_size", config.eval.batch_size)
     make_method = partial(create_method, config)
     make_module = partial(models.create, config.model.name, width=config.model.width, dtype=config.dtype)
     make_method(10), make_module(num_classes=10)  # errors before the data is read
-    dataset = data.load(
+    dataset = dataset or data.load(
         config.data.name, data_dir=config.data.data_dir or None, validation_size=config.data.validation_size,
         train_size=config.data.train_size or None, test_size=config.data.test_size or None, seed=config.seed,
     )  # fmt: skip
@@ -102,6 +107,34 @@ def create_state(run: Run) -> State:
         return State(jnp.zeros((), jnp.int32), params, variables["batch_stats"], run.optimizer.init(params))
 
     return parallel.replicate(run.mesh, jax.tree.map(np.asarray, init(jax.random.key(run.config.seed))))
+
+
+def restore(run: Run, which: str) -> State:
+    """The state in the run's "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit."""
+    with checkpoint.manager(run.workdir / "checkpoints", run.config.checkpoint.keep) as checkpoints:
+        return checkpoint.restore(checkpoints, checkpoint.find(checkpoints, which), create_state(run))
+
+
+def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
+    """The configuration of the run beside `workdir` that transferred attacks are crafted on. Raises InvalidInput."""
+    directory = workdir.absolute().parent / name
+    try:
+        return ConfigDict(json.loads((directory / "config.json").read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory} ({error}): train it first") from None
+
+
+def source(run: Run, name: str) -> Run:
+    """The run that transferred attacks are crafted on: a neighbour of `run`, or a path from their directory.
+
+    It must have been trained on the same data. Raises InvalidInput.
+    """
+    config = check_source(run.workdir, name)
+    if config.data.name != run.config.data.name:
+        raise InvalidInput(
+            f"attacks crafted on {name!r}: it was trained on {config.data.name}, not on {run.config.data.name}"
+        )
+    return create(config, run.workdir.absolute().parent / name, run.data)
 
 
 def _processor(platform_name: str) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from infofeat_jax import checkpoint, evaluate, metrics, parallel
+from infofeat_jax import accuracy, checkpoint, metrics, parallel
 from infofeat_jax.data.batches import batch_indices
 from infofeat_jax.run import Run, State, create_state
 from infofeat_jax.update import update
@@ -56,10 +56,10 @@ def train(run: Run) -> State:
 def create_loop(run: Run, checkpoints: ocp.CheckpointManager, write: metrics.Write, show: Callable) -> Loop:
     """Compiles (at first use) what a run's steps and validations need."""
     step = parallel.parallelize_update(partial(update, run), run.mesh, run.config.parallel)
-    attack = evaluate.create_attack(run.config.eval.validation_attack, **evaluate.budget(run.config))
+    attack = accuracy.create_attack(run.config.eval.validation_attack, **accuracy.budget(run.config))
     validations = {
-        "clean": evaluate.compile_attack(run.module, None, run.mesh),
-        "robust": evaluate.compile_attack(run.module, attack, run.mesh),
+        "clean": accuracy.compile_attack(run.module, None, run.mesh),
+        "robust": accuracy.compile_attack(run.module, attack, run.mesh),
     }
     return Loop(run, step, validations, jax.random.key(run.config.seed), checkpoints, write, show)
 
@@ -94,15 +94,15 @@ def report_step(loop: Loop, step: int, values: dict, start: int, began: float) -
 
 def finish_epoch(loop: Loop, state: State, step: int, seconds: float) -> None:
     """Validates, logs, and starts saving a checkpoint."""
-    accuracy = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
-    score = accuracy["clean" if loop.run.method.attack is None else "robust"]  # what early stopping judges by
+    accuracies = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
+    score = accuracies["clean" if loop.run.method.attack is None else "robust"]  # what early stopping judges by
     checkpoint.save(loop.checkpoints, step, state, score)
     epoch, config = step // loop.run.steps_per_epoch, loop.run.config
-    values = {f"validation_{name}_accuracy": value for name, value in accuracy.items()}
+    values = {f"validation_{name}_accuracy": value for name, value in accuracies.items()}
     loop.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
     text = (
-        f"epoch {epoch}/{config.num_epochs}  validation: clean {accuracy['clean']:.1%},"
-        f" {config.eval.validation_attack} {accuracy['robust']:.1%}"
+        f"epoch {epoch}/{config.num_epochs}  validation: clean {accuracies['clean']:.1%},"
+        f" {config.eval.validation_attack} {accuracies['robust']:.1%}"
     )
     loop.show(step, text, f"{text}  ({seconds:.0f} s)")
 
@@ -111,7 +111,7 @@ def validate(loop: Loop, one_batch: Callable, state: State) -> float:
     """Accuracy on the validation images; the same random starts each epoch."""
     key = jax.random.fold_in(loop.key, VALIDATION_STREAM)
     size = loop.run.config.eval.batch_size
-    parts = evaluate.correct(one_batch, loop.run.mesh, state.variables, key, loop.run.data.validation, size)
+    parts = accuracy.correct(one_batch, loop.run.mesh, state.variables, key, loop.run.data.validation, size)
     return float(np.concatenate(list(parts)).mean())
 
 

@@ -1,0 +1,83 @@
+"""Several runs from one configuration: which they are, and doing them one after the other."""
+
+import ast
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from infofeat_jax import config as configs
+from infofeat_jax import metrics
+from infofeat_jax.types import InvalidInput
+
+
+class Planned(NamedTuple):
+    """One run of a study."""
+
+    row: str  # of the report's table; runs of one row differ in the seed alone
+    config: ConfigDict  # resolved
+
+    @property
+    def name(self) -> str:
+        """Of its directory, and in config.eval.attacks of transferred attacks."""
+        return f"{self.row}-seed{self.config.seed}"
+
+
+def plan(config: ConfigDict) -> list[Planned]:
+    """The runs of config.study, seed by seed, so that a study that is stopped has whole rows. Raises InvalidInput."""
+    if not config.study.seeds:
+        raise InvalidInput("config.study.seeds is empty: expected seeds such as (0, 1, 2)")
+    planned = [Planned(*plan_run(config, text, seed)) for seed in config.study.seeds for text in config.study.rows]
+    names = [run.name for run in planned]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InvalidInput(f"config.study has {', '.join(twice)} twice: give the rows different labels")
+    return planned
+
+
+def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]:
+    """(label, resolved configuration) of a row "METHOD" or "LABEL: FIELD=VALUE FIELD=VALUE"."""
+    label, _, changes = (part.strip() for part in text.partition(":"))
+    if not re.fullmatch(r"[\w.+=-]+", label):
+        raise InvalidInput(f"config.study.rows: label {label!r} names a directory: use letters, digits and . _ + = -")
+    one = ConfigDict(config.to_dict())
+    one.study = configs.default().study
+    for change in changes.split() or [f"method.name={label}"]:
+        field, equals, value = change.partition("=")
+        if not equals or field not in dict(configs.flatten(config.to_dict())):
+            raise InvalidInput(f"config.study.rows: {change!r} in {text!r}: expected FIELD=VALUE, such as {EXAMPLE}")
+        try:
+            one.update_from_flattened_dict({field: _literal(value)})
+        except TypeError as error:
+            raise InvalidInput(f"config.study.rows: {change!r}: {' '.join(str(error).split())}") from None
+    one.seed = seed
+    return label, configs.resolve(one)
+
+
+def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path) -> None:
+    """Writes study.json, by which the report knows the runs that are to be there; earlier rows stay."""
+    path = directory / "study.json"
+    earlier = json.loads(path.read_text())["runs"] if path.exists() else {}
+    runs = earlier | {run.name: {"row": run.row, "seed": run.config.seed} for run in planned}
+    values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note, "runs": runs}
+    directory.mkdir(parents=True, exist_ok=True)
+    metrics.write_atomically(path, json.dumps(values, indent=2) + "\n")
+
+
+def run_all(planned: list[Planned], directory: pathlib.Path, one: Callable[[ConfigDict, pathlib.Path], None]) -> None:
+    """Calls `one(config, workdir)` for each run; those that are finished already cost it little."""
+    for index, run in enumerate(planned):
+        print(f"\n[{index + 1}/{len(planned)}] {run.name}", flush=True)
+        one(run.config, directory / run.name)
+
+
+EXAMPLE = "method.weight=0.5"
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
