@@ -9,13 +9,16 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from jaxtyping import PyTree, Shaped
+from ml_collections import ConfigDict
 
 from infofeat_jax import accuracy, cascade, distances, metrics, parallel, pictures
+from infofeat_jax import config as configs
 from infofeat_jax import run as runs
 from infofeat_jax.data import Split
 from infofeat_jax.report import table
 from infofeat_jax.run import Run
 
+OUTCOMES = "outcomes.npz"
 DISTANCE = "distance/"  # before the names of distances, beside the attacks' outcomes
 RANDOM_STARTS, PICTURES = 1, 3  # folded into the run's key; AutoAttack folds in 2
 
@@ -27,15 +30,27 @@ def evaluate(run: Run) -> dict:
     """
     which = run.config.eval.checkpoint
     split = Split(*(array[: run.config.eval.num_examples or None] for array in run.data.test))
-    results = evaluate_checkpoint(run, split, "best" if which == "both" else which, run.workdir / "outcomes.npz")
+    results = evaluate_checkpoint(run, split, "best" if which == "both" else which, run.workdir / OUTCOMES)
     if which == "both":
         path = run.workdir / "outcomes_latest.npz"
         results["latest"] = evaluate_checkpoint(run, split, "latest", path)
+    epochs = metrics.read(run.workdir / "metrics.jsonl")
+    results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
+    results["finished"] = runs.steps_trained(run) == run.config.num_epochs * run.steps_per_epoch
     results |= {**run.facts(), "config": run.config.to_dict()}
     if parallel.is_writer():
         metrics.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
         table.show(run.workdir)
     return results
+
+
+def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether `workdir` holds a trained run with the results that `config` asks for."""
+    try:
+        results = json.loads((workdir / "results.json").read_text())
+    except (OSError, json.JSONDecodeError):
+        return False
+    return results.get("finished") and results["config"] == json.loads(configs.to_json(config))
 
 
 def evaluate_checkpoint(run: Run, split: Split, which: str, path: pathlib.Path) -> dict:
@@ -86,7 +101,7 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """({attack: correct [n], "distance/ATTACK": distance [n]}, {name: seconds}), saved in `path` after each."""
     names = [*run.config.eval.attacks, *(DISTANCE + name for name in run.config.eval.distances)]
-    outcomes, seconds = load(path, setting)
+    outcomes, seconds = load(path, setting) or load(run.workdir / OUTCOMES, setting) or ({}, {})
     with metrics.progress(len(names), active=parallel.is_writer()) as show:
         for index, name in enumerate(names):
             count = run.config.eval.autoattack_examples if name == "autoattack" else 0
@@ -107,14 +122,14 @@ def measure(
     return outcomes, seconds
 
 
-def load(path: pathlib.Path, setting: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def load(path: pathlib.Path, setting: str) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
     """What `path` holds of the same setting: (outcomes, seconds)."""
     if not path.exists():
-        return {}, {}
+        return None
     with np.load(path, allow_pickle=False) as saved:
         arrays = dict(saved)
     if str(arrays.pop("setting", "")) != setting:
-        return {}, {}
+        return None
     return arrays, json.loads(str(arrays.pop("seconds")))
 
 
@@ -151,7 +166,7 @@ def measure_one(
 def take_pictures(run: Run, variables: PyTree, split: Split, setting: str) -> None:
     """Writes pictures.npz unless it holds them."""
     path, key = run.workdir / "pictures.npz", jax.random.fold_in(jax.random.key(run.config.seed), PICTURES)
-    if not parallel.is_writer() or load(path, setting)[0]:
+    if not parallel.is_writer() or load(path, setting):
         return
     arrays = pictures.take(run, variables, key, split)
     metrics.write_arrays_atomically(path, arrays | {"setting": setting, "seconds": "{}"})

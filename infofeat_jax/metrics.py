@@ -4,7 +4,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 from rich.console import Console
@@ -22,18 +22,19 @@ from infofeat_jax.types import InvalidInput
 Write = Callable[[int, dict], None]  # (step, values) appended to the run's records
 
 
-def rewind(path: pathlib.Path, step: int) -> list[dict]:
-    """Drops the lines of metrics.jsonl after `step`, which a resumed run writes anew; returns the others."""
-    kept = []
+def read(path: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl; none without the file."""
+    records = []
     for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:  # cut off by a kill
-            continue
-        if record["step"] <= step:
-            kept.append(record)
+        with suppress(json.JSONDecodeError):  # cut off by a kill
+            records.append(json.loads(line))
+    return records
+
+
+def rewind(path: pathlib.Path, step: int) -> None:
+    """Drops the lines of metrics.jsonl after `step`, which a resumed run writes anew."""
+    kept = [record for record in read(path) if record["step"] <= step]
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
-    return kept
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

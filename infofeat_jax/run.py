@@ -115,6 +115,12 @@ def restore(run: Run, which: str) -> State:
         return checkpoint.restore(checkpoints, checkpoint.find(checkpoints, which), create_state(run))
 
 
+def steps_trained(run: Run) -> int:
+    """The step of the run's newest checkpoint; 0 without one."""
+    with checkpoint.manager(run.workdir / "checkpoints", run.config.checkpoint.keep) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
 def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
     """The configuration of the run beside `workdir` that transferred attacks are crafted on. Raises InvalidInput."""
     directory = workdir.absolute().parent / name

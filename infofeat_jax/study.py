@@ -10,8 +10,10 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import metrics
+from infofeat_jax import evaluate, metrics, parallel
 from infofeat_jax.types import InvalidInput
+
+EXAMPLE = "method.weight=0.5"
 
 
 class Planned(NamedTuple):
@@ -67,13 +69,13 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
 
 
 def run_all(planned: list[Planned], directory: pathlib.Path, one: Callable[[ConfigDict, pathlib.Path], None]) -> None:
-    """Calls `one(config, workdir)` for each run; those that are finished already cost it little."""
+    """Calls `one(config, workdir)` for each run that is not finished."""
     for index, run in enumerate(planned):
-        print(f"\n[{index + 1}/{len(planned)}] {run.name}", flush=True)
-        one(run.config, directory / run.name)
-
-
-EXAMPLE = "method.weight=0.5"
+        finished = evaluate.is_finished(run.config, directory / run.name)
+        if parallel.is_writer():
+            print(f"\n[{index + 1}/{len(planned)}] {run.name}{': finished' if finished else ''}", flush=True)
+        if not finished:
+            one(run.config, directory / run.name)
 
 
 def _literal(text: str) -> object:
