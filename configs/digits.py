@@ -20,7 +20,6 @@ def get_config(method: str | None = None):
     config.data.crop_padding = 1
     config.data.flip = False  # a mirrored digit is another sign
     config.attack.epsilon = 48.0  # 3 of the 16 grey levels
-    config.attack.step_size = 12.0
     config.optimizer.milestones = (12.0, 16.0)
     config.eval.step_size = 12.0
     config.eval.batch_size = 100

@@ -74,11 +74,13 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
-    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG."""
+    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG or runs/CONFIG-SCALE."""
     if workdir:
         return pathlib.Path(workdir)
-    directory = pathlib.Path("runs") / pathlib.Path(config_file.split(".py")[0]).name
-    return directory if config.study.rows else directory / config.method.name
+    name, _, argument = pathlib.Path(config_file).name.partition(".py")
+    if config.study.rows:
+        return pathlib.Path("runs") / (name + argument.replace(":", "-"))
+    return pathlib.Path("runs") / name / config.method.name
 
 
 def check_writable(directory: pathlib.Path) -> None:

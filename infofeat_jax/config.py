@@ -15,7 +15,7 @@ from infofeat_jax.types import InvalidInput
 
 # Fields that do not alter the trained parameters: free to change when a run is continued.
 FREE = ("eval.", "study.", "log_every", "tensorboard", "checkpoint.", "data.data_dir", "data.note", "data.test_size")
-# Single-step methods; every other method takes the paper's 7 steps of 2 levels.
+# Single-step methods; every other method takes the paper's 7 steps of a quarter of epsilon.
 ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
 LEVELS = 255.0
 
@@ -54,7 +54,7 @@ def default() -> ConfigDict:
     config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
     config.attack.norm = "linf"
     config.attack.epsilon = 8.0
-    config.attack.step_size = placeholder(float)  # None: 2, or epsilon for single-step methods
+    config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
 
     config.optimizer = ConfigDict()
@@ -102,7 +102,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     one_step = config.method.name in ONE_STEP
     _fill(config.attack, "num_steps", 1 if one_step else 7)
-    _fill(config.attack, "step_size", config.attack.epsilon if one_step else 2.0)
+    _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
     _check(config)
     return config
 

@@ -138,6 +138,30 @@ def test_autoattack_on_a_trained_run(main, finished):
         assert standing["queries"] == queries
 
 
+def test_a_study_is_one_command_and_goes_on(main, tmp_path):
+    flags = (
+        *QUICK, "--config.num_epochs=1", "--config.eval.pictures=0", f"--workdir={tmp_path / 'study'}",
+        "--config.study.rows=('standard','weak: method.weight=0.0')", "--config.eval.attacks=('fgsm@standard-seed0',)",
+    )  # fmt: skip
+    first = main(*flags)
+    rows = {
+        row: json.loads((tmp_path / "study" / f"{row}-seed0" / "results.json").read_text())
+        for row in ("standard", "weak")
+    }
+    assert [rows[row]["config"]["method"]["name"] for row in rows] == ["standard", "infofeature"]
+    assert rows["standard"]["fgsm@standard-seed0"] < rows["standard"]["finished"] == 1
+    assert "[2/2] weak-seed0\n" in first.stdout
+    results["weak"].unlink()
+    second = main(*flags)
+    assert "[1/2] standard-seed0: finished" in second.stdout
+    assert "measured before" in second.stderr
+    again = json.loads(results["weak"].read_text())
+    assert again["fgsm@standard-seed0"] == rows["weak"]["fgsm@standard-seed0"]
+    broken = main(*flags, "--config.eval.attacks=('fgsm@nobody-seed0',)", check=False)
+    assert broken.returncode == 2
+    assert broken.stderr.startswith("error: attacks crafted on 'nobody-seed0': no run in")
+
+
 def test_what_would_alter_a_run_is_refused(main, finished):
     workdir, _ = finished
     process = main(*QUICK, f"--workdir={workdir}", "--config.optimizer.momentum=0.5", check=False)
@@ -162,6 +186,9 @@ def test_what_would_alter_a_run_is_refused(main, finished):
             "unknown attack 'pgd' in config.eval: choose of clean",
         ),
         ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
+        ([QUICK[0], "--config.study.rows=('x: batch_size=many',)"], "'batch_size=many'"),
+        ([QUICK[0], "--config.eval.attacks=('pgd7@none',)"], "attacks crafted on 'none': no run in"),
+        ([QUICK[0], "--config.eval.distances=('fgsm',)"], "'fgsm' is no iterated attack"),
         ([QUICK[0], "--config.batch_size=5000"], "batch_size=5000 is larger than the training set"),
         ([QUICK[0], "--mode=evaluate"], "no finished checkpoint"),
         ([QUICK[0], "--workdir=/proc/nothing"], "workdir /proc/nothing cannot be written"),

@@ -1,0 +1,18 @@
+"""Figure 4: accuracy against the iterations of PGD and InfoFeature, on an undefended and a PGD-7-trained model.
+
+Evaluates runs of Table 1's study in their place, so give its --workdir.
+
+  python main.py --config=configs/studies/figure4.py --workdir=runs/table1 --mode=evaluate
+  python main.py --config=configs/studies/figure4.py:digits --workdir=runs/table1-digits --mode=evaluate
+"""
+
+from configs.studies import scales
+
+
+def get_config(scale: str | None = None):
+    config = scales.get_config(scale)
+    config.study.title = "Figure 4: accuracy against iterations"
+    config.study.rows = ("standard", "madry")
+    steps = (1, 2, 3, 5, 7, 10, 20)
+    config.eval.attacks = ("clean", *(f"{attack}{n}" for attack in ("pgd", "infofeature") for n in steps))
+    return config

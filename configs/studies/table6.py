@@ -1,0 +1,24 @@
+"""Table 6: attacks crafted on Table 1's ResNet18 models and on noise, against Table 3's WideResNet-28-10 models.
+
+Evaluates runs of Table 3's study in their place, so give its --workdir; Table 1's study must lie beside it.
+Expected (the paper; noise, Standard PGD10, CW10, Madry PGD10, CW10, in %):
+  standard     92.1 / 35.8 / 30.1 / 82.4 / 81.1
+  madry        88.7 / 88.6 / 88.4 / 75.3 / 74.6
+  infofeature  89.8 / 89.8 / 88.3 / 76.6 / 75.2
+
+  python main.py --config=configs/studies/table6.py --workdir=runs/table3 --mode=evaluate
+"""
+
+from configs import cifar10_wrn
+
+SOURCES = ("../table1/standard-seed0", "../table1/madry-seed0")
+
+
+def get_config():
+    config = cifar10_wrn.get_config()
+    config.study.title = "Table 6: transferred attacks"
+    config.study.paper = "table6"
+    config.study.rows = ("standard", "madry", "infofeature")
+    transferred = (f"{attack}@{source}" for source in SOURCES for attack in ("pgd10", "cw10"))
+    config.eval.attacks = ("clean", "noise", *transferred)
+    return config

@@ -1,0 +1,96 @@
+"""Which runs a study consists of, and that it goes on where it was."""
+
+import importlib
+import json
+import pathlib
+
+import pytest
+
+from infofeat_jax import config as configs
+from infofeat_jax import evaluate, study
+from infofeat_jax.types import InvalidInput
+
+STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))
+
+
+def config(*rows: str, seeds=(0,)):
+    config = configs.default()
+    config.study.rows, config.study.seeds = rows, seeds
+    return config
+
+
+def test_rows_times_seeds():
+    planned = study.plan(
+        config("madry", "strong: method.weight=0.5 attack.num_steps=10 method.classes=label", seeds=(3, 4))
+    )
+    assert [run.name for run in planned] == ["madry-seed3", "strong-seed3", "madry-seed4", "strong-seed4"]
+    madry, strong = planned[0].config, planned[3].config
+    assert (madry.method.name, madry.seed, madry.attack.num_steps) == ("madry", 3, 7)
+    assert (strong.method.name, strong.seed, strong.attack.num_steps) == ("infofeature", 4, 10)
+    assert (strong.method.weight, strong.method.classes) == (0.5, "label")
+    assert not strong.study.rows  # a run does not depend on the rows beside it
+
+
+def test_defaults_of_the_row_not_of_the_base():
+    """A single-step method takes a step of epsilon although the base configuration's method takes seven."""
+    (planned,) = study.plan(config("feature_scatter"))
+    assert (planned.config.attack.num_steps, planned.config.attack.step_size) == (1, 8.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (("a/b: method.name=madry",), "label 'a/b' names a directory"),
+        (("x: method.nme=madry",), "'method.nme=madry' in 'x: method.nme=madry': expected FIELD=VALUE"),
+        (("x: method",), "'method' in 'x: method': expected FIELD=VALUE"),
+        (("x: batch_size=many",), "'batch_size=many'"),
+        (("x: batch_size=0",), "config.batch_size = 0: expected 1 or more"),
+        (("madry", "madry: seed=3"), "has madry-seed0 twice"),
+    ],
+)
+def test_mistakes(rows, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        study.plan(config(*rows))
+    assert "\n" not in str(caught.value)
+
+
+def test_no_seeds():
+    with pytest.raises(InvalidInput, match="seeds is empty"):
+        study.plan(config("madry", seeds=()))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_can_be_planned(path, monkeypatch):
+    monkeypatch.syspath_prepend(path.parent.parent.parent)
+    module = importlib.import_module(f"configs.studies.{path.stem}")
+    planned = study.plan(module.get_config())
+    assert planned
+    for run in planned:
+        evaluate.accuracy.check_attacks(run.config)
+
+
+def test_finished_runs_are_passed_over(tmp_path):
+    planned, done = study.plan(config("standard", "madry")), []
+    (tmp_path / "standard-seed0").mkdir()
+    results = {"finished": True, "config": json.loads(configs.to_json(planned[0].config))}
+    path = tmp_path / "standard-seed0" / "results.json"
+
+    def names(text: str) -> list[str]:
+        done.clear()
+        path.write_text(text)
+        study.run_all(planned, tmp_path, lambda config, directory: done.append(directory.name))
+        return list(done)
+
+    assert names(json.dumps(results)) == ["madry-seed0"]
+    assert names(json.dumps(results | {"finished": False})) == ["standard-seed0", "madry-seed0"]
+    assert names(json.dumps(results)[:-5]) == ["standard-seed0", "madry-seed0"]
+    results["config"]["num_epochs"] = 3
+    assert names(json.dumps(results)) == ["standard-seed0", "madry-seed0"]
+
+
+def test_study_json_keeps_earlier_rows(tmp_path):
+    for rows in (("standard", "madry"), ("infofeature",)):
+        study.describe(config(*rows), study.plan(config(*rows)), tmp_path)
+    runs = json.loads((tmp_path / "study.json").read_text())["runs"]
+    assert runs["madry-seed0"] == {"row": "madry", "seed": 0}
+    assert list(runs) == ["standard-seed0", "madry-seed0", "infofeature-seed0"]
