@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from infofeat_jax.models.resnet import Normalization, PreActResNet, ResNet
+from infofeat_jax.models.serving import export
 from infofeat_jax.models.torch_export import save_torch, to_torch
 from infofeat_jax.models.torch_import import from_torch
 from infofeat_jax.models.wide_resnet import WideResNet
@@ -19,6 +20,7 @@ __all__ = [
     "ResNet",
     "WideResNet",
     "create",
+    "export",
     "from_torch",
     "save_torch",
     "to_torch",

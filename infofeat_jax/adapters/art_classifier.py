@@ -1,0 +1,45 @@
+"""A JAX model as a classifier of the Adversarial Robustness Toolbox."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from art.experimental.estimators.classification.jax import JaxClassifier
+
+from infofeat_jax.adapters.padded import Padded
+from infofeat_jax.types import Forward, InvalidInput
+
+
+class ArtClassifier(JaxClassifier):
+    """See `infofeat_jax.adapters.art`. Adds to ART's own what its attacks ask for and it leaves open."""
+
+    def __init__(self, forward: Forward, image_shape, num_classes: int, bounds):
+        self._padded = Padded(forward)
+        super().__init__(
+            model=[], predict_func=lambda _, images: np.asarray(self._padded.logits(images)), loss_func=self._loss,
+            update_func=_untrainable, input_shape=tuple(image_shape), nb_classes=num_classes, clip_values=bounds,
+        )  # fmt: skip
+
+    def _loss(self, _, images, labels):
+        return optax.softmax_cross_entropy(self._padded.logits(images), labels).sum()
+
+    def loss_gradient(self, x, y, **_) -> np.ndarray:
+        """Of each example's cross-entropy with the one-hot `y` [b, k]."""
+        logits, pull = self._padded.vjp(x)
+        return pull(np.asarray(jax.nn.softmax(logits) - y))
+
+    def compute_loss(self, x, y, reduction: str = "none", **_) -> np.ndarray:
+        """Cross-entropy with the one-hot `y`, one value an example [b], or their mean or sum."""
+        losses = np.asarray(optax.softmax_cross_entropy(self._padded.logits(x), jnp.asarray(y)))
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def class_gradient(self, x, label=None, **_) -> np.ndarray:
+        """Of the logits: of all classes [b, k, h, w, c], or of class `label`, one or each its own [b, 1, h, w, c]."""
+        _, pull = self._padded.vjp(x)
+        classes = range(self.nb_classes) if label is None else [label]
+        one_hot = np.eye(self.nb_classes, dtype=np.float32)
+        return np.stack([pull(one_hot[np.broadcast_to(each, len(x))]) for each in classes], axis=1)
+
+
+def _untrainable(*_):
+    raise InvalidInput("this classifier is for attacks: train with main.py")
