@@ -1,0 +1,127 @@
+"""One training step of ours beside PyTorch's, and the share of this machine's arithmetic that ours reaches.
+
+  python benchmarks/train_step.py --method=infofeature --model=resnet18 --width=64 --batch_size=32
+  python benchmarks/train_step.py --method=infofeature --model=resnet18 --width=64 --batch_size=32 --torch=tuned
+
+Without PyTorch (pip install torch==2.13.0 for a CPU) ours alone is measured. Medians of interleaved steps; ratios are
+of this run. Synthetic pictures that lie on the device: no input pipeline.
+"""
+
+import argparse
+import importlib.util
+import platform
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infofeat_jax import config as configs
+from infofeat_jax import data, models, optim, parallel, run
+from infofeat_jax.update import update
+
+# Forward passes' worth of arithmetic: a step forward and to the input costs 2, a training step 3.
+PASSES = {"standard": 3, "madry": 3 + 7 * 2, "infofeature": 3 + 7 * 2 + 1}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", default="infofeature", choices=PASSES)
+    parser.add_argument("--model", default="resnet18", help="resnet18, or wrn_D_W")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first stage (wrn: 16)")
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--torch", default="both", choices=["research", "tuned", "both", "none"])
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    images, flops, ours = args.batch_size, forward_flops(args), create_ours(args)
+    sides = {"infofeat_jax": ours} | create_torch(args)
+    seconds = {name: [] for name in sides}
+    for _ in range(args.repeats + 1):  # interleaved; the first round warms up
+        for name, step in sides.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    print(f"{args.method}, {args.model} width {args.width}, batch {images}, {args.dtype}")
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}")
+    for name, median in medians.items():
+        print(f"{name:>16}: {images / median:.1f} img/s   ours is {median / medians['infofeat_jax']:.2f} x as fast")
+    rate, work = matrix_rate(args.dtype), PASSES[args.method] * flops
+    reached = work * images / medians["infofeat_jax"]
+    print(f"arithmetic: {work / 1e9:.2f} GFLOP an image; {reached / 1e9:.0f} GFLOP/s reached,")
+    print(f"{100 * reached / rate:.0f} % of the {rate / 1e9:.0f} GFLOP/s of a {args.dtype} matrix product here")
+
+
+def forward_flops(args) -> float:
+    """Of one image's forward pass, as XLA counts them."""
+    module = models.create(args.model, num_classes=10, width=args.width)
+    image = jnp.zeros((1, 32, 32, 3))
+    variables = jax.eval_shape(module.init, jax.random.key(0), image)
+    compiled = jax.jit(lambda v, x: module.apply(v, x).logits).lower(variables, image).compile()
+    return compiled.cost_analysis()["flops"]
+
+
+def create_ours(args):
+    """One training step on a fixed batch as train.py compiles it; prints how long compiling took."""
+    config = configs.default()
+    config.method.name, config.dtype, config.batch_size = args.method, args.dtype, args.batch_size
+    config.model.name, config.model.width = args.model, args.width
+    config = configs.resolve(config)
+    rng = np.random.default_rng(0)
+    split = data.Split(
+        rng.integers(0, 256, (args.batch_size, 32, 32, 3), np.uint8), np.arange(args.batch_size, dtype=np.int32) % 10
+    )
+    schedule = optim.step_schedule(0.1, (1.0,), 0.1, 1000)
+    the_run = run.Run(
+        config, Path("."), data.Dataset(split, split, split, 10, "noise"), parallel.mesh(),
+        models.create(args.model, num_classes=10, width=args.width, dtype=args.dtype),
+        run.create_method(config, 10), optim.sgd(schedule, 0.9, 2e-4), schedule, 1000,
+    )  # fmt: skip
+    compiled = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    state = [run.create_state(the_run)]
+    batch, key = parallel.shard(the_run.mesh, tuple(split)), jax.random.key(0)
+    began = time.perf_counter()
+    compiled = compiled.lower(state[0], batch, key).compile()
+    memory = compiled.memory_analysis()
+    print(f"compiled in {time.perf_counter() - began:.1f} s; {memory.temp_size_in_bytes / 2**20:.0f} MiB of work space")
+
+    def step():
+        state[0], values = compiled(state[0], batch, key)
+        jax.block_until_ready(values)
+
+    return step
+
+
+def create_torch(args) -> dict:
+    """{name: step} of the twins asked for, none without PyTorch."""
+    modes = {"both": ["research", "tuned"], "none": []}.get(args.torch, [args.torch])
+    if modes and importlib.util.find_spec("torch") is None:
+        print("PyTorch is not installed: ours alone")
+        return {}
+    if not modes:
+        return {}
+    import torch_twin
+
+    make = partial(torch_twin.train_step, args.method, args.model, args.width, args.batch_size)
+    return {f"torch {mode}": make(mode, args.dtype) for mode in modes}
+
+
+def matrix_rate(dtype: str, size: int = 2048, repeats: int = 5) -> float:
+    """Operations a second of the best of a few large matrix products on the first device."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        jax.block_until_ready(product(a))
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)
+
+
+if __name__ == "__main__":
+    main()
