@@ -24,6 +24,7 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     """
     logging.set_verbosity(logging.WARNING)  # orbax and JAX are talkative
     parallel.start(*hosts)
+    parallel.keep_compiled()
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         table.show(directory)

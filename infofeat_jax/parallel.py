@@ -7,6 +7,8 @@ see their device's examples, gradients and statistics are averaged. jax.pmap is 
 and in those terms it is written here.
 """
 
+import os
+import platform
 from collections.abc import Callable
 
 import jax
@@ -36,6 +38,16 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
 def is_writer() -> bool:
     """Whether this process writes files and prints."""
     return jax.process_index() == 0
+
+
+def keep_compiled() -> None:
+    """Has JAX keep compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where.
+
+    One directory a host, because programs for the CPU are made for its very model.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(root, "infofeat_jax", platform.node() or "host"))
 
 
 def mesh() -> Mesh:
