@@ -144,10 +144,8 @@ def test_a_study_is_one_command_and_goes_on(main, tmp_path):
         "--config.study.rows=('standard','weak: method.weight=0.0')", "--config.eval.attacks=('fgsm@standard-seed0',)",
     )  # fmt: skip
     first = main(*flags)
-    rows = {
-        row: json.loads((tmp_path / "study" / f"{row}-seed0" / "results.json").read_text())
-        for row in ("standard", "weak")
-    }
+    results = {row: tmp_path / "study" / f"{row}-seed0" / "results.json" for row in ("standard", "weak")}
+    rows = {row: json.loads(path.read_text()) for row, path in results.items()}
     assert [rows[row]["config"]["method"]["name"] for row in rows] == ["standard", "infofeature"]
     assert rows["standard"]["fgsm@standard-seed0"] < rows["standard"]["finished"] == 1
     assert "[2/2] weak-seed0\n" in first.stdout
