@@ -12,7 +12,7 @@ from golden_attacks import ARRAYS, EPSILON, images, labels, network
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import apgd
-from infofeat_jax.attacks.apgd import apgd_search, checkpoint_windows, initial_state, start_along
+from infofeat_jax.attacks.apgd import _record, _review, apgd_search, checkpoint_windows, initial_state, start_along
 from infofeat_jax.attacks.search import ranked_class
 from infofeat_jax.types import InvalidInput, Outputs
 
@@ -92,8 +92,23 @@ def test_trace_from_the_recorded_start(run, loss, norm, num_steps, tolerance):
     np.testing.assert_allclose(state.best_loss, golden["loss_best"], rtol=tolerance, atol=1e-6)
     np.testing.assert_array_equal(correct, golden["acc_steps"])
     np.testing.assert_array_equal(~state.success, golden["still_correct"])
-    same = np.isclose(sizes[1:], golden["step_size_after"]).all(0)
+    # Late in a path rounding alone decides a review (the loss rose 7 or 8 times in a window of 10); see also below.
+    same = np.isclose(sizes[1:], golden["step_size_after"])[: num_steps // 2].all(0)
     assert same.mean() >= 0.75, f"step sizes leave the recorded path on images {np.flatnonzero(~same)}"
+
+
+@pytest.mark.parametrize("run", ["ce_n100", "t_rank2_n20", "dlr_n20", "l2_ce_n20"])
+def test_step_sizes_are_exactly_the_recorded_ones_for_the_recorded_losses(run):
+    golden = {k: ARRAYS[f"apgd/{run}/{k}"] for k in RECORDED}
+    losses = np.concatenate([golden["loss_start"][None], golden["loss_steps"]])
+    x, never = images("images_u8")[:4], jnp.zeros(4, bool)
+    threat = threats.threat("linf", EPSILON["l2" if run.startswith("l2") else "linf"])
+    state, sizes = initial_state(threat, x, labels("labels")[:4], labels("labels")[:4], x), []
+    for t, window in enumerate(checkpoint_windows(len(losses) - 1).tolist()):
+        state = _record(state, t, jnp.asarray(losses[t]), x, never)
+        state, _ = _review(state, x, window)
+        sizes.append(state.step_size)
+    np.testing.assert_allclose(sizes[1:], golden["step_size_after"], rtol=1e-6)
 
 
 RECORDED = ("loss_start", "loss_steps", "loss_best", "acc_steps", "still_correct", "step_size_after")
@@ -146,8 +161,9 @@ def test_an_example_does_not_depend_on_how_soon_the_others_break():
     forward, x, y, weights = linear_model.problem()
     order = np.argsort(linear_model.distances(forward, x, y, weights, "l2"))
     x, y = x[order], y[order]  # the first break at once, the last never
+    broken = y.at[5:].set((forward(x[5:]).argmax(-1) + 1) % 6)  # as many examples: other shapes round differently
     call = jax.jit(functools.partial(apgd, forward, KEY, epsilon=0.05, norm="l2", num_steps=30))
-    np.testing.assert_array_equal(call(x, y)[:5], call(x[:5], y[:5]))
+    np.testing.assert_array_equal(call(x, y)[:5], call(x, broken)[:5])
 
 
 def test_restarts_break_no_fewer():

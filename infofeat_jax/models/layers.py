@@ -1,5 +1,7 @@
 """Convolution, batch normalisation and the CAM-returning head that every model is made of."""
 
+import math
+from collections.abc import Iterator
 from functools import partial
 
 import flax.linen as nn
@@ -16,6 +18,7 @@ Kernel = Float[Array, "s s i o"]
 Channels = Float[Array, " o"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
+_FEW_PIXELS = 4  # of an output that is computed pixel by pixel
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al., as the reference codes
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
@@ -53,15 +56,37 @@ def _convolve_backward(stride: int, residuals, gradient: Features):
 _loop_safe_convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
+def _meet(length: int, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    """For each output position along an axis: the input positions that the kernel meets, and its taps there."""
+    pad = (size - 1) // 2
+    for first in range(-pad, length + pad - size + 1, stride):
+        low, high = max(first, 0), min(first + size, length)
+        yield slice(low, high), slice(low - first, high - first)
+
+
+def _pixelwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
+    def pixel(rows, row_taps, columns, column_taps):
+        seen, taps = x[:, rows, columns], kernel[row_taps, column_taps]
+        return seen.reshape(len(x), -1) @ taps.reshape(-1, kernel.shape[-1])
+
+    size = kernel.shape[0]
+    across = list(_meet(x.shape[2], size, stride))
+    lines = [jnp.stack([pixel(*row, *column) for column in across], 1) for row in _meet(x.shape[1], size, stride)]
+    return jnp.stack(lines, 1)
+
+
 def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
     """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's (Flax's "SAME" differs at stride 2).
 
-    Inside a loop XLA:CPU folds the kernel transpose of the input gradient into the convolution's dimension
-    labels and then misses its fast path. There the gradient is written out, the transpose behind a barrier.
+    XLA:CPU has two slow paths. Inside a loop it folds the kernel transpose of the input gradient into the
+    convolution's dimension labels and then misses its fast path: the gradient is written out, the transpose
+    behind a barrier. And maps of 2x2 and fewer pixels, as 8x8 images end in, take it 30 times as long as one
+    matrix product a pixel.
     """
-    if jax.default_backend() == "cpu":
-        return _loop_safe_convolve(x, kernel, stride)
-    return _plain_convolve(x, kernel, stride)
+    if jax.default_backend() != "cpu":
+        return _plain_convolve(x, kernel, stride)
+    pixels = math.prod((length - 1) // stride + 1 for length in x.shape[1:3])
+    return (_pixelwise_convolve if pixels <= _FEW_PIXELS else _loop_safe_convolve)(x, kernel, stride)
 
 
 class Conv(nn.Module):
