@@ -4,6 +4,7 @@ Steps of momentum start at 2 epsilon and halve, from the best point so far, wher
 between two checkpoints. Constants and order are those of the authors' implementation.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Int
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey, check_choice
@@ -62,12 +63,9 @@ def apgd(
     Returns a misclassified image where one was found, else the point of highest loss of the first run.
     Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
     """
-    forward = as_forward(forward)
-    check_inputs(forward, images, labels, bounds)
-    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
-    options = {"num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
-    search = apgd_search(threats.threat(norm, epsilon, bounds), num_classes, loss=loss, **options)
-    return searches.run(search, forward, key, images, labels).images
+    options = {"loss": loss, "num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
+    build = partial(apgd_search, **options)
+    return searches.attack(build, forward, key, images, labels, epsilon=epsilon, norm=norm, bounds=bounds)
 
 
 def apgd_search(

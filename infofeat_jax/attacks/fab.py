@@ -5,6 +5,7 @@ and counts where that is within epsilon. Constants and order are those of the au
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import hyperplane
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey
@@ -55,12 +56,9 @@ def fab(
     Returns a misclassified image within epsilon where one was found, else the image unchanged.
     Raises InvalidInput for invalid arguments.
     """
-    forward = as_forward(forward)
-    check_inputs(forward, images, labels, bounds)
-    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
-    options = {"num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
-    search = fab_search(threats.threat(norm, epsilon, bounds), num_classes, targeted=targeted, **options)
-    return searches.run(search, forward, key, images, labels).images
+    options = {"targeted": targeted, "num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
+    build = partial(fab_search, **options)
+    return searches.attack(build, forward, key, images, labels, epsilon=epsilon, norm=norm, bounds=bounds)
 
 
 def fab_search(

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.inputs import as_forward, check_inputs
+from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey
 
 Logits = Float[Array, "b k"]
@@ -35,6 +37,17 @@ class Result(NamedTuple):
 
     images: Images
     success: Bool[Array, " b"]
+
+
+def attack(
+    build: Callable[[Threat, int], Search], forward: Forward, key: PRNGKey, images: Images, labels: Labels, *,
+    epsilon: float, norm: str, bounds: tuple[float, float],
+) -> Images:  # fmt: skip
+    """Checks a user's arguments and runs the search that `build` makes of (threat, number of classes)."""
+    forward = as_forward(forward)
+    check_inputs(forward, images, labels, bounds)
+    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
+    return run(build(threats.threat(norm, epsilon, bounds), num_classes), forward, key, images, labels).images
 
 
 def advance(

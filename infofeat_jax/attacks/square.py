@@ -17,7 +17,7 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import patches
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
+from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PerExample, PRNGKey
@@ -53,11 +53,12 @@ def square(
     Returns a misclassified image where one was found, else that of smallest margin of the first run.
     Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
     """
-    forward = as_forward(forward)
-    check_inputs(forward, images, labels, bounds)
     options = {"num_queries": num_queries, "initial_share": initial_share, "restarts": restarts}
-    search = square_search(threats.threat(norm, epsilon, bounds), images.shape[1:3], **options)
-    return searches.run(search, forward, key, images, labels).images
+
+    def build(threat: Threat, num_classes: int) -> Search:
+        return square_search(threat, images.shape[1:3], **options)
+
+    return searches.attack(build, forward, key, images, labels, epsilon=epsilon, norm=norm, bounds=bounds)
 
 
 def square_search(
