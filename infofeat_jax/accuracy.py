@@ -11,7 +11,7 @@ from flax.linen import Module
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infofeat_jax import attacks, parallel
+from infofeat_jax import attacks, parallel, stopping
 from infofeat_jax import config as configs
 from infofeat_jax.data import Split
 from infofeat_jax.data.batches import padded_batches
@@ -92,5 +92,6 @@ def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Mo
 def correct(one_batch: OneBatch, mesh: Mesh, variables, key, split: Split, batch_size: int) -> Iterator[np.ndarray]:
     """Yields the results of `one_batch` (such as which examples stay correct) without those of padding."""
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size)):
+        stopping.check()
         batch = parallel.shard(mesh, (images, labels))
         yield np.asarray(one_batch(variables, jax.random.fold_in(key, index), batch))[mask]

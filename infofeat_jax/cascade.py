@@ -12,10 +12,11 @@ from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import config as configs
-from infofeat_jax import metrics, parallel, threat
+from infofeat_jax import metrics, parallel, stopping, threat
 from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing, plan, steps
 from infofeat_jax.data import Split
 from infofeat_jax.run import Run
+from infofeat_jax.types import Stopped
 
 SAVE_EVERY = 30.0  # seconds
 
@@ -26,7 +27,8 @@ def attack(
     """Which of the first config.eval.autoattack_examples (0: all) of `split` standard AutoAttack leaves correct.
 
     The standing lies in autoattack.npz beside the results, with the adversarial images found. It is taken up
-    again by the same `evaluation` (a text that tells it from others) of as many examples only.
+    again by the same `evaluation` (a text that tells it from others) of as many examples only. Each of several
+    processes computes all of it on its own devices, and finds the same.
     """
     config = run.config
     count = config.eval.autoattack_examples or len(split.labels)
@@ -37,15 +39,19 @@ def attack(
     path, saved = run.workdir / "autoattack.npz", time.monotonic()
     standing = load(path, setting)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    mesh, variables = parallel.own_part(run.mesh, variables)  # the loop over survivors runs on the host
     batches = steps(
         stages, Partial(run.module.apply, variables), key, images, labels,
-        batch_size=config.eval.batch_size, standing=standing, place=partial(parallel.place, run.mesh),
+        batch_size=config.eval.batch_size, standing=standing, place=partial(parallel.place, mesh),
     )  # fmt: skip
     for progress, standing in batches:
         on_progress(progress)
-        if parallel.is_writer() and time.monotonic() - saved > SAVE_EVERY:
+        stop = stopping.requested()
+        if parallel.is_writer() and (stop or time.monotonic() - saved > SAVE_EVERY):
             save(path, setting, standing)
             saved = time.monotonic()
+        if stop:
+            raise Stopped("stopped in AutoAttack; its standing is saved: the same command goes on from there")
     if parallel.is_writer():
         save(path, setting, standing)
     return standing.broken_by == ROBUST
@@ -58,10 +64,7 @@ def save(path: pathlib.Path, setting: str, standing: Standing) -> None:
 
 def load(path: pathlib.Path, setting: str) -> Standing | None:
     """The standing saved for the same setting, if any."""
-    if not path.exists():
+    saved = metrics.read_arrays(path, setting)
+    if saved is None or saved.keys() != set(Standing._fields):
         return None
-    with np.load(path, allow_pickle=False) as saved:
-        if str(saved["setting"]) != setting:
-            return None
-        values = {name: saved[name] for name in Standing._fields}
-    return Standing(**{name: value if value.ndim else int(value) for name, value in values.items()})
+    return Standing(**{name: value if value.ndim else int(value) for name, value in saved.items()})

@@ -1,47 +1,221 @@
-"""Checkpoints with orbax: written in the background, the newest few and the best one kept."""
+"""Checkpoints with orbax: written in the background, sealed with checksums, the damaged ones set aside.
 
+Of each run there are two directories. checkpoints/: the ends of epochs, with their scores, the newest few and the
+best one kept. interrupted/: the state in which the run was last asked to stop, between the ends of two epochs.
+"""
+
+import json
+import os
 import pathlib
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from infofeat_jax.types import InvalidInput
+from infofeat_jax import parallel
+from infofeat_jax.types import InvalidInput, RunFailed
 
 SCORE = "validation_score"  # what "best" means: robust validation accuracy, for standard training the clean one
+EPOCHS, INTERRUPTED, DAMAGED = "checkpoints", "interrupted", "damaged"
+SEAL = "seal.json"  # in each checkpoint: {file: [bytes, CRC-32]}
 
 
-def manager(directory: pathlib.Path, keep: int = 2) -> ocp.CheckpointManager:
-    """Opens `directory` (created on demand), keeping the `keep` newest checkpoints and the best one."""
+class Checkpoints(NamedTuple):
+    """Of a run, open for writing."""
+
+    epochs: ocp.CheckpointManager
+    interrupted: ocp.CheckpointManager
+
+
+@contextmanager
+def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
+    """The checkpoints of `workdir`, to go on from and to write; damaged ones are moved to damaged/ first.
+
+    Raises RunFailed if the last one cannot be written.
+    """
+    if parallel.is_writer():
+        for path in finished(workdir):
+            if why := damage(path):
+                set_aside(path, why)
+    parallel.barrier("checkpoints verified")
     best = checkpoint_managers.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best])
-    options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy, best_fn=lambda m: m[SCORE], cleanup_tmp_directories=True
+    managers = Checkpoints(
+        _manager(
+            workdir / EPOCHS, preservation_policy=policy, best_fn=lambda m: m[SCORE], cleanup_tmp_directories=True
+        ),
+        _manager(
+            workdir / INTERRUPTED, preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
+        ),
     )
-    return ocp.CheckpointManager(directory.absolute(), options=options)
-
-
-def save(checkpoints: ocp.CheckpointManager, step: int, state: PyTree, score: float) -> None:
-    """Starts saving `state`; returns before it is on disk. Unfinished saves never count as checkpoints."""
-    checkpoints.save(step, args=ocp.args.StandardSave(state), metrics={SCORE: score})
-
-
-def restore(checkpoints: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
-    """The state of `step`, placed as the arrays of `like`. Raises InvalidInput if it has other shapes."""
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     try:
-        return checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    except (ValueError, KeyError) as error:
-        raise InvalidInput(
-            f"checkpoint {checkpoints.directory}/{step} does not fit this configuration's model:"
-            f" {' '.join(str(error).split())[:200]}"
+        yield managers
+        for manager in managers:
+            finish(manager)
+    finally:
+        for manager in managers:
+            manager.close()
+
+
+def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(**options)
+    handler = ocp.StandardCheckpointHandler()
+    return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handler)
+
+
+def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float | None = None) -> None:
+    """Starts saving `state`; returns before it is on disk. Unfinished saves never count as checkpoints.
+
+    Raises RunFailed if the one before could not be written.
+    """
+    finish(manager)
+    manager.save(step, args=ocp.args.StandardSave(state), metrics=None if score is None else {SCORE: score})
+
+
+def finish(manager: ocp.CheckpointManager) -> None:
+    """Waits until what was saved is on disk, and seals it. Raises RunFailed if it could not be written."""
+    try:
+        manager.wait_until_finished()
+        if parallel.is_writer():
+            seal(pathlib.Path(manager.directory))
+    except Exception as error:  # orbax and TensorStore have no common one
+        raise RunFailed(
+            f"a checkpoint could not be written to {manager.directory} ({_brief(error)});"
+            f" the last one there is of step {manager.latest_step()}: run the same command again to go on from it"
         ) from error
 
 
-def find(checkpoints: ocp.CheckpointManager, which: str) -> int:
-    """The step of the "best" or "latest" checkpoint. Raises InvalidInput if there is none."""
-    step = checkpoints.best_step() if which == "best" else checkpoints.latest_step()
-    if step is None:
-        raise InvalidInput(f"no finished checkpoint in {checkpoints.directory}: train first, with --mode=train")
-    return step
+def restore_newest(checkpoints: Checkpoints, like: PyTree) -> PyTree | None:
+    """The newest state that can be read, placed as `like` (shapes, types and shardings) says; None without any.
+
+    One that cannot is set aside. Raises InvalidInput if it has other shapes.
+    """
+    found = [(step, manager) for manager in checkpoints for step in manager.all_steps()]
+    for step, manager in sorted(found, key=lambda pair: pair[0], reverse=True):
+        path = pathlib.Path(manager.directory) / str(step)
+        if (path / SEAL).exists():
+            return _restore(manager, step, like)
+        try:  # the process died before it could be sealed
+            return _restore(manager, step, like)
+        except InvalidInput as error:
+            if parallel.is_writer():
+                set_aside(path, str(error))
+            parallel.barrier(f"{path} set aside")
+            manager.reload()
+    return None
+
+
+def restore(workdir: pathlib.Path, which: str, like: PyTree) -> PyTree:
+    """The state in the "best" or "latest" checkpoint, placed as `like` says. Changes nothing in `workdir`.
+
+    Raises InvalidInput if there is none, if it is damaged, or if it has other shapes.
+    """
+    with _reader(workdir) as manager:
+        step = manager.best_step() if which == "best" else manager.latest_step()
+        if step is None:
+            raise InvalidInput(f"no finished checkpoint in {manager.directory}: train first, with --mode=train")
+        return _restore(manager, step, like)
+
+
+def latest_step(workdir: pathlib.Path) -> int:
+    """The newest epoch's end with a checkpoint; 0 without one."""
+    with _reader(workdir) as manager:
+        return manager.latest_step() or 0
+
+
+@contextmanager
+def _reader(workdir: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
+    directory = workdir / EPOCHS
+    for path in finished(workdir):
+        if path.parent == directory and (why := damage(path)):
+            raise InvalidInput(f"checkpoint {path} is damaged ({why}): train on, with --mode=train, to set it aside")
+    with _manager(
+        directory, read_only=True, save_interval_steps=0, create=False, best_fn=lambda m: m[SCORE]
+    ) as manager:
+        yield manager
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
+    where = f"checkpoint {manager.directory}/{step}"
+    try:
+        there = _shapes(manager.item_metadata(step).tree)
+        now = _shapes(like)
+        if wrong := [name for name in sorted(there.keys() | now.keys()) if there.get(name) != now.get(name)]:
+            name = wrong[0]
+            raise InvalidInput(
+                f"{where} does not fit this configuration's model: {len(wrong)} arrays differ, such as"
+                f" {name}: {there.get(name, 'absent')} there, {now.get(name, 'absent')} now"
+            )
+        return manager.restore(step, args=ocp.args.StandardRestore(like))
+    except InvalidInput:
+        raise
+    except Exception as error:  # orbax and TensorStore have no common one
+        raise InvalidInput(f"{where} cannot be read: {_brief(error)}") from error
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def finished(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The directories of all checkpoints; while one is being written its name is no number."""
+    return sorted(path for name in (EPOCHS, INTERRUPTED) for path in (workdir / name).glob("*") if path.name.isdigit())
+
+
+def seal(directory: pathlib.Path) -> None:
+    """Notes size and checksum of every file of the checkpoints in `directory` that have no seal yet."""
+    for path in finished(directory.parent):
+        if not (path / SEAL).exists():
+            files = {str(file.relative_to(path)): _checksum(file) for file in path.rglob("*") if file.is_file()}
+            partial = path.with_name(f"{path.name}-{SEAL}.partial")
+            with partial.open("w") as file:
+                file.write(json.dumps(files))
+                file.flush()
+                os.fsync(file.fileno())  # a seal that is lost in a power failure would condemn the checkpoint
+            partial.rename(path / SEAL)
+
+
+def damage(path: pathlib.Path) -> str:
+    """What is wrong with a checkpoint, as far as its seal tells; "" if nothing is."""
+    try:
+        if path.parent.name == EPOCHS:
+            json.loads((path / "metrics" / "metrics").read_text())[SCORE]  # orbax reads it of all
+        expected = json.loads((path / SEAL).read_text()) if (path / SEAL).exists() else {}
+    except (OSError, ValueError, KeyError) as error:
+        return f"{type(error).__name__}: {error}"
+    for name, checksum in expected.items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if (found := _checksum(path / name)) != checksum:
+            what = "its content has changed" if found[0] == checksum[0] else f"{found[0]} bytes, not {checksum[0]}"
+            return f"{name}: {what}"
+    return ""
+
+
+def set_aside(path: pathlib.Path, why: str) -> None:
+    """Moves a damaged checkpoint out of the way, and says so."""
+    target = path.parent.parent / DAMAGED / f"{path.parent.name}-{path.name}"
+    target.parent.mkdir(exist_ok=True)
+    while target.exists():
+        target = target.with_name(target.name + "-again")
+    path.rename(target)
+    print(f"warning: checkpoint {path} is damaged ({why}): moved to {target}", file=sys.stderr, flush=True)
+
+
+def _checksum(path: pathlib.Path, piece: int = 2**24) -> list[int]:
+    size, value = 0, 0
+    with path.open("rb") as file:
+        while data := file.read(piece):
+            size, value = size + len(data), zlib.crc32(data, value)
+    return [size, value]
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,20 +1,23 @@
 """What main.py does once its flags are there, and how it reports a user's mistake: in one line."""
 
+import errno
 import json
+import os
 import pathlib
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
+import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, evaluate, metrics, parallel, run, study, train
+from infofeat_jax import accuracy, evaluate, metrics, parallel, run, stopping, study, train
 from infofeat_jax import config as configs
 from infofeat_jax.report import table
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 
 def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int]) -> None:
@@ -22,9 +25,10 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
 
     Raises InvalidInput before anything expensive starts.
     """
-    logging.set_verbosity(logging.WARNING)  # orbax and JAX are talkative
+    logging.set_verbosity(logging.FATAL)  # orbax is talkative; what went wrong is said in one line, here
     parallel.start(*hosts)
     parallel.keep_compiled()
+    stopping.listen()
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         table.show(directory)
@@ -49,12 +53,14 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is evaluate) and evaluates one run of a resolved, checked configuration."""
     the_run = run.create(config, directory)
-    if mode == "train":
-        if parallel.is_writer():
-            directory.mkdir(parents=True, exist_ok=True)
-            metrics.write_atomically(directory / "config.json", configs.to_json(config))
-        train.train(the_run)
-    evaluate.evaluate(the_run)
+    if parallel.is_writer():
+        directory.mkdir(parents=True, exist_ok=True)
+    with stopping.lock(directory) if parallel.is_writer() else nullcontext():
+        if mode == "train":
+            if parallel.is_writer():
+                metrics.write_atomically(directory / "config.json", configs.to_json(config))
+            train.train(the_run)
+        evaluate.evaluate(the_run)
 
 
 def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collection[str] = ()) -> None:
@@ -101,7 +107,7 @@ def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> N
         return
     try:
         old = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
     configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
 
@@ -123,9 +129,29 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns InvalidInput into one line on stderr and exit status 2."""
+    """Turns what a user can put right into one line on stderr, and ends the process.
+
+    Exit status 2 after InvalidInput, 1 when the run failed, 75 (EX_TEMPFAIL: try again) when it was asked to stop.
+    """
     try:
         yield
     except InvalidInput as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status, text = 2, f"error: {error}"
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
+    except RunFailed as error:
+        status, text = 1, f"error: {error}"
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        status, text = 1, f"error: {error}: free space, then run the same command again to go on"
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        brief = " ".join(str(error).split())[:300]
+        status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"
+    else:
+        return
+    print(text, file=sys.stderr)
+    parallel.leave(status)

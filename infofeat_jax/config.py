@@ -14,7 +14,10 @@ from ml_collections.config_dict import placeholder
 from infofeat_jax.types import InvalidInput
 
 # Fields that do not alter the trained parameters: free to change when a run is continued.
-FREE = ("eval.", "study.", "log_every", "tensorboard", "checkpoint.", "data.data_dir", "data.note", "data.test_size")
+FREE = (
+    "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
+    "data.data_dir", "data.note", "data.test_size",
+)  # fmt: skip
 # Single-step methods; every other method takes the paper's 7 steps of a quarter of epsilon.
 ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
 LEVELS = 255.0
@@ -25,8 +28,10 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128  # over all devices; the paper does not state its own
+    config.accumulate_steps = 1  # parts of a batch done one after the other; BatchNorm and the attack see a part
     config.num_epochs = 120
     config.dtype = "float32"  # or bfloat16: of the computation; parameters stay float32
+    config.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
     config.parallel = "jit"  # whole-batch semantics on any number of devices; or pmap: per-device semantics
 
     config.model = ConfigDict()
@@ -85,6 +90,8 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep = 2  # newest checkpoints, besides the best
+    config.max_loss = 1e4  # a larger loss, or one that is no number, stops the run
+    config.skip_batches = 0  # how many batches with such a loss may be left out, going back to the last checkpoint
     config.log_every = 20  # steps
     config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow
     return config
@@ -121,9 +128,20 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2) + "\n"
 
 
-def check_same(old: Mapping, new: ConfigDict, where: str, free: tuple[str, ...] = ()) -> None:
+def complete(saved: object, defaults: Mapping | None = None) -> dict:
+    """A saved configuration, with the defaults of fields newer than it: they change nothing. Raises InvalidInput."""
+    defaults = default().to_dict() if defaults is None else defaults
+    if not isinstance(saved, Mapping):
+        raise InvalidInput(f"a saved configuration has {str(saved)[:80]!r} where names and values are expected")
+    inner = {
+        name: complete(saved.get(name, {}), value) for name, value in defaults.items() if isinstance(value, Mapping)
+    }
+    return {**defaults, **saved, **inner}
+
+
+def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] = ()) -> None:
     """Raises InvalidInput naming the fields, but for FREE and `free`, in which `new` alters the run in `where`."""
-    old, new = dict(flatten(old)), dict(flatten(new.to_dict()))
+    old, new = dict(flatten(complete(old))), dict(flatten(new.to_dict()))
     changed = [
         f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted(old.keys() | new.keys())
@@ -145,8 +163,11 @@ def _check(config: ConfigDict) -> None:
     expect = [
         ("seed", config.seed >= 0, "0 or more"),
         ("batch_size", config.batch_size >= 1, "1 or more"),
+        ("accumulate_steps", config.accumulate_steps >= 1, "1 or more"),
         ("num_epochs", config.num_epochs >= 1, "1 or more"),
         ("log_every", config.log_every >= 1, "1 or more"),
+        ("max_loss", config.max_loss > 0, "above 0"),
+        ("skip_batches", config.skip_batches >= 0, "0 or more"),
         ("dtype", config.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
         ("parallel", config.parallel in ("jit", "pmap"), "jit or pmap"),
         ("data.train_size", config.data.train_size >= 0, "0 (all) or more"),

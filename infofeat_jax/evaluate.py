@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, cascade, distances, metrics, parallel, pictures
+from infofeat_jax import accuracy, cascade, checkpoint, distances, metrics, parallel, pictures
 from infofeat_jax import config as configs
 from infofeat_jax import run as runs
 from infofeat_jax.data import Split
@@ -36,7 +36,7 @@ def evaluate(run: Run) -> dict:
         results["latest"] = evaluate_checkpoint(run, split, "latest", path)
     epochs = metrics.read(run.workdir / "metrics.jsonl")
     results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
-    results["finished"] = runs.steps_trained(run) == run.config.num_epochs * run.steps_per_epoch
+    results["finished"] = checkpoint.latest_step(run.workdir) == run.config.num_epochs * run.steps_per_epoch
     results |= {**run.facts(), "config": run.config.to_dict()}
     if parallel.is_writer():
         metrics.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -50,7 +50,9 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
         results = json.loads((workdir / "results.json").read_text())
     except (OSError, json.JSONDecodeError):
         return False
-    return results.get("finished") and results["config"] == json.loads(configs.to_json(config))
+    return results.get("finished") and json.dumps(configs.complete(results["config"]), sort_keys=True) == json.dumps(
+        config.to_dict(), sort_keys=True
+    )
 
 
 def evaluate_checkpoint(run: Run, split: Split, which: str, path: pathlib.Path) -> dict:
@@ -124,13 +126,8 @@ def measure(
 
 def load(path: pathlib.Path, setting: str) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
     """What `path` holds of the same setting: (outcomes, seconds)."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as saved:
-        arrays = dict(saved)
-    if str(arrays.pop("setting", "")) != setting:
-        return None
-    return arrays, json.loads(str(arrays.pop("seconds")))
+    arrays = metrics.read_arrays(path, setting)
+    return None if arrays is None else (arrays, json.loads(str(arrays.pop("seconds"))))
 
 
 def describe(name: str, outcome: np.ndarray) -> str:

@@ -51,6 +51,16 @@ def write_arrays_atomically(path: pathlib.Path, arrays: Mapping) -> None:
     partial.replace(path)
 
 
+def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz of the same "setting"; None if there is no such file, or it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = dict(saved)
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        return None
+    return arrays if str(arrays.pop("setting", "")) == setting else None
+
+
 @contextmanager
 def records(workdir: pathlib.Path, *, active: bool, tensorboard: bool) -> Iterator[Write]:
     """A function that appends to metrics.jsonl and, on demand, to TensorBoard event files."""
@@ -85,22 +95,26 @@ def import_metric_writers():
 
 @contextmanager
 def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Callable[..., None]]:
-    """A bar with time left. Call the yielded function with steps done and a text; plain lines without a terminal."""
+    """A bar with time left; plain lines without a terminal.
+
+    Call the yielded function with the steps done, a text, a line to keep above the bar, a note to keep in it.
+    """
     console = Console(stderr=True)
     if not active:
-        yield lambda steps, text, line=None: None
+        yield lambda steps, text, line=None, note=None: None
     elif not console.is_terminal:
-        yield lambda steps, text, line=None: line and print(line, file=sys.stderr, flush=True)
+        yield lambda steps, text, line=None, note=None: line and print(line, file=sys.stderr, flush=True)
     else:
         columns = (
-            TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(),
+            TextColumn("{task.description}{task.fields[note]}"), BarColumn(None), MofNCompleteColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console) as bar:
-            task = bar.add_task("starting (compiling takes a while)", total=total, completed=done)
+            task = bar.add_task("starting (compiling takes a while)", total=total, completed=done, note="")
 
-            def show(steps: int, text: str, line: str | None = None) -> None:
-                bar.update(task, completed=steps, description=text)
+            def show(steps: int, text: str, line: str | None = None, note: str | None = None) -> None:
+                kept = {} if note is None else {"note": f"  {note}"}
+                bar.update(task, completed=steps, description=text, **kept)
                 if line:
                     bar.console.print(line, highlight=False)
 

@@ -9,30 +9,46 @@ and in those terms it is written here.
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from infofeat_jax.types import InvalidInput, PRNGKey
+from infofeat_jax.types import InvalidInput, PRNGKey, RunFailed
 
 AXIS = "batch"
+PATIENCE = 60  # seconds
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
     """Joins the processes of a multi-host run.
 
     `coordinator` is "host:port" of process 0; "auto" finds everything itself (TPU pods, SLURM); "" is one process.
+    A process that is not heard of for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
     """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        if not 0 <= process_id < num_processes:
-            raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+    timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
+    if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:
+        raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize(**timeouts)
+        elif coordinator:
+            jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(f"--coordinator={coordinator}: no connection: {' '.join(str(error).split())[:300]}") from error
+
+
+def leave(status: int) -> None:
+    """Ends this process after an error; of several, without waiting for the others as JAX would, which may hang."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def is_writer() -> bool:
@@ -50,18 +66,40 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(root, "infofeat_jax", platform.node() or "host"))
 
 
+def barrier(name: str) -> None:
+    """Waits for all processes of the run."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def mesh() -> Mesh:
     """All devices of all processes, in one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_divisible(name: str, size: int) -> None:
-    """Raises InvalidInput unless a batch of `size` splits evenly over the devices."""
-    if size % jax.device_count():
+def own_part(mesh: Mesh, tree: PyTree) -> tuple[Mesh, PyTree]:
+    """This process's devices, and replicated arrays on them: for what each process computes by itself."""
+    if jax.process_count() == 1:
+        return mesh, tree
+    own = Mesh(np.array(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
+    return own, jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(own, P()))
+
+
+def check_divisible(name: str, size: int, parts: int = 1) -> None:
+    """Raises InvalidInput unless each of `parts` parts of a batch of `size` splits evenly over the devices."""
+    unit = jax.device_count() * parts
+    if size % unit:
+        times = f", times {parts} accumulated steps" if parts > 1 else ""
         raise InvalidInput(
-            f"config.{name} = {size}: expected a multiple of the {jax.device_count()} devices,"
-            f" such as {-(-size // jax.device_count()) * jax.device_count()}"
+            f"config.{name} = {size}: expected a multiple of the {jax.device_count()} devices{times},"
+            f" such as {-(-size // unit) * unit}"
         )
+
+
+def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Shapes and types of `tree`, placed on every device: what a restored state is to look like."""
+    sharding = NamedSharding(mesh, P())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:

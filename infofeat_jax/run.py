@@ -65,10 +65,16 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
 
     Raises InvalidInput.
     """
-    parallel.check_divisible("batch_size", config.batch_size)
+    parallel.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
     parallel.check_divisible("eval.batch_size", config.eval.batch_size)
     make_method = partial(create_method, config)
-    make_module = partial(models.create, config.model.name, width=config.model.width, dtype=config.dtype)
+    make_module = partial(
+        models.create,
+        config.model.name,
+        width=config.model.width,
+        dtype=config.dtype,
+        remat=config.remat,
+    )
     make_method(10), make_module(num_classes=10)  # errors before the data is read
     dataset = dataset or data.load(
         config.data.name, data_dir=config.data.data_dir or None, validation_size=config.data.validation_size,
@@ -98,34 +104,31 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
 
 def create_state(run: Run) -> State:
     """The initial state, a function of the seed alone, on all devices."""
-    shape = run.data.train.images.shape[1:]
-
-    @jax.jit
-    def init(key) -> State:
-        variables = run.module.init(key, jnp.zeros((1, *shape)))
-        params = variables["params"]
-        return State(jnp.zeros((), jnp.int32), params, variables["batch_stats"], run.optimizer.init(params))
-
+    init = jax.jit(partial(_initial_state, run))
     return parallel.replicate(run.mesh, jax.tree.map(np.asarray, init(jax.random.key(run.config.seed))))
+
+
+def describe_state(run: Run) -> State:
+    """Shapes, types and places of the state's arrays, without computing them."""
+    return parallel.replicated(run.mesh, jax.eval_shape(partial(_initial_state, run), jax.random.key(0)))
+
+
+def _initial_state(run: Run, key) -> State:
+    variables = run.module.init(key, jnp.zeros((1, *run.data.train.images.shape[1:])))
+    params = variables["params"]
+    return State(jnp.zeros((), jnp.int32), params, variables["batch_stats"], run.optimizer.init(params))
 
 
 def restore(run: Run, which: str) -> State:
     """The state in the run's "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit."""
-    with checkpoint.manager(run.workdir / "checkpoints", run.config.checkpoint.keep) as checkpoints:
-        return checkpoint.restore(checkpoints, checkpoint.find(checkpoints, which), create_state(run))
-
-
-def steps_trained(run: Run) -> int:
-    """The step of the run's newest checkpoint; 0 without one."""
-    with checkpoint.manager(run.workdir / "checkpoints", run.config.checkpoint.keep) as checkpoints:
-        return checkpoints.latest_step() or 0
+    return checkpoint.restore(run.workdir, which, describe_state(run))
 
 
 def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
     """The configuration of the run beside `workdir` that transferred attacks are crafted on. Raises InvalidInput."""
     directory = workdir.absolute().parent / name
     try:
-        return ConfigDict(json.loads((directory / "config.json").read_text()))
+        return ConfigDict(configs.complete(json.loads((directory / "config.json").read_text())))
     except (OSError, json.JSONDecodeError) as error:
         raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory} ({error}): train it first") from None
 

@@ -7,14 +7,16 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from clu import parameter_overview
 
-from infofeat_jax import accuracy, checkpoint, metrics, parallel
+from infofeat_jax import accuracy, checkpoint, health, memory, metrics, parallel, stopping
 from infofeat_jax.data.batches import batch_indices
-from infofeat_jax.run import Run, State, create_state
+from infofeat_jax.run import Run, State, create_state, describe_state
+from infofeat_jax.types import Stopped
 from infofeat_jax.update import update
 
+LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
+AHEAD = 4  # steps that may wait for the device, so that a request to stop is heeded soon
 VALIDATION_STREAM = 2**32 - 1  # apart from the steps, which fold their number into the same key
 
 
@@ -22,22 +24,34 @@ class Loop(NamedTuple):
     """What the steps of a run share: compiled functions, the root key, and where to report."""
 
     run: Run
-    step: Callable  # (state, batch, key) -> (state, {loss, accuracy})
+    step: Callable  # (state, batch, key) -> (state, {loss, accuracy, parameter_norm})
     validations: dict[str, Callable]  # name -> compiled attack
     key: jax.Array
-    checkpoints: ocp.CheckpointManager
+    skipped: frozenset[int]  # steps whose batches are left out
+    checkpoints: checkpoint.Checkpoints
     write: metrics.Write
     show: Callable
 
 
 def train(run: Run) -> State:
-    """Trains the run to its end, from its newest checkpoint if it has one; returns the final state."""
+    """Trains the run to its end, from its newest checkpoint if it has one; returns the final state.
+
+    Raises Stopped when asked to stop, RunFailed when the loss is no number or too large, or the disk is full.
+    """
+    while True:
+        try:
+            return train_on(run)
+        except health.BadNumbers as bad:
+            health.skip(run, bad)
+
+
+def train_on(run: Run) -> State:
+    """Trains from the newest checkpoint to the end."""
     config, active = run.config, parallel.is_writer()
     total = config.num_epochs * run.steps_per_epoch
-    with checkpoint.manager(run.workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-        state = create_state(run)
-        if (latest := checkpoints.latest_step()) is not None:
-            state = checkpoint.restore(checkpoints, latest, state)
+    with checkpoint.opened(run.workdir, config.checkpoint.keep) as checkpoints:
+        state = checkpoint.restore_newest(checkpoints, describe_state(run))
+        state = create_state(run) if state is None else state
         start = int(state.step)
         if active:
             metrics.rewind(run.workdir / "metrics.jsonl", start)
@@ -47,43 +61,65 @@ def train(run: Run) -> State:
             metrics.progress(total, start, active=active and start < total) as show,
         ):
             loop = create_loop(run, checkpoints, write, show)
+            if start and start % run.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
+                finish_epoch(loop, state, start, 0.0)  # stopped in the validation
             while start < total:
                 state = train_epoch(loop, state, start)
                 start = int(state.step)
     return state
 
 
-def create_loop(run: Run, checkpoints: ocp.CheckpointManager, write: metrics.Write, show: Callable) -> Loop:
+def create_loop(run: Run, checkpoints: checkpoint.Checkpoints, write: metrics.Write, show: Callable) -> Loop:
     """Compiles (at first use) what a run's steps and validations need."""
     step = parallel.parallelize_update(partial(update, run), run.mesh, run.config.parallel)
+    step = memory.checked(step, LESS_MEMORY)
     attack = accuracy.create_attack(run.config.eval.validation_attack, **accuracy.budget(run.config))
     validations = {
         "clean": accuracy.compile_attack(run.module, None, run.mesh),
         "robust": accuracy.compile_attack(run.module, attack, run.mesh),
     }
-    return Loop(run, step, validations, jax.random.key(run.config.seed), checkpoints, write, show)
+    key, skipped = jax.random.key(run.config.seed), frozenset(health.skipped(run.workdir))
+    return Loop(run, step, validations, key, skipped, checkpoints, write, show)
 
 
 def train_epoch(loop: Loop, state: State, start: int) -> State:
     """The steps from `start` to the end of their epoch, then validation and a checkpoint."""
     run, config = loop.run, loop.run.config
     end = (start // run.steps_per_epoch + 1) * run.steps_per_epoch
-    began, pending = time.perf_counter(), None
+    began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and since then
     for step in range(start, end):
+        if stopping.requested():
+            report_steps(loop, due, start, began)
+            health.check(run, jax.device_get(recent))
+            interrupt(loop, state, time.perf_counter() - began)
+        if step in loop.skipped:
+            state = state._replace(step=state.step + 1)
+            continue
         rows = batch_indices(config.seed, step, len(run.data.train.labels), config.batch_size)
         batch = parallel.shard(run.mesh, (run.data.train.images[rows], run.data.train.labels[rows]))
         state, values = loop.step(state, batch, loop.key)
-        if (step + 1) % config.log_every == 0 or step + 1 == end:
-            if pending is not None:  # of the time before: the device is not left without work meanwhile
-                report_step(loop, *pending, start, began)
-            pending = step + 1, values
-    report_step(loop, *pending, start, began)
+        recent.append((step + 1, values))
+        if (step + 1) % config.log_every == 0:
+            report_steps(loop, due, start, began)  # of the time before: the device is not left without work meanwhile
+            due, recent = recent, []
+        if len(recent) >= AHEAD:
+            jax.block_until_ready(recent[-AHEAD])
+    for steps in (due, recent):
+        report_steps(loop, steps, start, began)
     finish_epoch(loop, state, end, time.perf_counter() - began)
     return state
 
 
-def report_step(loop: Loop, step: int, values: dict, start: int, began: float) -> None:
-    """Waits for one step's metrics, logs them and moves the bar; the rate counts from step `start` at `began`."""
+def report_steps(loop: Loop, recent: list[tuple[int, dict]], start: int, began: float) -> None:
+    """Waits for the steps' metrics, checks them, logs the last and moves the bar; the rate counts from `start`.
+
+    Raises BadNumbers: what is checkpointed afterwards is sound.
+    """
+    if not recent:
+        return
+    recent = jax.device_get(recent)
+    health.check(loop.run, recent)
+    step, values = recent[-1]
     values = {name: float(value) for name, value in values.items()}
     rate = (step - start) * loop.run.config.batch_size / (time.perf_counter() - began)
     learning_rate = float(loop.run.schedule(step - 1))
@@ -92,19 +128,38 @@ def report_step(loop: Loop, step: int, values: dict, start: int, began: float) -
     loop.show(step, f"epoch {epoch}/{loop.run.config.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
 
 
+def interrupt(loop: Loop, state: State, seconds: float) -> None:
+    """Saves the state where it is, and raises Stopped."""
+    step = int(state.step)
+    if step and step not in {*loop.checkpoints.epochs.all_steps(), *loop.checkpoints.interrupted.all_steps()}:
+        checkpoint.save(loop.checkpoints.interrupted, step, state)
+        loop.write(step, {"interrupted": True, "epoch_seconds": round(seconds, 2)})
+    for manager in loop.checkpoints:
+        checkpoint.finish(manager)
+    total = loop.run.config.num_epochs * loop.run.steps_per_epoch
+    raise Stopped(f"stopped at step {step} of {total}; the state is saved: the same command goes on from there")
+
+
 def finish_epoch(loop: Loop, state: State, step: int, seconds: float) -> None:
     """Validates, logs, and starts saving a checkpoint."""
-    accuracies = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
-    score = accuracies["clean" if loop.run.method.attack is None else "robust"]  # what early stopping judges by
-    checkpoint.save(loop.checkpoints, step, state, score)
+    try:
+        rates = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
+    except Stopped:
+        interrupt(loop, state, seconds)
+    trained_on = "clean" if loop.run.method.attack is None else "robust"
     epoch, config = step // loop.run.steps_per_epoch, loop.run.config
-    values = {f"validation_{name}_accuracy": value for name, value in accuracies.items()}
-    loop.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
     text = (
-        f"epoch {epoch}/{config.num_epochs}  validation: clean {accuracies['clean']:.1%},"
-        f" {config.eval.validation_attack} {accuracies['robust']:.1%}"
+        f"epoch {epoch}/{config.num_epochs}  validation: clean {rates['clean']:.1%},"
+        f" {config.eval.validation_attack} {rates['robust']:.1%}"
     )
-    loop.show(step, text, f"{text}  ({seconds:.0f} s)")
+    values = {f"validation_{name}_accuracy": rate for name, rate in rates.items()}
+    if health.has_collapsed(loop.run, rates):
+        values["catastrophic_overfitting"] = True
+        text += "  CATASTROPHIC OVERFITTING: robust accuracy has collapsed"
+    loop.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
+    checkpoint.save(loop.checkpoints.epochs, step, state, rates[trained_on])  # early stopping judges by this
+    note = f"{config.eval.validation_attack} {rates['robust']:.1%}"
+    loop.show(step, f"epoch {epoch}/{config.num_epochs}", f"{text}  ({seconds:.0f} s)", note)
 
 
 def validate(loop: Loop, one_batch: Callable, state: State) -> float:

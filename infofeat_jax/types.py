@@ -39,6 +39,14 @@ class InvalidInput(ValueError):
     """A value that the user can correct; the message is one line: the value, what is valid, what to do."""
 
 
+class RunFailed(RuntimeError):
+    """A run that cannot go on for a reason outside its configuration; one line: what happened, what to do."""
+
+
+class Stopped(RuntimeError):
+    """The run was asked to stop and has done so; one line: what is saved, how to go on."""
+
+
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Raises InvalidInput unless `name` is among `choices`."""
     if name not in choices:

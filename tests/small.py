@@ -53,9 +53,11 @@ class TinyNet(nn.Module):
     """One convolution with batch normalisation: the parts of the real networks, compiled in a second."""
 
     num_classes: int = 5
+    norm: bool = True
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         conv, bn = layers.Conv(6, stride=2, name="conv1"), layers.BatchNorm(6, name="bn1")
-        maps = jax.nn.relu(layers.conv_bn(conv, bn, images - 0.5, train=train))
+        normed = layers.conv_bn(conv, bn, images - 0.5, train=train)
+        maps = jax.nn.relu(normed if self.norm else conv(images - 0.5))
         return layers.Head(self.num_classes, name="linear")(maps)

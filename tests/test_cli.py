@@ -1,7 +1,6 @@
 """main.py as a user runs it: train, be killed, go on, evaluate; and every mistake answered in one line."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -10,61 +9,9 @@ import time
 
 import numpy as np
 import pytest
+from processes import QUICK, ROOT, environment, finished, lines, main, parameters
 
-ROOT = pathlib.Path(__file__).parent.parent
-QUICK = (
-    "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
-    "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
-    "--config.eval.attacks=('clean','fgsm','pgd7')", "--config.optimizer.milestones=(2.0,)",
-    "--config.eval.validation_attack=pgd2", "--config.log_every=1",
-)  # fmt: skip
-
-
-def environment(cache: pathlib.Path, devices: int = 1) -> dict:
-    """Compiled programs are shared between the runs of this file."""
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-    }
-
-
-@pytest.fixture(scope="module")
-def main(tmp_path_factory):
-    """Runs main.py with the given flags; returns the finished process."""
-    cache = tmp_path_factory.mktemp("compiled")
-
-    def run(*flags, check=True, devices=1):
-        process = subprocess.run(
-            [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(cache, devices), capture_output=True,
-            text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert not check or process.returncode == 0, process.stderr[-3000:]
-        return process
-
-    run.cache = cache
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(main, tmp_path_factory):
-    """A run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    process = main(*QUICK, f"--workdir={workdir}")
-    return workdir, process
-
-
-def lines(workdir: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def parameters(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
-    """All arrays of a checkpoint, read by orbax without any of our code."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    with ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) as m:
-        return jax.tree.leaves(m.restore(step, args=ocp.args.StandardRestore()))
+__all__ = ["finished", "main"]
 
 
 def test_a_run_leaves_its_records(finished):

@@ -28,8 +28,8 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> run.Run:
     if not (directory / "config.json").exists():
         directory.mkdir(parents=True)
         metrics.write_atomically(directory / "config.json", configs.to_json(config))
-        with checkpoint.manager(directory / "checkpoints") as checkpoints:
-            checkpoint.save(checkpoints, 7, run.create_state(the_run), 0.5)
+        with checkpoint.opened(directory) as checkpoints:
+            checkpoint.save(checkpoints.epochs, 7, run.create_state(the_run), 0.5)
     return the_run
 
 
@@ -111,8 +111,8 @@ def test_other_weights_are_measured_anew(directory, monkeypatch):
     evaluate.evaluate(the_run)
     state = run.restore(the_run, "best")
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-    with checkpoint.manager(the_run.workdir / "checkpoints") as checkpoints:
-        checkpoint.save(checkpoints, 8, moved, 0.6)
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
     evaluate.evaluate(the_run)
     assert measured == ["clean", "clean"]
 

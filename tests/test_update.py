@@ -11,8 +11,8 @@ import optax
 import pytest
 import small
 
+from infofeat_jax import attacks, data, methods, models, optim, parallel, run
 from infofeat_jax import config as configs
-from infofeat_jax import data, methods, optim, parallel, run
 from infofeat_jax.data import augment
 from infofeat_jax.update import update
 
@@ -153,6 +153,66 @@ def test_nothing_is_reduced_between_devices_inside_the_attack():
 def _name(computation: str) -> str:
     match = re.match(r"\s*(?:ENTRY )?%([\w.-]+)", computation)
     return match[1] if match else ""
+
+
+def without_randomness(the_run: run.Run, **changes) -> run.Run:
+    """No augmentation, PGD without a random start: nothing depends on how keys are split."""
+    config = the_run.config.copy_and_resolve_references()
+    config.data.crop_padding, config.data.flip = 0, False
+    config.update(changes)
+    pgd = partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=2, random_start=False)
+    return the_run._replace(config=config, method=the_run.method._replace(attack=pgd))
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_accumulated_gradients_are_the_whole_batches(count):
+    """Four parts in turn, on a network without BatchNorm: the same step to float tolerance."""
+    plain = without_randomness(create_run("madry", count))
+    plain = plain._replace(
+        module=small.TinyNet(norm=False),
+        data=plain.data._replace(train=data.Split(*(x.repeat(2, 0) for x in plain.data.train))),
+    )
+    parts = plain._replace(config=without_randomness(plain, accumulate_steps=4 if count == 1 else 2).config)
+    (one, one_values), (four, four_values) = steps(plain), steps(parts)
+    assert distance((one.params, one.opt_state), (four.params, four.opt_state)) < 1e-4
+    np.testing.assert_allclose(one_values["loss"], four_values["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one_values["accuracy"], four_values["accuracy"])
+
+
+def test_accumulation_moves_the_statistics_with_each_part():
+    """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
+    plain = without_randomness(create_run("madry"))
+    images, labels = (array[:8] for array in plain.data.train)
+    half = plain._replace(data=plain.data._replace(train=data.Split(images, labels)))
+    twice = data.Split(images.repeat(2, 0), labels.repeat(2, 0))  # parts take every other example
+    double = without_randomness(plain, accumulate_steps=2)._replace(data=plain.data._replace(train=twice))
+    (one, _), (two, _) = steps(half, 1), steps(double, 1)
+    assert distance(one.params, two.params) < 1e-4
+    start = jax.device_get(run.create_state(plain)).batch_stats["bn1"]["mean"]
+    first, second = (after.batch_stats["bn1"]["mean"] for after in (one, two))
+    np.testing.assert_allclose(second - first, 0.9 * (first - start), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wrn_10_1", "resnet10", "preact_resnet18"])
+def test_rematerialised_blocks_compute_the_same(name):
+    """The same parameters, gradients and statistics; what is kept for the backward pass is recomputed."""
+    images, labels = small.batch(4)
+    plain, remat = (models.create(name, num_classes=5, width=4, remat=remat) for remat in (False, True))
+    variables = jax.jit(plain.init)(jax.random.key(0), images)
+
+    def loss(module, params):
+        outputs, moved = module.apply(variables | {"params": params}, images, train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels).mean(), moved
+
+    results = []
+    for module in (plain, remat):
+        assert jax.tree.structure(jax.eval_shape(module.init, jax.random.key(0), images)) == jax.tree.structure(
+            variables
+        )
+        gradient = jax.value_and_grad(partial(loss, module), has_aux=True)
+        results.append(jax.device_get(jax.jit(gradient)(variables["params"])))
+        assert ("remat" in str(jax.make_jaxpr(gradient)(variables["params"]))) == (module is remat)
+    assert distance(*results) < 1e-4
 
 
 @pytest.mark.parametrize(("milestones", "valid"), [((60.0, 90.0), True), ((90.0, 60.0), False), ((0.0,), False)])

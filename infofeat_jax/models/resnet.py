@@ -19,7 +19,7 @@ class BasicBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, train: bool) -> Features:
         conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
         bn = lambda name: BatchNorm(self.features, name=name)  # noqa: E731
         y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn("bn1"), x, train=train))
@@ -39,7 +39,7 @@ class PreActBlock(nn.Module):
     shortcut: str = "shortcut_0"
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> Features:
+    def __call__(self, x: Features, train: bool) -> Features:
         conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
         activated = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
         bn2 = BatchNorm(self.features, name="bn2")
@@ -59,6 +59,7 @@ class ResNet(nn.Module):
     mean: Normalization = 0.5
     std: Normalization = 0.5
     dtype: DTypeLike = jnp.float32
+    remat: bool = False  # recompute the blocks' activations in the backward pass instead of keeping them
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
@@ -66,7 +67,7 @@ class ResNet(nn.Module):
         stem = Conv(self.width, 3, 1, self.dtype, name="conv1")
         x = jax.nn.relu(conv_bn(stem, BatchNorm(self.width, name="bn1"), x, train=train))
         for name, features, stride in stages(self.width, self.blocks):
-            x = BasicBlock(features, stride, self.dtype, name=name)(x, train=train)
+            x = rematerialised(BasicBlock, self.remat)(features, stride, self.dtype, name=name)(x, train)
         return Head(self.num_classes, name="linear")(x)
 
 
@@ -81,17 +82,23 @@ class PreActResNet(nn.Module):
     mean: Normalization = 0.5
     std: Normalization = 0.5
     dtype: DTypeLike = jnp.float32
+    remat: bool = False  # recompute the blocks' activations in the backward pass instead of keeping them
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
         x = normalize(images, self.mean, self.std, self.dtype)
         x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
         for name, features, stride in stages(self.width, self.blocks):
-            block = PreActBlock(features, stride, self.dtype, self.activated_shortcut, name=name)
-            x = block(x, train=train)
+            block = rematerialised(PreActBlock, self.remat)
+            x = block(features, stride, self.dtype, self.activated_shortcut, name=name)(x, train)
         if self.final_norm:
             x = jax.nn.relu(BatchNorm(x.shape[-1], name="bn")(x, train=train))
         return Head(self.num_classes, nonnegative_maps=self.final_norm, name="linear")(x)
+
+
+def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """`block`, of whose activations only the input is kept for the backward pass if `remat`."""
+    return nn.remat(block, static_argnums=(2,)) if remat else block  # 2: train
 
 
 def stages(width: int, blocks: tuple[int, ...]) -> list[tuple[str, int, int]]:

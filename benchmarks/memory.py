@@ -1,0 +1,54 @@
+"""What a training step takes of a device's memory: plain, rematerialised, with accumulated gradients, in bfloat16.
+
+  python benchmarks/memory.py --config=configs/cifar10_resnet18.py
+
+Compiles the step for this machine without running it, and prints what XLA allocates beside the state.
+"""
+
+import pathlib
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+from ml_collections import config_flags
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from infofeat_jax import config as configs
+from infofeat_jax import data, parallel, run
+from infofeat_jax.update import update
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+SETTINGS = {
+    "plain": {},
+    "accumulate_steps=4": {"accumulate_steps": 4},
+    "remat": {"remat": True},
+    "remat, accumulate_steps=4": {"remat": True, "accumulate_steps": 4},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16, remat": {"dtype": "bfloat16", "remat": True},
+}
+
+
+def workspace(config) -> int:
+    """Bytes of a step's temporaries on a device."""
+    size = config.batch_size
+    pictures = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
+    the_run = run.create(config, pathlib.Path("."), data.Dataset(pictures, pictures, pictures, 10, "none"))
+    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
+    batch = jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
+    compiled = step.lower(run.describe_state(the_run), batch, jax.random.key(0)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def main(_) -> None:
+    for name, changes in SETTINGS.items():
+        config = configs.resolve(CONFIG.value)
+        config.update(changes)
+        print(f"| {name} | {workspace(config) / 2**20:,.0f} MiB |", flush=True)
+
+
+if __name__ == "__main__":
+    app.run(main)

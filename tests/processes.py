@@ -1,0 +1,85 @@
+"""main.py in processes of its own, and what they leave on disk; fixtures for the files that import them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+QUICK = (
+    "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
+    "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
+    "--config.eval.attacks=('clean','fgsm','pgd7')", "--config.optimizer.milestones=(2.0,)",
+    "--config.eval.validation_attack=pgd2", "--config.log_every=1",
+)  # fmt: skip
+
+
+def environment(cache: pathlib.Path, devices: int = 1) -> dict:
+    """Compiled programs are shared between the runs of this file."""
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+    }
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory):
+    """Runs main.py with the given flags; returns the finished process."""
+    cache = tmp_path_factory.mktemp("compiled")
+
+    def run(*flags, check=True, devices=1):
+        process = subprocess.run(
+            [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(cache, devices), capture_output=True,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert not check or process.returncode == 0, process.stderr[-3000:]
+        return process
+
+    run.cache = cache
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(main, tmp_path_factory):
+    """A run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    process = main(*QUICK, f"--workdir={workdir}")
+    return workdir, process
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def parameters(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
+    """All arrays of a checkpoint, read by orbax without any of our code."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(workdir / "checkpoints", options=ocp.CheckpointManagerOptions(read_only=True)) as m:
+        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.tree.leaves(m.restore(step, args=ocp.args.StandardRestore(fallback_sharding=here)))
+
+
+def start(main, *flags: str, devices: int = 1) -> subprocess.Popen:
+    """main.py in the background."""
+    return subprocess.Popen(
+        [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(main.cache, devices),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 150) -> None:
+    """Waits for a condition while the process lives."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -1,0 +1,142 @@
+"""Faults injected into main.py from outside: signals, a second run, a damaged file, several processes, one dying."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from processes import QUICK, finished, lines, main, parameters, start, wait_for
+
+__all__ = ["finished", "main"]
+STEPS = 24  # of QUICK, 4 an epoch
+
+
+def step(workdir) -> int:
+    """The last step logged, which runs behind the steps taken."""
+    path = workdir / "metrics.jsonl"
+    return json.loads(("{}\n" + path.read_text()).rsplit("\n", 2)[-2]).get("step", 0) if path.exists() else 0
+
+
+def assert_same_bits(workdir, other) -> None:
+    for one, two in zip(parameters(workdir, STEPS), parameters(other, STEPS), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_path):
+    workdir = tmp_path / "run"
+    process = start(main, *QUICK, f"--workdir={workdir}")
+    wait_for(process, lambda: step(workdir) >= 6)
+    process.send_signal(signal.SIGSTOP)  # it keeps the directory, however slow it is
+    second = main(*QUICK, f"--workdir={workdir}", check=False)
+    assert second.returncode == 2
+    assert second.stderr == (
+        f"error: {workdir} is in use by process {process.pid} on {socket.gethostname()}:"
+        " wait for it, or give another --workdir\n"
+    )
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    asked = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - asked < 10  # CPU steps of 0.1 s, and a checkpoint of 0.2 MB
+    assert process.returncode == 75
+    stopped = int(re.search(r"stopped at step (\d+) of 24; the state is saved", errors)[1])
+    assert not (workdir / "results.json").exists()
+    shutil.move(workdir, tmp_path / "moved")
+    continued = main(*QUICK, f"--workdir={tmp_path / 'moved'}")
+    assert f"continuing at step {stopped} of 24" in continued.stdout
+    assert_same_bits(tmp_path / "moved", finished[0])
+
+
+def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    flags = [flag for flag in QUICK if "eval.attacks" not in flag]
+    flags += [f"--workdir={workdir}", "--config.eval.batch_size=20"]
+    process = start(main, *flags, "--config.eval.attacks=('clean','noise','pgd3000')")
+    wait_for(process, lambda: "noise" in np.load(workdir / "outcomes.npz"))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "stopped in the evaluation; what was measured is saved" in errors
+    again = main(*flags, "--config.eval.attacks=('clean','noise')")
+    assert again.stderr.count("measured before") == 2
+
+
+def test_a_truncated_checkpoint_costs_an_epoch_and_no_more(main, finished, tmp_path):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    data = max((workdir / "checkpoints" / str(STEPS)).rglob("*"), key=lambda path: path.stat().st_size)
+    data.write_bytes(data.read_bytes()[:-100])
+    process = main(*QUICK, f"--workdir={workdir}")
+    assert re.search(rf"warning: checkpoint \S+/{STEPS} is damaged \(default/\S+: \d+ bytes, not \d+\)", process.stderr)
+    assert f"continuing at step {STEPS - 4}" in process.stdout
+    assert_same_bits(workdir, finished[0])
+
+
+def start_several(main, count: int, *flags: str) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    hosts = f"--coordinator=localhost:{port}", f"--num_processes={count}"
+    return [start(main, *flags, *hosts, f"--process_id={index}") for index in range(count)]
+
+
+# Without the attack: at a gradient near zero it takes one rounding error for another sign, and from there another run.
+SMOOTH = (*QUICK, "--config.method.name=standard", "--config.num_epochs=2", "--config.eval.autoattack_examples=8")
+
+
+@pytest.fixture(scope="module")
+def smooth(main, tmp_path_factory):
+    """A run of one process without an attack."""
+    workdir = tmp_path_factory.mktemp("runs") / "smooth"
+    main(*SMOOTH, f"--workdir={workdir}")
+    return workdir
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count):
+    flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
+    if count == 2:  # once is enough of AutoAttack, which each process computes on its own
+        flags.append("--config.eval.attacks=('autoattack',)")  # beside those of QUICK
+    processes = start_several(main, count, *flags)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+    assert "pgd7" in outputs[0][0]
+    said = [line for out, _ in outputs[1:] for line in out.splitlines() if not line.startswith("[Gloo]")]
+    assert not said  # one process writes
+    assert [line["step"] for line in lines(tmp_path / "run")] == [line["step"] for line in lines(smooth)]
+    for one, other in zip(parameters(smooth, 8), parameters(tmp_path / "run", 8), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    one, other = (json.loads((path / "results.json").read_text()) for path in (smooth, tmp_path / "run"))
+    assert one["clean"] == other["clean"]
+    assert abs(one["pgd7"] - other["pgd7"]) <= 0.02
+    assert other["examples"].get("autoattack") == (8 if count == 2 else None)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victim):
+    workdir = tmp_path / "run"
+    processes = start_several(main, 2, *QUICK, "--config.num_epochs=1000", f"--workdir={workdir}")
+    wait_for(processes[0], lambda: step(workdir) >= 6)
+    processes[victim].kill()
+    began = time.monotonic()
+    _, errors = processes[1 - victim].communicate(timeout=90)
+    assert time.monotonic() - began < 75  # at once, if the connection breaks; a silent partner is given 60 s
+    assert processes[1 - victim].returncode != 0
+    assert "another" in errors  # one may have died, or task
+    processes[victim].communicate()
+
+
+def test_all_of_several_processes_stop_when_one_is_asked_to(main, tmp_path):
+    workdir = tmp_path / "run"
+    flags = (*QUICK, "--config.num_epochs=1000", f"--workdir={workdir}")
+    processes = start_several(main, 2, *flags)
+    wait_for(processes[0], lambda: step(workdir) >= 6)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    at = int(re.search(r"stopped at step (\d+) of 4000", outputs[0][1])[1])
+    assert str(at) in {path.name for path in workdir.glob("*/[0-9]*")}
