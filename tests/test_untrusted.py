@@ -1,0 +1,141 @@
+"""Files and configurations from others: a result or an answer in one line, whatever is in them; nothing is executed."""
+
+import io
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infofeat_jax import accuracy, cascade, cli, data, metrics, models, optim, run
+from infofeat_jax import config as configs
+from infofeat_jax.data import sources
+from infofeat_jax.types import InvalidInput
+
+
+def valid_npz() -> bytes:
+    file, rng = io.BytesIO(), np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 6), ("test", 3)):
+        arrays[f"image_{split}"] = rng.integers(0, 256, (count, 2, 2, 1), np.uint8)
+        arrays[f"label_{split}"] = np.arange(count) % 3
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+VALID = valid_npz()
+changes = st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(changes=changes, end=st.integers(0, len(VALID)) | st.just(len(VALID)))
+def test_any_npz_is_a_data_set_or_one_line(changes, end):
+    content = bytearray(VALID)
+    for position, value in changes:
+        content[position] = value
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "x.npz"
+        path.write_bytes(content[:end])
+        try:
+            loaded = data.load(path, validation_size=1)
+        except InvalidInput as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+        else:
+            assert loaded.train.images.dtype == np.uint8
+            assert loaded.train.labels.max() < loaded.num_classes
+        assert metrics.read_arrays(path, "none") is None
+        assert cascade.load(path, "none") is None
+
+
+def test_an_array_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "x.npz").write_bytes(VALID)
+    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    with pytest.raises(InvalidInput, match=r"image_train .* it takes 0 GiB: expected at most 0"):
+        data.load(tmp_path / "x.npz")
+
+
+class Explosive:
+    """Does harm when it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    arrays = {name: np.array([Explosive()]) for name in ("image_train", "label_train", "image_test", "label_test")}
+    np.savez(tmp_path / "x.npz", allow_pickle=True, **arrays)
+    with pytest.raises(InvalidInput, match="cannot be read as a plain array"):
+        data.load(tmp_path / "x.npz")
+
+
+def like(default):
+    """Values of the type that a flag of this field takes."""
+    if default in (int, float, str):  # None unless set
+        return st.none() | like(default())
+    if isinstance(default, bool):
+        return st.booleans()
+    if isinstance(default, int):
+        return st.integers(-3, 2**40)
+    if isinstance(default, float):
+        return st.floats(width=32)
+    if isinstance(default, list):
+        return st.lists(st.text(max_size=8) if not default else st.sampled_from(default), max_size=3).map(tuple)
+    return st.text(max_size=12) | st.sampled_from(["wrn_28_10", "wrn_4_4", "pgd0", "cw20", "madry", "mart"])
+
+
+FIELDS = dict(configs.flatten(configs.default().to_dict())) | {
+    "method.weight": float, "method.label_smoothing": float, "method.variant": str,
+    "attack.step_size": float, "attack.num_steps": int,
+}  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_configuration_is_valid_or_answered_in_one_line(drawn):
+    config = configs.default()
+    for name in drawn.draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=3, unique=True)):
+        config.update_from_flattened_dict({name: drawn.draw(like(FIELDS[name]), name)})
+    try:
+        config = configs.resolve(config)
+        accuracy.check_attacks(config)
+        run.create_method(config, 10)
+        models.create(config.model.name, num_classes=10, width=config.model.width, dtype=config.dtype)
+        options = config.optimizer
+        optim.step_schedule(options.learning_rate, options.milestones, options.decay, 10)
+    except InvalidInput as error:
+        assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*configs.default(), "x"]), inner),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(saved=anything.map(json.dumps) | st.text(max_size=20))
+def test_any_saved_configuration_is_the_same_or_refused(saved):
+    with tempfile.TemporaryDirectory() as directory:
+        (pathlib.Path(directory) / "config.json").write_text(saved, encoding="utf-8", errors="replace")
+        try:
+            cli.check_continues(pathlib.Path(directory), configs.resolve(configs.default()), "train")
+        except InvalidInput as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+        else:
+            assert isinstance(json.loads(saved), dict)
+
+
+def test_a_run_of_before_a_field_existed_is_the_same_run(tmp_path):
+    """Its default is what runs did before."""
+    config = configs.resolve(configs.default())
+    saved = config.to_dict()
+    del saved["accumulate_steps"], saved["optimizer"]["decay"]
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    cli.check_continues(tmp_path, config, "train")
+    config.optimizer.decay = 0.2
+    with pytest.raises(InvalidInput, match=r"optimizer.decay: 0.1 there, 0.2 now"):
+        cli.check_continues(tmp_path, config, "train")
