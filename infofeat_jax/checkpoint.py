@@ -117,10 +117,20 @@ def restore(workdir: pathlib.Path, which: str, like: PyTree) -> PyTree:
     Raises InvalidInput if there is none, if it is damaged, or if it has other shapes.
     """
     with _reader(workdir) as manager:
-        step = manager.best_step() if which == "best" else manager.latest_step()
-        if step is None:
-            raise InvalidInput(f"no finished checkpoint in {manager.directory}: train first, with --mode=train")
-        return _restore(manager, step, like)
+        return _restore(manager, _find(manager, which), like)
+
+
+def read(workdir: pathlib.Path, which: str) -> PyTree:
+    """The state in the "best" or "latest" checkpoint, whatever its shapes, on one device. Raises as `restore`."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with _reader(workdir) as manager:
+        step = _find(manager, which)
+        try:
+            stored = manager.item_metadata(step).tree
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), stored)
+            return manager.restore(step, args=ocp.args.StandardRestore(like))
+        except Exception as error:  # orbax and TensorStore have no common one
+            raise InvalidInput(f"checkpoint {manager.directory}/{step} cannot be read: {_brief(error)}") from error
 
 
 def latest_step(workdir: pathlib.Path) -> int:
@@ -139,6 +149,13 @@ def _reader(workdir: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
         directory, read_only=True, save_interval_steps=0, create=False, best_fn=lambda m: m[SCORE]
     ) as manager:
         yield manager
+
+
+def _find(manager: ocp.CheckpointManager, which: str) -> int:
+    step = manager.best_step() if which == "best" else manager.latest_step()
+    if step is None:
+        raise InvalidInput(f"no finished checkpoint in {manager.directory}: train first, with --mode=train")
+    return step
 
 
 def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:

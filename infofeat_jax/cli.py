@@ -1,7 +1,6 @@
 """What main.py does once its flags are there, and how it reports a user's mistake: in one line."""
 
 import errno
-import json
 import os
 import pathlib
 import sys
@@ -14,7 +13,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, evaluate, metrics, parallel, run, stopping, study, train
+from infofeat_jax import accuracy, evaluate, metrics, parallel, run, stopping, study, train, weights
 from infofeat_jax import config as configs
 from infofeat_jax.report import table
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
@@ -35,14 +34,16 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     elif config.study.rows:
         execute_study(config, directory, mode)
     else:
-        config = configs.resolve(config)
+        config = weights.adopt(configs.resolve(config), directory)
         check(config, directory, mode)
         execute_run(config, directory, mode)
 
 
 def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless they are finished) and evaluates the runs of a study, then reports them."""
-    planned = study.plan(config)
+    if config.eval.torch_checkpoint:
+        raise InvalidInput("config.eval.torch_checkpoint: one file is no study: give the --config of a single run")
+    planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
     for planned_run in planned:
         check(planned_run.config, directory / planned_run.name, mode, coming=[other.name for other in planned])
     if parallel.is_writer():
@@ -71,7 +72,9 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     accuracy.check_attacks(config)
     for source in {accuracy.split_name(name)[1] for name in config.eval.attacks} - {"", *coming}:
         run.check_source(directory, source)
-    if mode == "evaluate" and not (directory / "checkpoints").is_dir():
+    if config.eval.torch_checkpoint:
+        check_only_evaluated(config.eval.torch_checkpoint, directory, mode)
+    elif mode == "evaluate" and not (directory / "checkpoints").is_dir():
         raise InvalidInput(f"no finished checkpoint in {directory}: train first, with --mode=train")
     check_writable(directory)
     check_continues(directory, config, mode)
@@ -81,13 +84,13 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
-    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG or runs/CONFIG-SCALE."""
+    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG or runs/CONFIG-SCALE, for a file runs/CONFIG/FILE."""
     if workdir:
         return pathlib.Path(workdir)
     name, _, argument = pathlib.Path(config_file).name.partition(".py")
     if config.study.rows:
         return pathlib.Path("runs") / (name + argument.replace(":", "-"))
-    return pathlib.Path("runs") / name / config.method.name
+    return pathlib.Path("runs") / name / (pathlib.Path(config.eval.torch_checkpoint).stem or config.method.name)
 
 
 def check_writable(directory: pathlib.Path) -> None:
@@ -100,16 +103,26 @@ def check_writable(directory: pathlib.Path) -> None:
         raise InvalidInput(f"workdir {directory} cannot be written ({error}): give another --workdir") from None
 
 
+def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
+    """Raises InvalidInput where config.eval.torch_checkpoint would meet training, past or to come."""
+    if mode != "evaluate":
+        raise InvalidInput(
+            f"config.eval.torch_checkpoint = {file!r} is for --mode=evaluate; to train from it, config.init_from"
+        )
+    if (directory / "checkpoints").is_dir():
+        raise InvalidInput(f"{directory} holds a run of its own: give another --workdir for the results of {file}")
+
+
 def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
     """Raises InvalidInput if `directory` holds a run that `config` would alter; evaluation may change the attack."""
-    path = directory / "config.json"
-    if not path.exists():
+    old = weights.read_config(directory)
+    if old is None:
         return
-    try:
-        old = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
-    configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
+    if not weights.is_converted(old):
+        configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
+    elif mode == "train":
+        other = f"to train from them, --config.init_from={directory} and another --workdir"
+        raise InvalidInput(f"{directory} holds converted weights: {other}")
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:

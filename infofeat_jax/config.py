@@ -32,11 +32,17 @@ def default() -> ConfigDict:
     config.num_epochs = 120
     config.dtype = "float32"  # or bfloat16: of the computation; parameters stay float32
     config.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
+    # Weights to start from: a PyTorch checkpoint, which says what model it is, or a run's directory
+    config.init_from = ""
     config.parallel = "jit"  # whole-batch semantics on any number of devices; or pmap: per-device semantics
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
     config.model.width = 0  # channels of the first stage; 0: the paper's
+    # Normalisation of [0, 1] pixels, (number,) or one a channel; (): 0.5, or what a file of weights brings
+    config.model.mean = ()
+    config.model.std = ()
+    config.model.options = ConfigDict()  # what a file of weights tells besides: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
     config.data.name = "cifar10"  # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz
@@ -74,6 +80,7 @@ def default() -> ConfigDict:
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
     config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
     config.eval.pictures = 8  # test images whose class activation maps are kept for the report
+    config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
     config.eval.step_size = 2.0
     config.eval.batch_size = 250
     config.eval.num_examples = 0  # the first n test images; 0: all

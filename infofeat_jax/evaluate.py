@@ -37,6 +37,8 @@ def evaluate(run: Run) -> dict:
     epochs = metrics.read(run.workdir / "metrics.jsonl")
     results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
     results["finished"] = checkpoint.latest_step(run.workdir) == run.config.num_epochs * run.steps_per_epoch
+    if run.config.eval.torch_checkpoint:
+        results["checkpoint"] = run.config.eval.torch_checkpoint
     results |= {**run.facts(), "config": run.config.to_dict()}
     if parallel.is_writer():
         metrics.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -94,6 +96,8 @@ def describe_setting(run: Run, variables: PyTree, count: int) -> str:
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     config = run.config
+    if config.model.mean or config.model.std or config.model.options:
+        digest.update(configs.to_json(config.model).encode())
     fields = {"weights": digest.hexdigest(), **accuracy.budget(config), "seed": config.seed, "num_examples": count}
     return json.dumps(fields | {"batch_size": config.eval.batch_size, "dtype": config.dtype, "data": run.data.name})
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from infofeat_jax import checkpoint, data, methods, models, optim, parallel
+from infofeat_jax import checkpoint, data, methods, optim, parallel, weights
 from infofeat_jax import config as configs
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.types import InvalidInput
@@ -48,6 +48,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: int
+    initial: weights.Variables | None  # of config.eval.torch_checkpoint or config.init_from
 
     def facts(self) -> dict:
         """What a reader needs to judge a figure."""
@@ -68,25 +69,22 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     parallel.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
     parallel.check_divisible("eval.batch_size", config.eval.batch_size)
     make_method = partial(create_method, config)
-    make_module = partial(
-        models.create,
-        config.model.name,
-        width=config.model.width,
-        dtype=config.dtype,
-        remat=config.remat,
-    )
-    make_method(10), make_module(num_classes=10)  # errors before the data is read
+    make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
+    make_method(10), make_module(10)  # errors before the data is read
+    path, initial = weights.named(config, workdir) or ("", None)
     dataset = dataset or data.load(
         config.data.name, data_dir=config.data.data_dir or None, validation_size=config.data.validation_size,
         train_size=config.data.train_size or None, test_size=config.data.test_size or None, seed=config.seed,
     )  # fmt: skip
+    if initial is not None:
+        weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
     steps = steps_per_epoch(len(dataset.train.labels), config.batch_size)
     options = config.optimizer
     schedule = optim.step_schedule(options.learning_rate, options.milestones, options.decay, steps)
     return Run(
-        config, workdir, dataset, parallel.mesh(), make_module(num_classes=dataset.num_classes),
+        config, workdir, dataset, parallel.mesh(), make_module(dataset.num_classes),
         make_method(dataset.num_classes), optim.sgd(schedule, options.momentum, options.weight_decay), schedule,
-        steps,
+        steps, initial,
     )  # fmt: skip
 
 
@@ -103,9 +101,11 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
 
 
 def create_state(run: Run) -> State:
-    """The initial state, a function of the seed alone, on all devices."""
-    init = jax.jit(partial(_initial_state, run))
-    return parallel.replicate(run.mesh, jax.tree.map(np.asarray, init(jax.random.key(run.config.seed))))
+    """The initial state, a function of the seed alone or of the weights to start from, on all devices."""
+    state = jax.jit(partial(_initial_state, run))(jax.random.key(run.config.seed))
+    if run.initial is not None:
+        state = state._replace(**run.initial)
+    return parallel.replicate(run.mesh, jax.tree.map(np.asarray, state))
 
 
 def describe_state(run: Run) -> State:
@@ -120,7 +120,12 @@ def _initial_state(run: Run, key) -> State:
 
 
 def restore(run: Run, which: str) -> State:
-    """The state in the run's "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit."""
+    """The state in the run's "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit.
+
+    With config.eval.torch_checkpoint the initial one, which holds that file's weights.
+    """
+    if run.config.eval.torch_checkpoint:
+        return create_state(run)
     return checkpoint.restore(run.workdir, which, describe_state(run))
 
 

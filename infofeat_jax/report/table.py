@@ -46,10 +46,16 @@ def show(workdir: pathlib.Path) -> None:
         table.add_column(name, justify="right")
     for run in runs:
         cells = [f"{100 * run[name]:.1f}" if name in run else "-" for name in attack_names(own)]
-        table.add_row(run["config"]["method"]["name"] + (f" ({run['path']})" if _ambiguous(run, runs) else ""), *cells)
+        table.add_row(label(run["config"]) + (f" ({run['path']})" if _ambiguous(run, runs) else ""), *cells)
     Console().print(table)
 
 
+def label(config: dict) -> str:
+    """The method, or the file of weights that were not trained here."""
+    if config["num_epochs"]:
+        return config["method"]["name"]
+    return pathlib.Path(config["eval"]["torch_checkpoint"] or config["init_from"]).name
+
+
 def _ambiguous(run: dict, runs: list[dict]) -> bool:
-    name = run["config"]["method"]["name"]
-    return sum(other["config"]["method"]["name"] == name for other in runs) > 1
+    return sum(label(other["config"]) == label(run["config"]) for other in runs) > 1

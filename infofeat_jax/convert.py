@@ -1,0 +1,124 @@
+"""Converts trained weights between PyTorch and this package, and for serving.
+
+  python -m infofeat_jax.convert robust.pt runs/robust        # a directory for main.py --mode=evaluate
+  python -m infofeat_jax.convert runs/mine robust.pt          # a state_dict: .pt, .pth, .safetensors, .npz
+  python -m infofeat_jax.convert runs/mine model.stablehlo    # weights and program in one file (jax.export)
+
+SOURCE is a PyTorch checkpoint, or a run's directory, of which the best checkpoint is taken. What TARGET becomes
+follows from its ending; without one it is a directory.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from infofeat_jax import checkpoint, cli, metrics, models, optim, weights
+from infofeat_jax import config as configs
+from infofeat_jax.run import State
+from infofeat_jax.types import InvalidInput
+
+TORCH_FILES = (".pt", ".pth", ".safetensors", ".npz")
+PROGRAM = ".stablehlo"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises InvalidInput."""
+    logging.set_verbosity(logging.ERROR)  # orbax is talkative
+    options = parse(arguments)
+    source, target = options.source, options.target
+    if target.suffix not in ("", *TORCH_FILES, PROGRAM):
+        raise InvalidInput(f"{target}: expected a directory, or a file ending in {', '.join((*TORCH_FILES, PROGRAM))}")
+    if not target.suffix and target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InvalidInput(f"{target} is there already: give another name")
+    module, variables = weights.load(
+        source, options.arch, mean=options.mean, std=options.std, which=options.checkpoint
+    )  # fmt: skip
+    channels, classes = weights.sizes(variables)
+    model = weights.describe(module)
+    print(f"{source}: {model['name']} of width {module.width}, {classes} classes, images of {channels} channels")
+    print(f"  in [0, 1], normalised by mean {module.mean} and std {module.std}")
+    if target.suffix in TORCH_FILES:
+        write_torch(target, module, variables, bare=options.bare)
+    elif target.suffix == PROGRAM:
+        shape = options.image_size, options.image_size, channels
+        whole(target, lambda path: models.export(module, variables, path, shape, options.batch))
+        print(f"{target}: {'any number' if options.batch == 'symbolic' else options.batch} of images {shape} -> logits")
+    else:
+        write_run(target, model, variables, str(source))
+        print(f"{target}: python main.py --config=configs/CONFIG_OF_ITS_DATA.py --mode=evaluate --workdir={target}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, as the module's documentation explains it."""
+    summary, details = __doc__.split("\n", 1)
+    parser = argparse.ArgumentParser(
+        "python -m infofeat_jax.convert", description=summary, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("source", type=pathlib.Path, metavar="SOURCE", help="a PyTorch checkpoint, or a run's directory")
+    add("target", type=pathlib.Path, metavar="TARGET", help="a file or a new directory")
+    add("--arch", help="what the checkpoint must be, as resnet18; preact_resnet18_raw_shortcut: see models.from_torch")
+    add("--mean", type=numbers, help="of its normalisation of [0, 1] pixels, as 0.5 or 0.49,0.48,0.45; else its own")
+    add("--std", type=numbers, help="likewise")
+    add("--checkpoint", choices=["best", "latest"], default="best", help="which one of a run (best)")
+    add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
+    add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")
+    add("--batch", type=batch, default="symbolic", metavar="N", help="images a call of it; by default any number")
+    return parser.parse_args(arguments)
+
+
+def numbers(text: str) -> float | tuple[float, ...]:
+    """ "0.5" or "0.49,0.48,0.45"."""
+    values = tuple(map(float, text.split(",")))
+    return values[0] if len(values) == 1 else values
+
+
+def batch(text: str) -> str | int:
+    """A number, or "symbolic"."""
+    return text if text == "symbolic" else int(text)
+
+
+def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bare: bool) -> None:
+    """Writes a state_dict, with its normalisation as buffers unless there is none or `bare`."""
+    buffers = not bare and (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
+    normal = {"mean": module.mean, "std": module.std} if buffers else {}
+    whole(path, lambda part: models.save_torch(part, variables, **normal))
+    if buffers:
+        print(f"{path}: a state_dict with the buffers mu and sigma, as RobustBench's classes have; without: --bare")
+    else:
+        print(f"{path}: a state_dict that the public class loads with strict=True")
+
+
+def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
+    """Writes what evaluation needs of a run: the configuration's model, and one checkpoint, of step 0."""
+    config = configs.default()
+    optimizer = optim.sgd(lambda _: 0.0, config.optimizer.momentum, config.optimizer.weight_decay)
+    state = State(jnp.zeros((), jnp.int32), *(variables[name] for name in ("params", "batch_stats")), None)
+    state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
+    with checkpoint.opened(directory) as checkpoints:
+        checkpoint.save(checkpoints.epochs, 0, state, 0.0)
+    values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}
+    metrics.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
+
+
+def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Writes a file whole or not at all."""
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path}: no such folder: {path.parent}")
+    part = path.with_name(f".partial{path.suffix}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        main()

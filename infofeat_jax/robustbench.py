@@ -1,0 +1,139 @@
+"""Writes what an entry in RobustBench's leaderboard needs: its JSON, and the state_dict.
+
+  python -m infofeat_jax.robustbench runs/cifar10_wrn/infofeature entry --name=Yan2026Improving \\
+      --title="Improving ..." --authors="First Author, Second Author" --venue="arXiv" --link=https://arxiv.org/abs/...
+
+The figures come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
+model of a leaderboard. Into the directory entry go NAME.pt and model_info/DATASET/THREAT/NAME.json.
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+
+from infofeat_jax import checkpoint, cli, metrics, models, weights
+from infofeat_jax.types import InvalidInput
+
+EXAMPLES = 10_000  # of the test split; AutoAttack on all of them
+# (data set, norm): (name of the threat model, epsilon in 8-bit levels, as RobustBench writes it)
+LEADERBOARDS = {
+    ("cifar10", "linf"): ("Linf", 8.0, "8/255"),
+    ("cifar10", "l2"): ("L2", 127.5, "0.5"),
+    ("cifar100", "linf"): ("Linf", 8.0, "8/255"),
+}
+FAMILIES = {models.ResNet: "ResNet", models.PreActResNet: "PreActResNet"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command. Raises InvalidInput."""
+    logging.set_verbosity(logging.ERROR)  # orbax is talkative
+    options = parse(arguments)
+    results = read_results(options.run)
+    dataset = options.dataset or results["config"]["data"]["name"]
+    threat = check_results(results, dataset)[0]
+    check_checkpoint(options.run, results)
+    module, variables = weights.load(options.run, which=results["checkpoint"])
+    paper = {"link": options.link, "name": options.title, "authors": options.authors, "venue": options.venue}
+    entry = create_entry(results, dataset, architecture(module), paper, additional_data=options.additional_data)
+    folder = options.target / "model_info" / dataset / threat
+    folder.mkdir(parents=True, exist_ok=True)
+    state = options.target / f"{options.name}.pt"
+    models.save_torch(state, variables, mean=module.mean, std=module.std)
+    metrics.write_atomically(folder / f"{options.name}.json", json.dumps(entry, indent=2) + "\n")
+    print(f"{state}: {entry['architecture']}; normalise by its buffers: (images - mu) / sigma")
+    print(f"{folder / options.name}.json: clean {entry['clean_acc']}, AutoAttack {entry['autoattack_acc']}")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, as the module's documentation explains it."""
+    summary, details = __doc__.split("\n", 1)
+    parser = argparse.ArgumentParser(
+        "python -m infofeat_jax.robustbench", description=summary, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="the directory of a finished run")
+    parser.add_argument("target", type=pathlib.Path, metavar="DIRECTORY", help="where to write")
+    helps = {
+        "name": "the entry's: AUTHOR YEAR FIRSTWORD, together", "title": "of the paper", "authors": "of the paper",
+        "venue": "of the paper", "link": "to the paper",
+    }  # fmt: skip
+    for flag, text in helps.items():
+        parser.add_argument(f"--{flag}", required=True, help=text)
+    parser.add_argument("--additional_data", action="store_true", help="more than the data set was trained on")
+    parser.add_argument("--dataset", help="cifar10 or cifar100; needed where config.data.name is a file")
+    return parser.parse_args(arguments)
+
+
+def read_results(run: pathlib.Path) -> dict[str, Any]:
+    """results.json of a run. Raises InvalidInput."""
+    try:
+        return json.loads((run / "results.json").read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{run}: no results ({error}): evaluate it, with main.py --mode=evaluate") from None
+
+
+def check_results(results: Mapping[str, Any], dataset: str) -> tuple[str, float, str]:
+    """The leaderboard's line of LEADERBOARDS. Raises InvalidInput unless the figures are those it asks for."""
+    attack = results["config"]["attack"]
+    if (board := LEADERBOARDS.get((dataset, attack["norm"]))) is None:
+        offered = ", ".join(" ".join(key) for key in LEADERBOARDS)
+        raise InvalidInput(f"RobustBench has no leaderboard for {dataset} {attack['norm']}: it has {offered}")
+    again = "run main.py --mode=evaluate --config.eval.attacks=\"('clean','autoattack')\""
+    if attack["epsilon"] != board[1]:
+        found = f"evaluated at epsilon {attack['epsilon']:g}/255, the leaderboard's is {board[1]:g}/255"
+        raise InvalidInput(f"{found}: {again} --config.attack.epsilon={board[1]}")
+    for name in ("clean", "autoattack"):
+        if (count := results.get("examples", {}).get(name, 0)) < EXAMPLES:
+            found = f"results.json has {name} on {count} examples, expected {EXAMPLES}"
+            raise InvalidInput(f"{found}: {again} on all test images")
+    return board
+
+
+def check_checkpoint(run: pathlib.Path, results: Mapping[str, Any]) -> None:
+    """Raises InvalidInput unless the checkpoint that was evaluated is the one that will be written."""
+    step = int(checkpoint.read(run, results["checkpoint"])["step"])
+    if step != results["checkpoint_step"]:
+        found = (
+            f"results.json is of step {results['checkpoint_step']}, the {results['checkpoint']} checkpoint of {step}"
+        )
+        raise InvalidInput(f"{run}: {found}: evaluate it anew, with main.py --mode=evaluate")
+
+
+def architecture(module) -> str:
+    """As RobustBench writes it: WideResNet-28-10, ResNet-18, PreActResNet-18; with the width if unusual."""
+    if isinstance(module, models.WideResNet):
+        name, usual = f"WideResNet-{module.depth}-{module.widen_factor}", 16
+    else:
+        name, usual = f"{FAMILIES[type(module)]}-{2 * sum(module.blocks) + 2}", 64
+    return name if module.width == usual else f"{name} (width {module.width})"
+
+
+def create_entry(
+    results: Mapping[str, Any], dataset: str, architecture: str, paper: Mapping[str, str], *, additional_data: bool
+) -> dict[str, Any]:
+    """The JSON, accuracies in % as text. `paper`: link, name, authors, venue. Raises InvalidInput."""
+    autoattack = f"{100 * results['autoattack']:.2f}"
+    return {
+        "link": paper["link"],
+        "name": paper["name"],
+        "authors": paper["authors"],
+        "additional_data": additional_data,
+        "number_forward_passes": 1,
+        "dataset": dataset,
+        "venue": paper["venue"],
+        "architecture": architecture,
+        "eps": check_results(results, dataset)[2],
+        "clean_acc": f"{100 * results['clean']:.2f}",
+        "reported": autoattack,
+        "autoattack_acc": autoattack,
+        "footnote": "AutoAttack as implemented in infofeat_jax; not yet confirmed with the official code.",
+    }
+
+
+if __name__ == "__main__":
+    with cli.one_line_errors():
+        main()

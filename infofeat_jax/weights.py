@@ -1,0 +1,153 @@
+"""Weights from elsewhere, to evaluate, to start training from, to convert: PyTorch files and runs' directories."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from infofeat_jax import checkpoint, models
+from infofeat_jax import config as configs
+from infofeat_jax.models import Normalization
+from infofeat_jax.types import InvalidInput
+
+Variables = Mapping[str, PyTree]  # params and batch_stats
+NOT_OPTIONS = ("num_classes", "width", "mean", "std", "dtype", "remat", "parent", "name")  # fields of every module
+
+
+def load(
+    path: str | pathlib.Path,
+    arch: str | None = None,
+    *,
+    mean: Normalization | None = None,
+    std: Normalization | None = None,
+    which: str = "best",
+) -> tuple[nn.Module, Variables]:
+    """(module, variables) of a PyTorch file, as `models.from_torch` reads it, or of a run's directory.
+
+    `which` of the run's checkpoints: best or latest. Raises InvalidInput.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        return models.from_torch(path, arch, mean=mean, std=std)
+    if any(value is not None for value in (arch, mean, std)):
+        raise InvalidInput(f"{path}: a run says itself what its architecture and normalisation are")
+    config = read_config(path)
+    if config is None:
+        raise InvalidInput(f"{path}: no config.json: expected a run's directory")
+    state = checkpoint.read(path, which)
+    variables = {name: state[name] for name in ("params", "batch_stats")}
+    channels, classes = sizes(variables)
+    module = create(config["model"], classes)
+    template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
+    if jax.tree.map(jnp.shape, template) != jax.tree.map(jnp.shape, variables):
+        raise InvalidInput(f"{path}: the checkpoint does not hold the {config['model']['name']} of its config.json")
+    return module, variables
+
+
+def read_config(directory: pathlib.Path) -> dict | None:
+    """What config.json there holds; None without one. Raises InvalidInput."""
+    path = directory / "config.json"
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
+    return configs.complete(stored)
+
+
+def create(model: Mapping[str, Any], num_classes: int, **execution) -> nn.Module:
+    """The module that the fields of config.model describe; `execution`: dtype, remat. Raises InvalidInput."""
+    try:
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in model["options"].items()}
+        options |= normalization(model) | execution
+        return models.create(model["name"], num_classes=num_classes, width=model["width"], **options)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InvalidInput(f"config.model = {dict(model)}: no model is built from that ({error})") from error
+
+
+def normalization(model: Mapping[str, Any]) -> dict[str, Normalization]:
+    """Those of mean and std that the fields of config.model give."""
+    given = {name: tuple(model[name]) for name in ("mean", "std") if model[name]}
+    return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+
+
+def describe(module: nn.Module) -> dict[str, Any]:
+    """The fields of config.model from which `create` builds `module`."""
+    names = [f"wrn_{module.depth}_{module.widen_factor}"] if isinstance(module, models.WideResNet) else models.MODELS
+    plain = {name: models.create(name, num_classes=module.num_classes) for name in names}
+    options = {
+        name: {
+            field.name: getattr(module, field.name)
+            for field in dataclasses.fields(module)
+            if field.name not in NOT_OPTIONS and getattr(module, field.name) != getattr(other, field.name)
+        }
+        for name, other in plain.items()
+        if type(other) is type(module)
+    }
+    name = min(options, key=lambda name: len(options[name]))
+    mean, std = (value if isinstance(value, tuple) else (value,) for value in (module.mean, module.std))
+    return {"name": name, "width": module.width, "mean": mean, "std": std, "options": options[name]}
+
+
+def sizes(variables: Variables) -> tuple[int, int]:
+    """(channels of the images, number of classes)."""
+    params = variables["params"]
+    head = params["linear" if "linear" in params else "fc"]
+    return params["conv1"]["kernel"].shape[2], head["kernel"].shape[1]
+
+
+# What a configuration names.
+
+
+def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
+    """`config` with the model of the weights that it names, or of those converted to `directory`.
+
+    A run that has begun keeps its model, whatever becomes of the file that it started from. Raises InvalidInput.
+    """
+    source = config.eval.torch_checkpoint or config.init_from
+    stored = None if config.eval.torch_checkpoint else read_config(directory)
+    adopted = ConfigDict(config.to_dict())
+    if stored and is_converted(stored):
+        source = adopted.init_from = stored["init_from"]
+    if stored and source and stored.get("init_from") == source:
+        model = stored["model"]
+    elif source:
+        model = describe(load(source, **normalization(config.model.to_dict()))[0])
+    else:
+        return config
+    if config.eval.torch_checkpoint or (stored and is_converted(stored)):
+        adopted.num_epochs = 0  # no training of ours: results say so
+    adopted.model = ConfigDict({**model, "mean": tuple(model["mean"]), "std": tuple(model["std"])})
+    return adopted
+
+
+def named(config: ConfigDict, directory: pathlib.Path) -> tuple[str, Variables] | None:
+    """(path, variables) of the weights that `config` names; None if none, or if the run has checkpoints since."""
+    path = config.eval.torch_checkpoint or (config.init_from if not checkpoint.finished(directory) else "")
+    if not path:
+        return None
+    given = {} if pathlib.Path(path).is_dir() else normalization(config.model.to_dict())
+    return path, load(path, **given)[1]
+
+
+def check_fits(path: str, variables: Variables, image_shape: tuple[int, ...], num_classes: int, data: str) -> None:
+    """Raises InvalidInput unless the weights are for such images and as many classes."""
+    channels, classes = sizes(variables)
+    if (channels, classes) != (image_shape[-1], num_classes):
+        raise InvalidInput(
+            f"{path} is for images of {channels} channels in {classes} classes, data {data!r} has"
+            f" {image_shape[-1]} channels, {num_classes} classes: give the --config of its data set"
+        )
+
+
+def is_converted(config: Mapping[str, Any]) -> bool:
+    """Whether a directory's config.json is one that `infofeat_jax.convert` wrote: no training took place."""
+    return config.get("num_epochs") == 0

@@ -1,0 +1,308 @@
+"""Weights across directories and files: converted, evaluated, trained from, written as a RobustBench entry."""
+
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from test_evaluate import COUNT, make, outcomes
+from torch_helpers import assert_equal_trees, package_for, small
+
+from infofeat_jax import cli, convert, evaluate, models, robustbench, run, train, weights
+from infofeat_jax import config as configs
+from infofeat_jax.types import InvalidInput
+
+ROOT = pathlib.Path(__file__).parent.parent
+ATTACKS = ("clean", "pgd2")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> run.Run:
+    """A run's directory, evaluated."""
+    the_run = make(tmp_path_factory.mktemp("runs") / "trained", attacks=ATTACKS, seed=3)
+    evaluate.evaluate(the_run)
+    return the_run
+
+
+@pytest.fixture(scope="module")
+def file(trained) -> pathlib.Path:
+    """Its weights as a file that needs no PyTorch."""
+    path = trained.workdir.parent / "weights.npz"
+    convert.main([str(trained.workdir), str(path)])
+    return path
+
+
+def configured(the_run: run.Run, directory: pathlib.Path, changes: dict) -> ConfigDict:
+    """The run's configuration with changes, but another model: weights say what they are."""
+    config = ConfigDict(the_run.config.to_dict())
+    config.model = configs.default().model
+    config.update_from_flattened_dict(changes)
+    return weights.adopt(configs.resolve(config), directory)
+
+
+def variables(the_run: run.Run):
+    return jax.device_get(run.restore(the_run, "latest").variables)
+
+
+def test_a_file_is_evaluated_as_its_run(trained, file, tmp_path):
+    config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file)})
+    cli.check(config, tmp_path, "evaluate")
+    results = evaluate.evaluate(run.create(config, tmp_path))
+    for name in ATTACKS:
+        np.testing.assert_array_equal(outcomes(tmp_path)[name], outcomes(trained.workdir)[name])
+    assert results["checkpoint"] == str(file)
+    assert results["config"]["num_epochs"] == 0
+    assert results["config"]["model"]["name"] == "wrn_10_1"
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_its_normalisation_goes_with_it_or_is_given(trained, file, tmp_path):
+    config = configured(
+        trained, tmp_path, {"eval.torch_checkpoint": str(file), "model.mean": (0.25,), "model.std": (0.125,)}
+    )
+    assert (run.create(config, tmp_path).module.mean, run.create(config, tmp_path).module.std) == (0.25, 0.125)
+    convert.main([str(trained.workdir), str(tmp_path / "bare.npz"), "--bare"])
+    config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(tmp_path / "bare.npz")})
+    assert (run.create(config, tmp_path).module.mean, run.create(config, tmp_path).module.std) == (0.0, 1.0)
+    setting = evaluate.describe_setting(run.create(config, tmp_path), variables(trained), COUNT)
+    assert setting != evaluate.describe_setting(trained, variables(trained), COUNT)  # outcomes are not mixed up
+
+
+def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
+    directory = tmp_path / "converted"
+    convert.main([str(file), str(directory)])
+    config = configured(trained, directory, {})
+    cli.check(config, directory, "evaluate")
+    evaluate.evaluate(run.create(config, directory))
+    for name in ATTACKS:
+        np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
+    with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, --config\.init_from="):
+        cli.check(config, directory, "train")
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, file, tmp_path):
+    """With a learning rate of 0 the parameters stay, and the statistics move."""
+    source = tmp_path / "source"
+    if kind == "file":
+        source = source.with_suffix(".npz")
+        source.write_bytes(file.read_bytes())
+    else:
+        convert.main([str(file), str(source)])
+    changes = {
+        "init_from": str(source), "optimizer.learning_rate": 0.0, "num_epochs": 1, "data.train_size": 64,
+        "batch_size": 64, "attack.num_steps": 1, "eval.validation_attack": "pgd1",
+    }  # fmt: skip
+    workdir = tmp_path / "run"
+    the_run = run.create(configured(trained, workdir, changes), workdir)
+    workdir.mkdir()
+    (workdir / "config.json").write_text(configs.to_json(the_run.config))
+    train.train(the_run)
+    after, before = variables(the_run), variables(trained)
+    assert_equal_trees(after["params"], before["params"])
+    moved = jax.tree.map(lambda a, b: bool((a != b).all()), after["batch_stats"], before["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+    source.rename(tmp_path / "elsewhere")
+    again = configured(trained, workdir, changes)
+    cli.check(again, workdir, "train")
+    assert again.to_dict() == the_run.config.to_dict()
+    assert int(train.train(run.create(again, workdir)).step) == 1
+
+
+def test_runs_of_before_these_fields_go_on(trained):
+    old = json.loads((trained.workdir / "config.json").read_text())
+    del old["init_from"], old["model"]["mean"], old["model"]["options"], old["eval"]["torch_checkpoint"]
+    configs.check_same(old, trained.config, "run")
+    with pytest.raises(InvalidInput, match=r"model\.mean: .* there, .* now"):
+        configs.check_same(old, configured(trained, trained.workdir, {"model.mean": (0.1,)}), "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet10", {}),
+        ("resnet18", {"blocks": (1, 2, 1, 1)}),
+        ("preact_resnet18", {"final_norm": False, "activated_shortcut": False}),
+        ("wrn_16_2", {}),
+    ],
+)
+def test_every_model_survives_the_way_there_and_back(name, options, tmp_path):
+    module, values = small(name, **options)
+    module = module.clone(mean=(0.1, 0.2, 0.3), std=0.5)
+    described = json.loads(json.dumps(weights.describe(module)))
+    assert weights.create(described, 7) == module
+    convert.write_run(tmp_path / "run", described, values, "here")
+    assert weights.load(tmp_path / "run")[0] == module
+    assert_equal_trees(weights.load(tmp_path / "run")[1], values)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".npz"])
+def test_files_of_each_kind_compute_the_same(suffix, trained, tmp_path):
+    package_for(suffix)
+    convert.main([str(trained.workdir), str(tmp_path / f"a{suffix}")])
+    module, values = models.from_torch(tmp_path / f"a{suffix}")
+    assert module == trained.module
+    assert_equal_trees(jax.device_get(values), variables(trained))
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+@pytest.mark.parametrize(("flags", "shape"), [([], "b,8,8,1"), (["--batch=5"], "5,8,8,1")])
+def test_a_program_for_serving(flags, shape, trained, tmp_path):
+    path = tmp_path / "model.stablehlo"
+    convert.main([str(trained.workdir), str(path), "--image_size=8", *flags])
+    served = jax.export.deserialize(bytearray(path.read_bytes()))
+    images = trained.data.test.images[:5].astype(np.float32) / 255
+    expected = trained.module.apply(jax.device_put(variables(trained)), jax.numpy.asarray(images)).logits
+    np.testing.assert_allclose(served.call(images), expected, atol=1e-5)
+    assert f"float32[{shape}]" in str(served.in_avals[0])
+
+
+# What a RobustBench entry needs.
+
+PAPER = ["--name=Yan2026Improving", "--title=T", "--authors=A, B", "--venue=V", "--link=https://example.org"]
+
+
+def evaluated(trained, directory: pathlib.Path, **changes) -> pathlib.Path:
+    """A directory with the weights of `trained` and made-up results over as many examples as an entry needs."""
+    convert.write_run(directory, weights.describe(trained.module), variables(trained), "here")
+    config = trained.config.to_dict()
+    config["data"]["name"], config["attack"]["epsilon"] = "cifar10", 8.0
+    results = {
+        "clean": 0.81235, "autoattack": 0.5, "examples": {"clean": 10_000, "autoattack": 10_000},
+        "checkpoint": "best", "checkpoint_step": 0, "config": config,
+    }  # fmt: skip
+    (directory / "results.json").write_text(json.dumps(results | changes))
+    return directory
+
+
+def test_robustbench_entry(trained, tmp_path):
+    torch = pytest.importorskip("torch")
+    source = evaluated(trained, tmp_path / "run")
+    robustbench.main([str(source), str(tmp_path / "entry"), *PAPER])
+    path = tmp_path / "entry/model_info/cifar10/Linf/Yan2026Improving.json"
+    entry = json.loads(path.read_text())
+    footnote = entry.pop("footnote")
+    assert "infofeat_jax" in footnote
+    assert entry == {  # the fields and their types as in RobustBench's own files
+        "link": "https://example.org", "name": "T", "authors": "A, B", "additional_data": False,
+        "number_forward_passes": 1, "dataset": "cifar10", "venue": "V",
+        "architecture": "WideResNet-10-1 (width 4)", "eps": "8/255", "clean_acc": "81.23", "reported": "50.00",
+        "autoattack_acc": "50.00",
+    }  # fmt: skip
+    state = torch.load(tmp_path / "entry/Yan2026Improving.pt", weights_only=True)
+    assert float(state["mu"].squeeze()) == float(state["sigma"].squeeze()) == 0.5
+    assert_equal_trees(jax.device_get(models.from_torch(state)[1]), variables(trained))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"examples": {"clean": 10_000}}, "autoattack on 0 examples, expected 10000: run main.py --mode=evaluate"),
+        ({"examples": {"clean": 10_000, "autoattack": 1_000}}, "autoattack on 1000 examples, expected 10000"),
+        ({"examples": {"clean": 500, "autoattack": 10_000}}, "clean on 500 examples"),
+        ({"checkpoint_step": 9}, "results.json is of step 9, the best checkpoint of 0: evaluate it anew"),
+        ({"config": {"attack": {"norm": "linf", "epsilon": 8.0}, "data": {"name": "digits"}}}, "digits linf"),
+        ({"config": {"attack": {"norm": "linf", "epsilon": 4.0}, "data": {"name": "cifar10"}}}, "epsilon 4/255, the"),
+    ],
+)
+def test_robustbench_refuses_other_results(trained, changes, message, tmp_path):
+    source = evaluated(trained, tmp_path / "run", **changes)
+    with pytest.raises(InvalidInput, match=message):
+        robustbench.main([str(source), str(tmp_path / "entry"), *PAPER])
+    assert not (tmp_path / "entry").exists()
+
+
+# Bad input.
+
+
+def with_code(path: pathlib.Path, marker: pathlib.Path) -> None:
+    class Code:
+        def __reduce__(self):
+            return pathlib.Path.touch, (marker,)
+
+    path.write_bytes(pickle.dumps({"conv1.weight": Code()}, protocol=2))
+
+
+BAD = {  # what is done to the file's arrays or bytes, and what the one line says
+    "missing": (lambda s: {k: v for k, v in s.items() if k != "fc.bias"}, "1 missing: fc.bias"),
+    "extra": (lambda s: s | {"fc2.bias": s["fc.bias"]}, "1 unexpected: fc2.bias"),
+    "shape": (lambda s: s | {"fc.bias": s["fc.bias"][:3]}, "1 misshapen: fc.bias (3,) for (10,)"),
+    "unknown": (lambda s: {"features.0.weight": s["fc.bias"]}, "1 keys: features.0.weight"),
+    "truncated": (None, "truncated, or not a"),
+    "absent": (None, "no such file"),
+    "classes": (lambda s: s | {"fc.weight": s["fc.weight"][:7], "fc.bias": s["fc.bias"][:7]}, "in 7 classes, data"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("field", ["init_from", "eval.torch_checkpoint"])
+def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, file, tmp_path):
+    change, message = BAD[kind]
+    path, workdir = tmp_path / "bad.npz", tmp_path / "run"
+    if change is not None:
+        with np.load(file) as arrays:
+            np.savez(path, **change(dict(arrays)))
+    elif kind == "truncated":
+        path.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InvalidInput) as caught:
+        run.create(configured(trained, workdir, {field: str(path)}), workdir)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.pt", "out"], "error: none.pt: no such file"),
+        (["{file}", "out.h5"], "error: out.h5: expected a directory, or a file ending in .pt, .pth"),
+        (["{file}", "out.npz", "--arch=resnet50"], "not 'resnet50': by its keys and shapes it is wrn_10_1"),
+        (["{file}", "nowhere/out.npz"], "no such folder: nowhere"),
+        (["{file}", "{run}"], "is there already: give another name"),
+        (["{run}", "out.npz", "--mean=0.5"], "a run says itself what its architecture and normalisation are"),
+        (["{run}/..", "out.npz"], "no config.json: expected a run's directory"),
+        (["{file}", "out.stablehlo", "--batch=0"], "batch 0: expected 1 or more"),
+    ],
+)
+def test_mistakes_in_the_command(arguments, message, trained, file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit), cli.one_line_errors():
+        convert.main([text.format(file=file, run=trained.workdir) for text in arguments])
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_itself_and_code_in_a_file(tmp_path):
+    package_for(".pt")
+    marker, path = tmp_path / "executed", tmp_path / "bad.pt"
+    with_code(path, marker)
+    command = [sys.executable, "-m", "infofeat_jax.convert", str(path), str(tmp_path / "out")]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert "refused: it holds more than tensors" in process.stderr
+    assert process.stderr.count("\n") == 1
+    assert not marker.exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_misuse_is_named(trained, file, tmp_path):
+    config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file)})
+    with pytest.raises(InvalidInput, match=r"is for --mode=evaluate; to train from it, config\.init_from"):
+        cli.check(config, tmp_path, "train")
+    with pytest.raises(InvalidInput, match="holds a run of its own: give another --workdir"):
+        cli.check(config, trained.workdir, "evaluate")
+    broken = tmp_path / "broken"
+    convert.write_run(broken, weights.describe(trained.module), variables(trained), "here")
+    for part in (broken / "checkpoints/0/default").rglob("*"):
+        if part.is_file() and part.stat().st_size > 200:
+            part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(InvalidInput, match=r"checkpoint .*/0 is damaged \("):
+        weights.load(broken)
