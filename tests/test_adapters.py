@@ -188,6 +188,7 @@ def test_art_minimal_perturbations(art, name, options):
 
 
 def test_art_derivatives(art):
+    assert "ArtClassifier" in repr(art)
     images, jacobian = np.array(IMAGES), jax.jacobian(lambda x: FORWARD(x).logits.sum(0))(IMAGES)
     jacobian = np.moveaxis(jacobian, 0, 1)  # [b, k, h, w, c]
     np.testing.assert_allclose(art.class_gradient(images), jacobian, atol=1e-5)

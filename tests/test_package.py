@@ -5,7 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 def run(code: str) -> str:
@@ -34,7 +37,14 @@ def test_a_run_on_embedded_data_never_loads_tensorflow():
 
 
 def test_the_readmes_library_example_runs():
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert examples
-    for example in examples:
-        assert "robust accuracy" in run(example)
+    assert "robust accuracy" in run(EXAMPLES[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports
+def test_the_readmes_other_libraries_example_runs():
+    for package in ("torch", "foolbox", "art"):
+        pytest.importorskip(package)
+    first, second = EXAMPLES
+    setup = first.split("attack = ")[0]
+    shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
+    assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))

@@ -14,14 +14,15 @@ class ArtClassifier(JaxClassifier):
     """See `infofeat_jax.adapters.art`. Adds to ART's own what its attacks ask for and it leaves open."""
 
     def __init__(self, forward: Forward, image_shape, num_classes: int, bounds):
-        self._padded = Padded(forward)
+        self._padded = padded = Padded(forward)
+
+        def loss(_, images, labels):
+            return optax.softmax_cross_entropy(padded.logits(images), labels).sum()
+
         super().__init__(
-            model=[], predict_func=lambda _, images: np.asarray(self._padded.logits(images)), loss_func=self._loss,
+            model=[], predict_func=lambda _, images: np.asarray(padded.logits(images)), loss_func=loss,
             update_func=_untrainable, input_shape=tuple(image_shape), nb_classes=num_classes, clip_values=bounds,
         )  # fmt: skip
-
-    def _loss(self, _, images, labels):
-        return optax.softmax_cross_entropy(self._padded.logits(images), labels).sum()
 
     def loss_gradient(self, x, y, **_) -> np.ndarray:
         """Of each example's cross-entropy with the one-hot `y` [b, k]."""

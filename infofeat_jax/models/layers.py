@@ -67,7 +67,7 @@ def _meet(length: int, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
 def _pixelwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
     def pixel(rows, row_taps, columns, column_taps):
         seen, taps = x[:, rows, columns], kernel[row_taps, column_taps]
-        return seen.reshape(len(x), -1) @ taps.reshape(-1, kernel.shape[-1])
+        return seen.reshape(x.shape[0], -1) @ taps.reshape(-1, kernel.shape[-1])
 
     size = kernel.shape[0]
     across = list(_meet(x.shape[2], size, stride))
