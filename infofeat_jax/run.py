@@ -48,7 +48,7 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     steps_per_epoch: int
-    initial: weights.Variables | None  # of config.eval.torch_checkpoint or config.init_from
+    initial: weights.Variables | None = None  # of config.eval.torch_checkpoint or config.init_from
 
     def facts(self) -> dict:
         """What a reader needs to judge a figure."""
