@@ -396,7 +396,7 @@ def train_step(method):
         return poisoned(seen["targets"], forward(images).logits)
 
     watched = method._replace(attack=method.attack and attack, targets=targets)
-    config = ConfigDict({"data": {"crop_padding": 0, "flip": False}})
+    config = ConfigDict({"data": {"crop_padding": 0, "flip": False}, "accumulate_steps": 1})
     run = Run(config, None, None, None, module, watched, optimizer, None, 1)
 
     @quick_jit
