@@ -75,40 +75,44 @@ def damage(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     files = sorted(path for path in (workdir / "checkpoints" / str(STEPS)).rglob("*") if path.is_file())
     path = rng.choice([path for path in files if path.name != "seal.json"])
     data = path.read_bytes()
-    path.write_bytes(data[: rng.randrange(len(data))])
+    left = rng.randrange(len(data))
+    path.write_bytes(data[:left])
     status, errors = main(f"--workdir={workdir}")
     assert status == 0, errors
     assert "is damaged" in errors, errors
-    return f"{path.relative_to(workdir)}: {path.stat().st_size if path.exists() else 0} of {len(data)} bytes left"
+    return f"{path.relative_to(workdir)}: {left} of {len(data)} bytes left"
 
 
 def full_disk(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     """A file system that fills up at a random moment after the first checkpoint; space is freed, the run continued."""
-    workdir.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", workdir], check=True)
-    run = workdir / "run"
-    process = processes.start(Main, *processes.QUICK, f"--workdir={run}")
-    processes.wait_for(process, lambda: (run / "checkpoints" / "4").exists())
-    time.sleep(rng.uniform(0, seconds / 8))
-    with (workdir / "ballast").open("wb") as ballast:
-        try:
+    disk = workdir.with_name("disk")
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
+    try:
+        process = processes.start(Main, *processes.QUICK, f"--workdir={disk / 'run'}")
+        processes.wait_for(process, lambda: (disk / "run" / "checkpoints" / "4").exists())
+        time.sleep(rng.uniform(0, seconds / 8))
+        fill(disk / "ballast")
+        _, errors = process.communicate(timeout=600)
+        said = errors.splitlines()[-1]
+        assert process.returncode == 1, (process.returncode, errors)
+        assert said.startswith("error: "), errors
+        (disk / "ballast").unlink()
+        assert main(f"--workdir={disk / 'run'}")[0] == 0
+        shutil.copytree(disk / "run", workdir)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    return said[:160].replace(str(disk), "DISK")
+
+
+def fill(path: pathlib.Path) -> None:
+    """Writes until the disk is full."""
+    try:
+        with path.open("wb", buffering=0) as file:
             while True:
-                ballast.write(bytes(4096))
-                ballast.flush()
-        except OSError:
-            pass
-    _, errors = process.communicate(timeout=600)
-    said = errors.splitlines()[-1]
-    assert process.returncode == 1, (process.returncode, errors)
-    assert said.startswith("error: "), errors
-    (workdir / "ballast").unlink()
-    assert main(f"--workdir={run}")[0] == 0
-    kept = workdir.with_name("kept")
-    shutil.copytree(run, kept)
-    subprocess.run(["umount", workdir], check=True)
-    workdir.rmdir()
-    kept.rename(workdir)
-    return said[:160].replace(str(workdir), "DIR")
+                file.write(bytes(2**16))
+    except OSError:
+        pass
 
 
 def moved(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
