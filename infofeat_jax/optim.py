@@ -1,5 +1,6 @@
 """The paper's optimizer: SGD with momentum, coupled weight decay on all parameters, a step schedule."""
 
+import math
 from collections.abc import Sequence
 
 import optax
@@ -11,8 +12,10 @@ def step_schedule(
     learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int
 ) -> optax.Schedule:
     """`learning_rate`, multiplied by `decay` at each of the `milestones` (epochs). Raises InvalidInput."""
-    if list(milestones) != sorted(set(milestones)) or any(m <= 0 for m in milestones):
+    if list(milestones) != sorted(set(milestones)) or not all(0 < m < math.inf for m in milestones):
         raise InvalidInput(f"optimizer.milestones {tuple(milestones)}: expected increasing epochs above 0")
+    if not 0 <= decay < math.inf:
+        raise InvalidInput(f"optimizer.decay = {decay}: expected 0 or more")
     boundaries = {round(m * steps_per_epoch): decay for m in milestones}
     return optax.piecewise_constant_schedule(learning_rate, boundaries)
 

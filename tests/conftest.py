@@ -5,10 +5,14 @@ import os
 # Most of the suite's time is compilation: five times quicker without LLVM's optimisations.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
+import hypothesis
 import jax
 import jaxtyping
 import pytest
 
+# Every run of the suite tries the same examples; --hypothesis-profile=default tries others.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
 
 

@@ -215,11 +215,18 @@ def test_rematerialised_blocks_compute_the_same(name):
     assert distance(*results) < 1e-4
 
 
-@pytest.mark.parametrize(("milestones", "valid"), [((60.0, 90.0), True), ((90.0, 60.0), False), ((0.0,), False)])
-def test_milestones_are_checked(milestones, valid):
-    if valid:
-        schedule = optim.step_schedule(0.1, milestones, 0.1, 10)
-        np.testing.assert_allclose([schedule(599), schedule(600), schedule(900)], [0.1, 0.01, 0.001], rtol=1e-5)
-    else:
-        with pytest.raises(methods.InvalidInput, match="increasing epochs"):
-            optim.step_schedule(0.1, milestones, 0.1, 10)
+def test_the_schedule_steps_at_its_milestones():
+    schedule = optim.step_schedule(0.1, (60.0, 90.0), 0.1, 10)
+    np.testing.assert_allclose([schedule(599), schedule(600), schedule(900)], [0.1, 0.01, 0.001], rtol=1e-5)
+
+
+@pytest.mark.parametrize("milestones", [(90.0, 60.0), (0.0,), (float("nan"),), (float("inf"),)])
+def test_milestones_are_checked(milestones):
+    with pytest.raises(methods.InvalidInput, match="increasing epochs"):
+        optim.step_schedule(0.1, milestones, 0.1, 10)
+
+
+@pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
+def test_decay_is_checked(decay):
+    with pytest.raises(methods.InvalidInput, match=r"optimizer\.decay = "):
+        optim.step_schedule(0.1, (60.0,), decay, 10)
