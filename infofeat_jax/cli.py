@@ -13,9 +13,8 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, evaluate, metrics, parallel, run, stopping, study, train, weights
+from infofeat_jax import accuracy, evaluate, metrics, parallel, report, run, stopping, study, train, weights
 from infofeat_jax import config as configs
-from infofeat_jax.report import table
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 
@@ -30,7 +29,7 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     stopping.listen()
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
-        table.show(directory)
+        report.write(directory)
     elif config.study.rows:
         execute_study(config, directory, mode)
     else:

@@ -37,10 +37,10 @@ def rewind(path: pathlib.Path, step: int) -> None:
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces `path` as a whole: readers and kills see the old text or the new one."""
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces `path` as a whole: readers and kills see the old content or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
     partial.replace(path)
 
 

@@ -1,1 +1,44 @@
-"""Finished runs as tables for people."""
+"""Finished runs as tables, plots and a page for people."""
+
+import pathlib
+
+from infofeat_jax import metrics
+from infofeat_jax.report import collect, table
+from infofeat_jax.types import InvalidInput
+
+
+def write(directory: pathlib.Path) -> pathlib.Path:
+    """Writes the report of a study, or of a run and its neighbours, into report/ beside the runs; prints the table.
+
+    index.html, which needs no other file; table.md; table.tex; figures/. Each file is replaced as a whole, the page
+    last. Returns the page's path. Raises InvalidInput.
+    """
+    study = collect.collect(directory)
+    table.show_study(study)
+    output = study.directory / "report"
+    try:
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+        files = create_files(study)
+        for name, content in files.items():
+            metrics.write_atomically(output / name, content)
+    except OSError as error:
+        raise InvalidInput(f"the report cannot be written to {output} ({error}): make room or permit it") from None
+    for stale in (output / "figures").glob("*.[ps][nv]g"):
+        if f"figures/{stale.name}" not in files:
+            stale.unlink()
+    print(f"report: {output / 'index.html'}")
+    return output / "index.html"
+
+
+def create_files(study: collect.Study) -> dict[str, str | bytes]:
+    """{path: content} of the report, the page last."""
+    from infofeat_jax.report import markup, page, tables  # here: Matplotlib and SciPy take a second to import
+
+    all_tables = tables.create(study)
+    plots, maps = page.draw_figures(study), page.draw_pictures(study)
+    drawings = [*plots, *(drawing for _, drawing in maps)]
+    return {f"figures/{name}": content for drawing in drawings for name, content in drawing.files.items()} | {
+        "table.md": markup.to_markdown(study.title, all_tables),
+        "table.tex": markup.to_latex(study.title, all_tables),
+        "index.html": page.to_html(study, all_tables, plots, maps),
+    }

@@ -1,0 +1,68 @@
+"""Figures and names as the report writes them."""
+
+import re
+from typing import NamedTuple
+
+from infofeat_jax.report import estimate, paper
+from infofeat_jax.report.collect import Row
+from infofeat_jax.report.estimate import Estimate
+
+MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+DISPLAYED = {
+    "fgsm": "FGSM", "pgd": "PGD", "cw": "CW", "infofeature": "InfoFeature", "feature_scatter": "FeaScatter",
+    "adversarial_interpolation": "AdvInterp", "autoattack": "AutoAttack", "worst_case": "worst case",
+}  # fmt: skip
+
+
+class Cell(NamedTuple):
+    """A figure, and its interval or what else goes with it in smaller print."""
+
+    value: str
+    detail: str = ""
+
+
+def cell(value: Estimate | None, expected: int = 0) -> Cell:
+    """An accuracy in % with its interval; says so if fewer than the `expected` runs have it."""
+    if value is None:
+        return Cell(NONE)
+    of = f" ({value.runs} of {expected})" if expected > value.runs else ""
+    if value.of == "seeds":
+        return Cell(f"{100 * value.mean:.1f}", f"\N{PLUS-MINUS SIGN}{100 * value.half:.1f}{of}")
+    return Cell(f"{100 * value.mean:.1f}", f"[{100 * value.low:.1f}, {100 * value.high:.1f}]{of}")
+
+
+def name_of(row: Row) -> str:
+    """A row's label, or how the paper writes it."""
+    return paper.NAMES.get(row.label, row.label)
+
+
+def display(attack: str) -> str:
+    """How the paper writes an attack: PGD20 for pgd20; the source of a transferred one goes first."""
+    attack, _, source = attack.partition("@")
+    family, steps = estimate.split_steps(attack)
+    text = DISPLAYED.get(attack) or DISPLAYED.get(family, family) + ("" if steps is None else str(steps))
+    return f"{source} {text}" if source else text
+
+
+def paper_key(attack: str) -> str:
+    """Gives "pgd10@standard" for "pgd10@../table1/standard-seed0": as the columns of Table 6 are named."""
+    attack, at, source = attack.partition("@")
+    return attack + at + re.sub(r"-seed\d+$", "", source.rpartition("/")[2])
+
+
+def percent(value: float | None) -> Cell:
+    """An accuracy in [0, 1], without an interval."""
+    return Cell(NONE if value is None else f"{100 * value:.1f}")
+
+
+def number(value: float | None) -> Cell:
+    """A figure of the paper."""
+    return Cell(NONE if value is None else f"{value:.1f}")
+
+
+def difference(measured: float | None, published: float | None) -> Cell:
+    """In percentage points: `measured`, in [0, 1], minus `published`, in %."""
+    if measured is None or published is None:
+        return Cell(NONE)
+    text = f"{100 * measured - published:+.1f}"
+    return Cell("0.0" if float(text) == 0 else text.replace("-", MINUS))

@@ -1,0 +1,98 @@
+"""What has to be said beside the figures."""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from infofeat_jax.report import estimate, paper
+from infofeat_jax.report.cells import display, name_of
+from infofeat_jax.report.collect import Row, Run, Study
+from infofeat_jax.report.estimate import Estimate
+
+FEW_IMAGES = 1000
+WARNINGS = ("Few images", "Reduced setting", "Not the paper's setting")  # beginnings of notes that come first
+
+
+def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[paper.Deviation]:
+    """In what the runs of a row, and the sources of their transferred attacks, differ from the paper's."""
+    found = {}
+    for run in row.runs:
+        config = run.config | {key: run.results["config"][key] for key in ("attack", "eval")}
+        config["attack"] = config["attack"] | {k: run.config["attack"][k] for k in ("step_size", "num_steps")}
+        found |= dict.fromkeys(paper.find_deviations(config, run.results["num_examples"], published))
+        if published.columns == paper.TRANSFERRED:
+            found |= dict.fromkeys(source_deviations(study, run))
+    return list(found)
+
+
+def source_deviations(study: Study, run: Run) -> list[paper.Deviation]:
+    """In what the models that transferred attacks were crafted on differ from Table 1's."""
+    found = []
+    for source in sorted({attack.partition("@")[2] for attack in estimate.own_accuracies(run)} - {""}):
+        try:
+            config = json.loads((study.directory / source / "config.json").read_text())
+            test = paper.SIZES[paper.TABLES["table1"].setting["data.name"]][1]
+            deviations = paper.find_deviations(config, test, paper.TABLES["table1"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            found.append(paper.Deviation("source", f"{source}, whose configuration is not readable", ""))
+            continue
+        found += [deviation._replace(field=f"{source}: {deviation.field}") for deviation in deviations]
+    return found
+
+
+def paper_notes(study: Study, published: paper.PaperTable | None) -> list[str]:
+    """What stands between the measured figures and the paper's."""
+    if not published:
+        return []
+    rows = [row for row in study.rows if row.runs and row.label in published.rows]
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        for deviation in deviations_of(study, row, published):
+            by_text.setdefault(str(deviation), []).append(name_of(row))
+    notes = [f"Paper: {published.title}. A difference is measured minus paper, in percentage points."]
+    if by_text:
+        texts = [text if len(names) == len(rows) else f"{text}, {', '.join(names)}" for text, names in by_text.items()]
+        kinds = {paper.kind(deviations_of(study, row, published)) for row in rows}
+        word = "Reduced setting" if "reduced setting" in kinds else "Not the paper's setting"
+        warning = f"{word}, so the differences to the paper do not tell whether it is reproduced"
+        notes.insert(0, f"{warning}: {'; '.join(texts)}.")
+    return notes
+
+
+def describe_setting(study: Study) -> str:
+    """The setting that all aggregated runs share."""
+    if not study.runs:
+        return "no finished run"
+    results = study.runs[0].results
+    config = results["config"]
+    attack = config["attack"]
+    return (
+        f"{results['num_examples']:,} test images of {results.get('data', config['data']['name'])}; {attack['norm']}"
+        f" epsilon {attack['epsilon']:g}/255, attack steps of {config['eval']['step_size']:g}/255;"
+        f" {results['checkpoint']} checkpoint"
+    )
+
+
+def describe_intervals(rows: Iterable[Row]) -> list[str]:
+    """What the intervals of rows of one seed and of several cover."""
+    counts = {min(len(row.runs), 2) for row in rows} - {0}
+    texts = {
+        2: "\N{PLUS-MINUS SIGN}: half of the 95 % confidence interval of the mean over seeds (Student's t); it covers"
+        " the training's randomness, not the choice of test images, which all seeds share.",
+        1: "[low, high]: 95 % binomial (Wilson) interval of a single run; it covers the choice of test images, not the"
+        " training's randomness.",
+    }
+    return [text for count, text in texts.items() if count in counts]
+
+
+def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -> list[str]:
+    """A warning for each number of test images that is too small to tell close rows apart."""
+    counts: dict[int, list[str]] = {}
+    for row in measured:
+        for attack in columns:
+            if attack in row and row[attack].examples < FEW_IMAGES:
+                counts.setdefault(row[attack].examples, []).append(display(attack))
+    return [
+        f"Few images: {', '.join(dict.fromkeys(attacks))} on {count} only; near 50 % a single figure is uncertain by"
+        f" {100 * estimate.over_images(0.5, count)[2] - 50:.1f} points."
+        for count, attacks in counts.items()
+    ]

@@ -1,0 +1,112 @@
+"""What a reader needs to judge, and to repeat, a run."""
+
+import json
+import shlex
+from typing import NamedTuple
+
+from infofeat_jax import config as configs
+from infofeat_jax.report.cells import NONE, Cell, display
+from infofeat_jax.report.collect import Run, Study
+from infofeat_jax.report.tables import Line, Table
+
+# The configuration file that changes nothing: with it, the command names every field that differs from the defaults.
+PLAIN = "configs/cifar10_resnet18.py"
+
+
+class Record(NamedTuple):
+    """One run on the page."""
+
+    name: str
+    gap: str
+    flags: list[str]
+    facts: list[tuple[str, str]]
+    command: str
+    config: str
+
+
+def record(run: Run) -> Record:
+    """All that is known of a run; of one with a gap, what its files still say."""
+    if run.gap:
+        return Record(run.name, run.gap, [], [], "", json.dumps(run.config, indent=2) if run.config else "")
+    flags = [str(flag) for flag in run.results.get("flags") or []]
+    return Record(run.name, "", flags, facts(run), command(run.config), json.dumps(run.config, indent=2))
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """(what, value) in words."""
+    config, results = run.config, run.results
+    evaluated, attack, model = results["config"], config["attack"], config["model"]
+    budget, steps = evaluated["attack"], f"{attack['num_steps']} steps of {attack['step_size']:g}/255"
+    seconds = (results.get("seconds_per_attack") or {}).items()
+    found = [
+        ("method", _list(config["method"])),
+        ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
+        ("data", f"{results.get('data', config['data']['name'])}; {results.get('train_images', 0):,} training images"),
+        ("note on the data", config["data"].get("note", "")),
+        ("training", f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"),
+        ("attack in training", "" if _undefended(run) else f"{_ball(attack)}, {steps}"),
+        ("optimizer", _list(config.get("optimizer", {}))),
+        ("checkpoint", f"{results['checkpoint']}, step {results.get('checkpoint_step', NONE)}"),
+        ("early stopping by", f"{'clean' if _undefended(run) else evaluated['eval']['validation_attack']} accuracy"),
+        ("evaluation", f"first {results['num_examples']:,} test images; {_ball(budget)}"),
+        ("steps in evaluation", f"{evaluated['eval']['step_size']:g}/255"),
+        ("seconds an attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
+        ("hardware", str(results.get("hardware", ""))),
+        ("jax", str(results.get("jax", ""))),
+    ]
+    return [(term, fact) for term, fact in found if fact]
+
+
+def runs_table(study: Study) -> Table:
+    """One line a run: what it cost and how it was made."""
+    columns = [
+        "seed", "epochs", "training images", "training attack", "test images", "training s", "evaluation s",
+        "hardware", "jax",
+    ]  # fmt: skip
+    lines = []
+    for row in study.rows:
+        for run in (*row.runs, *row.gaps):
+            lines.append(Line(run.name, [] if run.gap else _cells(run), gap=run.gap))
+    return Table("runs", "Runs", columns, lines, [])
+
+
+def _cells(run: Run) -> list[Cell]:
+    results, attack = run.results, run.config["attack"]
+    steps = f"{attack['num_steps']} x {attack['step_size']:g}/255"
+    values = [
+        run.seed, run.config["num_epochs"], results.get("train_images"),
+        None if _undefended(run) else steps, results["num_examples"],
+        results.get("training_seconds"), results.get("seconds"), results.get("hardware"), results.get("jax"),
+    ]  # fmt: skip
+    return [Cell(_text(value)) for value in values]
+
+
+def _undefended(run: Run) -> bool:
+    return run.config["method"]["name"] == "standard"
+
+
+def _ball(attack: dict) -> str:
+    return f"{attack['norm']} epsilon {attack['epsilon']:g}/255"
+
+
+def _list(fields: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in fields.items() if value not in (None, ""))
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return NONE
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
+
+
+def command(config: dict) -> str:
+    """A command that trains and evaluates as `config` says, whatever file it came from."""
+    base = configs.default()
+    own = dict(configs.flatten(config))
+    known = dict(configs.flatten(configs.resolve(configs.for_method(base, own["method.name"])).to_dict()))
+    parts = [f"python main.py --config={PLAIN}:{own['method.name']}"]
+    for name, value in own.items():
+        if name in known and value != known[name] and not name.startswith(("study.", "data.data_dir", "method.name")):
+            value = tuple(value) if isinstance(value, list) else value
+            parts.append(shlex.quote(f"--config.{name}={value}"))
+    return " \\\n  ".join(parts)

@@ -1,0 +1,246 @@
+"""The report's tables as text cells, the same for the terminal, the page, Markdown and LaTeX."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from infofeat_jax.report import estimate, notes, paper
+from infofeat_jax.report.cells import (
+    DISPLAYED,
+    MINUS,
+    NONE,
+    Cell,
+    cell,
+    difference,
+    display,
+    name_of,
+    number,
+    paper_key,
+    percent,
+)
+from infofeat_jax.report.collect import Row, Run, Study
+from infofeat_jax.report.estimate import Estimate
+
+MOST_STEPS = 3  # of one family in the main table; more are in the table of step counts
+
+
+class Line(NamedTuple):
+    """A line of a table. `kind`: "row", or "part" of the row above. `gap`: why there are no cells."""
+
+    label: str
+    cells: list[Cell]
+    kind: str = "row"
+    gap: str = ""
+
+
+class Table(NamedTuple):
+    """A table with what a reader needs to judge it."""
+
+    name: str
+    title: str
+    columns: list[str]
+    lines: list[Line]
+    notes: list[str]
+
+
+def create(study: Study) -> list[Table]:
+    """All tables that the runs have figures for; the accuracies first."""
+    tables = [accuracy_table(study), latest_table(study), transfer_table(study), steps_table(study)]
+    return [table for table in (*tables, distance_table(study)) if table is not None]
+
+
+def accuracy_table(study: Study) -> Table:
+    """Tables 1, 3, 4 and 5: methods x attacks, beside the paper's figures."""
+    measured = {row.label: estimate.estimates(row) for row in study.rows}
+    columns = main_attacks(measured.values()) or list(paper.WHITE_BOX)
+    sets = {frozenset(run_attacks(run)) for run in study.runs}
+    if len(sets) == 1 and len(columns) > 2 and all("worst_case" in run.results for run in study.runs):
+        columns = [*columns, "worst_case"]
+    published = paper.TABLES.get(study.paper)
+    if published and published.columns != paper.WHITE_BOX:
+        published = None
+    lines, remarks = [], [*notes.describe_intervals(study.rows), *notes.few_images(measured.values(), columns)]
+    for row in study.rows:
+        lines += accuracy_lines(study, row, columns, published)
+    remarks += notes.paper_notes(study, published)
+    return Table(
+        "accuracy",
+        f"Accuracy in % on {notes.describe_setting(study)}",
+        ["seeds", *map(display, columns)],
+        lines,
+        remarks,
+    )
+
+
+def latest_table(study: Study) -> Table | None:
+    """What early stopping does: the last checkpoint beside the best, and their difference within each run."""
+    rows = [Row(row.label, [run for run in row.runs if "latest" in run.results], []) for row in study.rows]
+    rows = [row for row in rows if row.runs]
+    if not rows:
+        return None
+    columns = main_attacks(estimate.estimates(row, "latest") for row in rows)
+    lines = []
+    for row in rows:
+        best, last = estimate.estimates(row), estimate.estimates(row, "latest")
+        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *(cell(best.get(attack)) for attack in columns)]))
+        lines.append(Line("last", [Cell(""), *(cell(last.get(attack)) for attack in columns)], "part"))
+        gains = (differences(row, attack) for attack in columns)
+        lines.append(Line(f"last {MINUS} best", [Cell(""), *gains], "part"))
+    remarks = [
+        "Last against best checkpoint of the same runs: a negative difference under attack is robust overfitting."
+    ]
+    title = "Best (early stopping on validation images) and last checkpoint, accuracy in %"
+    return Table("latest", title, ["seeds", *map(display, columns)], lines, [*remarks, *notes.describe_intervals(rows)])
+
+
+def transfer_table(study: Study) -> Table | None:
+    """Table 6: attacks crafted on other models."""
+    measured = {row.label: estimate.estimates(row) for row in study.rows}
+    crafted = sorted({attack for row in measured.values() for attack in row if "@" in attack}, key=_source_order)
+    if not crafted:
+        return None
+    columns = [*(["noise"] if any("noise" in row for row in measured.values()) else []), *crafted]
+    published = paper.TABLES["table6"] if study.paper in ("table3", "table6") else None
+    lines = []
+    for row in study.rows:
+        if any(attack in measured[row.label] for attack in crafted):
+            lines += accuracy_lines(study, row, columns, published)
+    remarks = [
+        "Crafted on the source without access to the target; the step size and epsilon are those of the evaluation."
+    ]
+    remarks += [*notes.few_images(measured.values(), columns), *notes.paper_notes(study, published)]
+    return Table(
+        "transfer", "Accuracy in % under transferred attacks", ["seeds", *map(display, columns)], lines, remarks
+    )
+
+
+def steps_table(study: Study) -> Table | None:
+    """The figures behind Figure 4: accuracy against the number of steps."""
+    series = {row.label: estimate.step_series(estimate.estimates(row)) for row in study.rows}
+    columns = sorted({steps for families in series.values() for points in families.values() for steps in points})
+    if len(columns) <= MOST_STEPS:
+        return None  # the accuracies already have them
+    lines = [
+        Line(f"{name_of(row)}, {DISPLAYED.get(family, family)}", [cell(points.get(steps)) for steps in columns])
+        for row in study.rows
+        for family, points in series[row.label].items()
+        if len(points) > 2
+    ]
+    return Table("steps", "Accuracy in % against the number of steps", [str(n) for n in columns], lines, [])
+
+
+def distance_table(study: Study) -> Table | None:
+    """Table 2: how far other attacks' perturbations are from PGD's."""
+    measured = {row.label: [run.results.get("distances") or {} for run in row.runs] for row in study.rows}
+    columns = sorted({attack for runs in measured.values() for run in runs for attack in run}, key=_distance_order)
+    if not columns:
+        return None
+    lines = []
+    for row in study.rows:
+        values = [[run[attack] for run in measured[row.label] if attack in run] for attack in columns]
+        if any(values):
+            lines.append(Line(name_of(row), [Cell(f"{np.mean(v):.3f}" if v else NONE) for v in values]))
+            if published := paper.DISTANCES.get(row.label) if study.paper else None:
+                lines.append(Line("paper, x 1e-5", [number(published.get(attack)) for attack in columns], "part"))
+    remarks = [
+        "Mean over test images (and seeds) of the Euclidean norm, over pixels and channels in [0, 1], of the difference"
+        " between the two perturbations after equally many steps from the same random start."
+    ]
+    if any(line.kind == "part" for line in lines):
+        remarks.append(
+            "The paper does not state the normalisation of its Table 2: only the order within a line compares."
+        )
+    title = "Distance of perturbations to PGD's"
+    return Table("distances", title, [display(attack) for attack in columns], lines, remarks)
+
+
+def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.PaperTable | None) -> list[Line]:
+    """A row: mean over seeds, best and worst run, the paper's figures with the difference, and what is missing."""
+    whole, total = estimate.estimates(row), len(row.runs) + len(row.gaps)
+    counted = f"{len(row.runs)} of {total}" if row.gaps and row.runs else str(total)
+    measured = {"mean": {attack: value.mean for attack, value in whole.items()}}
+    if columns[-1] == "worst_case" and row.runs:
+        whole["worst_case"] = worst_case(row.runs)
+        measured["mean"]["worst_case"] = whole["worst_case"].mean
+    lines = []
+    if row.runs:
+        cells = [cell(whole.get(attack), len(row.runs)) for attack in columns]
+        lines.append(Line(name_of(row), [Cell(counted), *cells]))
+    extremes = estimate.extremes(row.runs)
+    for which, run in extremes.items():
+        measured[which] = {attack: value for attack, (value, _) in estimate.own_accuracies(run).items()}
+        measured[which]["worst_case"] = run.results.get("worst_case")
+        cells = [percent(measured[which].get(attack)) for attack in columns]
+        if len(row.runs) > 1 and any(one.value != NONE for one in cells):
+            label = f"{which} by {display(estimate.judge(row.runs))}"
+            lines.append(Line(label, [Cell(f"seed {run.seed}"), *cells], "part"))
+    if row.runs:
+        lines += [Line(gap.name, [], "part", gap.gap) for gap in row.gaps]
+    else:
+        lines.append(Line(name_of(row), [], gap="; ".join(f"{gap.name}: {gap.gap}" for gap in row.gaps)))
+    if published and row.label in published.rows:
+        lines += paper_lines(row, columns, published, measured, notes.deviations_of(study, row, published))
+    return lines
+
+
+def paper_lines(
+    row: Row, columns: list[str], published: paper.PaperTable, measured: Mapping, deviations: list[paper.Deviation]
+) -> list[Line]:
+    """The paper's figures, and measured minus paper, naming the setting if it is not the paper's."""
+    setting, lines = paper.kind(deviations), []
+    for which, figures in published.rows[row.label].items():
+        by_attack = dict(zip(published.columns, figures, strict=True))
+        of = "" if which == "mean" else f", {which}"
+        lines.append(Line(f"paper{of}", [Cell(""), *(number(by_attack.get(paper_key(a))) for a in columns)], "part"))
+        if row.runs:
+            apart = [difference(measured[which].get(attack), by_attack.get(paper_key(attack))) for attack in columns]
+            label = f"difference{of}" + (f" ({setting})" if setting else "")
+            lines.append(Line(label, [Cell(""), *apart], "part"))
+    return lines
+
+
+def main_attacks(measured: Iterable[Mapping[str, Estimate]]) -> list[str]:
+    """The attacks of the main table, in the paper's order: not the transferred ones, nor many steps of one family."""
+    found = {attack for row in measured for attack in row if "@" not in attack}
+    families: dict[str, list[str]] = {}
+    for attack in sorted(found, key=estimate.attack_order):
+        families.setdefault(estimate.split_steps(attack)[0], []).append(attack)
+    kept = []
+    for attacks in families.values():
+        usual = [attack for attack in attacks if attack in paper.WHITE_BOX] or attacks[-1:]
+        kept += attacks if len(attacks) <= MOST_STEPS else usual
+    return kept
+
+
+def worst_case(runs: list[Run]) -> Estimate:
+    """The share of images that all of a run's attacks leave correct, over seeds."""
+    counts = (min(count for _, count in estimate.own_accuracies(run).values()) for run in runs)
+    return estimate.estimate([(run.results["worst_case"], count) for run, count in zip(runs, counts, strict=True)])
+
+
+def differences(row: Row, attack: str) -> Cell:
+    """Last minus best checkpoint, within each run, over seeds."""
+    pairs = [(estimate.own_accuracies(run, "latest"), estimate.own_accuracies(run)) for run in row.runs]
+    values = [last[attack][0] - best[attack][0] for last, best in pairs if attack in last and attack in best]
+    if len(values) < 2:
+        return difference(*((values[0], 0.0) if values else (None, None)))
+    mean, low, _ = estimate.over_seeds(values)
+    return difference(mean, 0.0)._replace(detail=f"\N{PLUS-MINUS SIGN}{100 * (mean - low):.1f}")
+
+
+def run_attacks(run: Run) -> list[str]:
+    """The attacks that a run was scored on."""
+    return list(estimate.own_accuracies(run))
+
+
+def _source_order(attack: str) -> tuple:
+    """By the source, those that the paper names first, then by attack."""
+    name, _, source = attack.partition("@")
+    names, label = list(paper.NAMES), paper_key(attack).partition("@")[2]
+    return (names.index(label) if label in names else len(names), source, *estimate.attack_order(name))
+
+
+def _distance_order(attack: str) -> tuple:
+    family, steps = estimate.split_steps(attack)
+    return steps or 0, family

@@ -1,0 +1,610 @@
+"""The report says what the runs' files say: aggregates, gaps, the paper's figures; and its page needs nothing else."""
+
+import base64
+import html.parser
+import io
+import json
+import math
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from infofeat_jax import cli, report
+from infofeat_jax import config as configs
+from infofeat_jax.report import collect, estimate, figures, markup, notes, page, paper, pictures, provenance, tables
+from infofeat_jax.types import InvalidInput
+
+MEASURED = {"clean": 0.85, "fgsm": 0.7, "pgd7": 0.55, "pgd20": 0.5, "cw20": 0.45}
+EPOCHS = 3
+
+
+def create_config(method: str = "madry", seed: int = 0, **changes) -> dict:
+    config = configs.for_method(configs.default(), method)
+    config.seed, config.num_epochs = seed, EPOCHS
+    config.update_from_flattened_dict(changes)
+    return json.loads(configs.to_json(configs.resolve(config)))
+
+
+def create_results(config: dict, accuracies: dict, **more) -> dict:
+    facts = {
+        "worst_case": min(accuracies.values()), "examples": dict.fromkeys(accuracies, 2000), "num_examples": 2000,
+        "checkpoint": "best", "checkpoint_step": 30, "seconds": 12.5,
+        "seconds_per_attack": dict.fromkeys(accuracies, 2.5),
+        "training_seconds": 1234.5, "finished": True, "data": config["data"]["name"], "train_images": 49_000,
+        "hardware": "1 x cpu (2 x86_64 cores)", "jax": "0.10.2", "config": config,
+    }  # fmt: skip
+    return accuracies | facts | more
+
+
+def write_run(directory: pathlib.Path, config: dict, results: dict | None, epochs: int = EPOCHS) -> pathlib.Path:
+    """A run's directory, by hand rather than by training."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    lines = [{"step": 1, "loss": 2.0}]
+    for epoch in range(1, epochs + 1):
+        accuracy = {"validation_clean_accuracy": 0.2 * epoch, "validation_robust_accuracy": 0.1 * epoch}
+        lines.append({"step": 10 * epoch, "epoch": epoch, "epoch_seconds": 9.5, **accuracy})
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if results is not None:
+        (directory / "results.json").write_text(json.dumps(results))
+    return directory
+
+
+def write_study(directory: pathlib.Path, runs: dict, **fields) -> pathlib.Path:
+    directory.mkdir(exist_ok=True)
+    rows = {name: {"row": row, "seed": seed} for name, (row, seed) in runs.items()}
+    (directory / "study.json").write_text(json.dumps({"title": "", "paper": "", "runs": rows} | fields))
+    return directory
+
+
+def simple_run(directory: pathlib.Path, method: str = "madry", seed: int = 0, shift: float = 0.0, **changes):
+    """A finished run whose accuracies are MEASURED + shift."""
+    config = create_config(method, seed, **changes)
+    accuracies = {name: round(value + shift, 4) for name, value in MEASURED.items()}
+    return write_run(directory / f"{method}-seed{seed}", config, create_results(config, accuracies))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Three seeds of madry, one of infofeature with everything there can be, and one of alp that is missing."""
+    directory = tmp_path_factory.mktemp("studies") / "table1"
+    for seed, shift in enumerate((0.0, 0.02, 0.07)):
+        simple_run(directory, seed=seed, shift=shift)
+    config = create_config("infofeature", **{"data.note": "JPEG re-encoding"})
+    more = {f"{name}{steps}": 0.6 - 0.01 * steps for name in ("pgd", "infofeature") for steps in (1, 2, 3, 5, 10)}
+    more |= {"autoattack": 0.4, "noise": 0.8, "pgd10@madry-seed0": 0.75, "cw10@../other/standard-seed0": 0.7}
+    results = create_results(
+        config, MEASURED | more, distances={"cw5": 0.1234},
+        flags=["PGD20 leaves <b>12 points</b> more than AutoAttack."],
+        latest=create_results(config, {name: value - 0.05 for name, value in MEASURED.items()}),
+    )  # fmt: skip
+    results["examples"]["autoattack"] = 200
+    run = write_run(directory / "infofeature-seed0", config, results)
+    np.savez(run / "pictures.npz", **create_pictures())
+    runs = {f"madry-seed{seed}": ("madry", seed) for seed in range(3)}
+    runs |= {"infofeature-seed0": ("infofeature", 0), "alp-seed0": ("alp", 0)}
+    return write_study(directory, runs, title="Rows & <script>alert(1)</script>_%", paper="table1", note="a {note}")
+
+
+@pytest.fixture(scope="module")
+def written(study):
+    """The report's directory."""
+    return report.write(study).parent
+
+
+def create_pictures() -> dict[str, np.ndarray]:
+    rng, count = np.random.default_rng(0), 3
+    images = (load_digits().images[:count, ..., None] / 16).astype(np.float32)
+    perturbed = np.clip(images + rng.choice([-0.125, 0.125], images.shape), 0, 1).astype(np.float32)
+    maps = rng.uniform(size=(2, count, 4, 4)).astype(np.float32)
+    return {
+        "images": images, "perturbed": perturbed, "cam_clean": maps[0], "cam_perturbed": maps[1],
+        "labels": np.arange(count), "predicted_clean": np.arange(count), "predicted_perturbed": np.array([7, 7, 7]),
+        "attack": np.array("infofeature20"), "epsilon": np.array(0.125),
+    }  # fmt: skip
+
+
+def lines_of(table: tables.Table, label: str) -> list[tables.Line]:
+    """The row `label` with its parts."""
+    start = next(index for index, line in enumerate(table.lines) if line.label == label and line.kind == "row")
+    rest = table.lines[start + 1 :]
+    end = next((index for index, line in enumerate(rest) if line.kind == "row"), len(rest))
+    return [table.lines[start], *rest[:end]]
+
+
+def gaps(directory: pathlib.Path) -> dict[str, str]:
+    return {run.name: run.gap for row in collect.collect(directory).rows for run in row.gaps}
+
+
+# Aggregation
+
+
+def test_interval_over_seeds_by_hand():
+    """t(0.975, 2 degrees of freedom) = 4.302653 from printed tables; standard deviation 0.02 by hand."""
+    mean, low, high = estimate.over_seeds([0.48, 0.50, 0.52])
+    assert mean == pytest.approx(0.5)
+    assert high - mean == pytest.approx(4.302653 * 0.02 / math.sqrt(3), rel=1e-6)
+    assert mean - low == pytest.approx(high - mean)
+    assert estimate.over_seeds([0.3, 0.3]) == (0.3, 0.3, 0.3)
+
+
+@pytest.mark.parametrize(("correct", "count"), [(0, 50), (1, 500), (250, 500), (2000, 2000)])
+def test_interval_over_images_solves_wilsons_equation(correct, count):
+    """Its ends are the shares p with |share - p| = z sqrt(p (1 - p) / n)."""
+    share, low, high = estimate.over_images(correct / count, count)
+    z = scipy.stats.norm.ppf(0.975)
+    for end in (low, high):
+        if 0 < end < 1:
+            assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / count), rel=1e-6)
+    assert 0 <= low <= share <= high <= 1
+    assert high - low > 0
+
+
+def test_a_row_over_seeds(study):
+    table = tables.accuracy_table(collect.collect(study))
+    pgd20 = table.columns.index("PGD20")
+    mean, best, worst, *_ = lines_of(table, "Madry")
+    values = np.array([0.5, 0.52, 0.57])
+    low, high = scipy.stats.t.interval(0.95, 2, values.mean(), scipy.stats.sem(values))
+    assert mean.cells[0].value == "3"
+    assert mean.cells[pgd20] == (f"{100 * values.mean():.1f}", f"±{50 * (high - low):.1f}")
+    assert (best.label, best.cells[0].value, best.cells[pgd20].value) == ("best by PGD20", "seed 2", "57.0")
+    assert (worst.label, worst.cells[0].value, worst.cells[pgd20].value) == ("worst by PGD20", "seed 0", "50.0")
+
+
+def test_a_row_of_one_seed_has_the_interval_over_its_images(study):
+    table = tables.accuracy_table(collect.collect(study))
+    row, *_ = lines_of(table, "InfoFeature")
+    low, high = scipy.stats.binomtest(900, 2000).proportion_ci(0.95, method="wilson")
+    assert row.cells[table.columns.index("CW20")] == ("45.0", f"[{100 * low:.1f}, {100 * high:.1f}]")
+    low, high = scipy.stats.binomtest(80, 200).proportion_ci(0.95, method="wilson")  # AutoAttack's own count
+    assert row.cells[table.columns.index("AutoAttack")] == ("40.0", f"[{100 * low:.1f}, {100 * high:.1f}]")
+    assert any(note.startswith("Few images: AutoAttack on 200 only") for note in table.notes)
+    assert any("(Student's t)" in note for note in table.notes)
+    assert any("(Wilson)" in note for note in table.notes)
+
+
+def test_an_attack_that_some_seeds_lack_is_counted(tmp_path):
+    simple_run(tmp_path)
+    simple_run(tmp_path, seed=1)
+    path = tmp_path / "madry-seed1" / "results.json"
+    results = json.loads(path.read_text())
+    del results["cw20"], results["examples"]["cw20"]
+    path.write_text(json.dumps(results))
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    assert table.lines[0].cells[table.columns.index("CW20")].detail.endswith("(1 of 2)")
+    assert "worst case" not in table.columns  # over other attacks in each run
+
+
+def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(study):
+    everything = {table.name: table for table in tables.create(collect.collect(study))}
+    columns = ["seeds", "clean", "noise", "FGSM", "PGD7", "PGD20", "CW20", "InfoFeature10", "AutoAttack"]
+    assert everything["accuracy"].columns == columns
+    steps = everything["steps"]
+    assert steps.columns == ["1", "2", "3", "5", "7", "10", "20"]
+    assert [line.label for line in steps.lines] == ["InfoFeature, PGD", "InfoFeature, InfoFeature"]
+    assert steps.lines[0].cells[3].value == "55.0"
+    assert everything["transfer"].columns == ["seeds", "noise", "../other/standard-seed0 CW10", "madry-seed0 PGD10"]
+    assert [cell.value for cell in everything["transfer"].lines[0].cells] == ["1", "80.0", "70.0", "75.0"]
+    assert everything["distances"].lines[0].cells == [("0.123", "")]
+    last = lines_of(everything["latest"], "InfoFeature")
+    assert [line.cells[1].value for line in last] == ["85.0", "80.0", "\N{MINUS SIGN}5.0"]
+
+
+# Beside the paper
+
+
+def test_the_difference_is_to_the_papers_figure(study):
+    """Table 1, Madry, PGD20: 40.3; here 53.0. The setting is reduced, and is said to be."""
+    table = tables.accuracy_table(collect.collect(study))
+    pgd20 = table.columns.index("PGD20")
+    *_, published, apart = lines_of(table, "Madry")
+    assert (published.label, published.cells[pgd20].value) == ("paper", "40.3")
+    assert (apart.label, apart.cells[pgd20].value) == ("difference (reduced setting)", "+12.7")
+    assert apart.cells[table.columns.index("AutoAttack")].value == tables.NONE
+    (warning,) = [note for note in table.notes if note.startswith("Reduced setting")]
+    assert "num_epochs 3 (paper: 120)" in warning
+    assert "test images 2,000 (paper: 10,000)" in warning
+    assert "data: JPEG re-encoding, InfoFeature" in warning
+    missing = lines_of(table, "ALP")
+    assert [line.label for line in missing] == ["ALP", "paper"]  # nothing measured, nothing to compare
+
+
+def test_best_and_worst_restart_are_compared_with_table_3(tmp_path):
+    for seed, shift in enumerate((0.0, 0.03)):
+        simple_run(tmp_path, "infofeature", seed, shift)
+    write_study(tmp_path, {f"infofeature-seed{n}": ("infofeature", n) for n in range(2)}, paper="table3")
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    cells = {line.label: line.cells[table.columns.index("PGD20")].value for line in lines_of(table, "InfoFeature")}
+    assert cells["paper, best"] == "50.0"
+    assert cells["difference, best (reduced setting)"] == "+3.0"
+    assert cells["paper, worst"] == "48.5"
+    assert cells["difference, worst (reduced setting)"] == "+1.5"
+
+
+@pytest.mark.parametrize("name", ["cifar10_resnet18", "cifar10_wrn", "cifar100_wrn", "svhn_resnet18", "cifar10_small"])
+@pytest.mark.parametrize("method", ["infofeature", "standard", "feature_scatter"])
+def test_the_full_configurations_are_the_papers_settings(name, method):
+    table = {"cifar10_wrn": "table3", "cifar100_wrn": "table4", "svhn_resnet18": "table5"}.get(name, "table1")
+    module = __import__(f"configs.{name}", fromlist=["get_config"])
+    config = json.loads(configs.to_json(configs.resolve(module.get_config(method))))
+    images = {"cifar10_small": 2000, "svhn_resnet18": 26_032}.get(name, 10_000)
+    deviations = paper.find_deviations(config, images, paper.TABLES[table])
+    if name == "cifar10_small":
+        assert paper.kind(deviations) == "reduced setting"
+        assert {d.field for d in deviations} == {
+            "model.width", "num_epochs", "training images", "test images", "optimizer.milestones",
+        }  # fmt: skip
+    else:
+        assert deviations == []
+        assert paper.kind(deviations) == ""
+    config["attack"]["epsilon"] = 4.0
+    assert paper.kind(paper.find_deviations(config, images, paper.TABLES[table])) != ""
+
+
+def test_the_papers_tables_have_a_figure_for_every_column():
+    for table in paper.TABLES.values():
+        for figures_of in table.rows.values():
+            assert all(len(values) == len(table.columns) for values in figures_of.values())
+    assert paper.TABLES["table1"].rows["infofeature"]["mean"] == (85.1, 69.3, 61.3, 49.3, 48.0)
+    assert paper.TABLES["table6"].rows["madry"]["mean"] == (88.7, 88.6, 88.4, 75.3, 74.6)
+
+
+def test_table_6_finds_its_columns_and_judges_the_sources(tmp_path):
+    config = create_config("standard")
+    attacks = {"clean": 0.9, "noise": 0.8, "pgd10@../one/madry-seed0": 0.824, "cw10@../one/madry-seed0": 0.7}
+    write_run(tmp_path / "study" / "standard-seed0", config, create_results(config, attacks))
+    write_run(tmp_path / "one" / "madry-seed0", create_config("madry"), None)
+    write_study(tmp_path / "study", {"standard-seed0": ("standard", 0)}, paper="table6")
+    study = collect.collect(tmp_path / "study")
+    table = tables.transfer_table(study)
+    _, published, apart = table.lines
+    assert [cell.value for cell in published.cells] == ["", "92.1", "82.4", "81.1"]
+    assert [cell.value for cell in apart.cells] == ["", "\N{MINUS SIGN}12.1", "0.0", "\N{MINUS SIGN}11.1"]
+    assert "../one/madry-seed0: num_epochs 3 (paper: 120)" in " ".join(table.notes)
+    assert not any(line.label.startswith("paper") for line in tables.accuracy_table(study).lines)
+
+
+# Gaps
+
+
+def test_what_is_not_there_is_marked(tmp_path):
+    names = ("missing", "fresh", "training", "trained", "torn", "text", "early", "broken")
+    config = create_config()
+    results = create_results(config, MEASURED)
+    write_run(tmp_path / "fresh", config, None, 0)
+    write_run(tmp_path / "training", config, None, 2)
+    write_run(tmp_path / "trained", config, None)
+    write_run(tmp_path / "torn", config, results)
+    (tmp_path / "torn" / "results.json").write_text(json.dumps(results)[:100])
+    write_run(tmp_path / "text", config, results)
+    (tmp_path / "text" / "config.json").write_bytes(b"\xff\xfe")
+    write_run(tmp_path / "early", config, results | {"finished": False}, 2)
+    write_run(tmp_path / "broken", config, results | {"pgd20": float("nan")})
+    write_study(tmp_path, {name: (name, 0) for name in names})
+    found = gaps(tmp_path)
+    assert found.pop("torn").startswith("results.json is damaged: ")
+    assert found.pop("text").startswith("config.json is damaged: ")
+    assert found == {
+        "missing": "missing", "fresh": "in training: epoch 0 of 3", "training": "in training: epoch 2 of 3",
+        "trained": "not evaluated", "early": "evaluated before the end of its training: epoch 2 of 3",
+        "broken": "results.json is damaged: pgd20 = nan",
+    }  # fmt: skip
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    assert [line.gap for line in table.lines if not line.cells] == [line.gap for line in table.lines]
+    page_path = report.write(tmp_path)  # a report of gaps alone
+    assert "in training: epoch 2 of 3" in page_path.read_text()
+
+
+@pytest.mark.parametrize(
+    "values", [{"pgd20": 1.5}, {"pgd20": "0.5"}, {"num_examples": 0}, {"config": {}}, {"config": 3}]
+)
+def test_damaged_results_are_not_shown(tmp_path, values):
+    config = create_config()
+    write_run(tmp_path / "run", config, create_results(config, MEASURED) | values)
+    assert gaps(tmp_path)["run"].startswith("results.json is damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "field"),
+    [
+        ({"data.train_size": 8000}, {}, "data.train_size is 8000, elsewhere 0"),
+        ({"data.name": "svhn_cropped"}, {}, "data.name is 'svhn_cropped', elsewhere 'cifar10'"),
+        ({"attack.epsilon": 4.0}, {}, "attack.epsilon is 4.0, elsewhere 8.0"),
+        ({"eval.step_size": 1.0}, {}, "eval.step_size is 1.0, elsewhere 2.0"),
+        ({"eval.validation_attack": "pgd3"}, {}, "eval.validation_attack is 'pgd3', elsewhere 'pgd7'"),
+        ({}, {"num_examples": 500}, "number of test images is 500, elsewhere 2000"),
+        ({}, {"checkpoint": "latest"}, "checkpoint is 'latest', elsewhere 'best'"),
+        ({}, {"examples": MEASURED | dict.fromkeys(MEASURED, 2000) | {"cw20": 9}}, "under cw20 is 9, elsewhere 2000"),
+    ],
+)
+def test_runs_of_another_setting_are_left_out_of_a_study(tmp_path, changes, more, field):
+    for seed in (0, 1):
+        simple_run(tmp_path, seed=seed)
+    config = create_config("trades", **changes)
+    write_run(tmp_path / "trades-seed0", config, create_results(config, MEASURED) | more)
+    write_study(tmp_path, {f"{m}-seed{n}": (m, n) for m, n in (("madry", 0), ("madry", 1), ("trades", 0))})
+    (gap,) = gaps(tmp_path).values()
+    assert gap.startswith("left out: ")
+    assert field in gap
+
+
+def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
+    simple_run(tmp_path)
+    simple_run(tmp_path, "infofeature", **{
+        "method.weight": 0.5, "attack.num_steps": 3, "attack.step_size": 4.0, "data.data_dir": "elsewhere",
+        "eval.batch_size": 100, "model.width": 8,
+    })  # fmt: skip
+    write_study(tmp_path, {"madry-seed0": ("madry", 0), "infofeature-seed0": ("infofeature", 0)})
+    assert gaps(tmp_path) == {}
+    (tmp_path / "study.json").unlink()  # merely neighbours: another model is another table
+    assert gaps(tmp_path / "madry-seed0") == {"infofeature-seed0": "left out: model.width is 8, elsewhere 0"}
+    assert gaps(tmp_path / "infofeature-seed0") == {"madry-seed0": "left out: model.width is 0, elsewhere 8"}
+
+
+def test_runs_of_a_row_differ_in_the_seed_alone(tmp_path):
+    simple_run(tmp_path)
+    simple_run(tmp_path, seed=1, **{"method.label_smoothing": 0.5})
+    simple_run(tmp_path, seed=2)
+    (tmp_path / "madry-seed2").rename(tmp_path / "madry-seed5")
+    write_study(tmp_path, {f"madry-seed{seed}": ("madry", seed) for seed in (0, 1, 5)})
+    assert gaps(tmp_path) == {
+        "madry-seed1": "left out: differs from madry-seed0 in method.label_smoothing (None, 0.5)",
+        "madry-seed5": "trained with seed 2, not 5",
+    }
+    (tmp_path / "study.json").unlink()
+    simple_run(tmp_path / "other")
+    (tmp_path / "other" / "madry-seed0").rename(tmp_path / "madry")
+    assert gaps(tmp_path)["madry-seed0"] == "left out: row and seed of madry"
+
+
+def test_results_of_another_configuration_are_not_shown(tmp_path):
+    run = simple_run(tmp_path)
+    (run / "config.json").write_text(json.dumps(create_config(**{"optimizer.momentum": 0.5})))
+    assert gaps(tmp_path)["madry-seed0"].endswith("than config.json: optimizer.momentum (0.5, 0.9)")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"runs": []}', '{"runs": {"a": {"row": "a"}}}', '{"runs": {}, "paper": "table9"}']
+)
+def test_a_study_that_cannot_be_read_is_one_line(tmp_path, text):
+    simple_run(tmp_path)
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(InvalidInput, match=r"study\.json") as caught:
+        report.write(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report").exists()
+
+
+def test_nothing_to_report_is_one_line(tmp_path):
+    for directory in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InvalidInput, match=r"no run in .*: train first"):
+            report.write(directory)
+    simple_run(tmp_path)
+    (tmp_path / "report").write_text("a file where the directory should be")
+    with pytest.raises(InvalidInput, match=r"the report cannot be written"):
+        report.write(tmp_path)
+
+
+# What is written
+
+
+class Elements(html.parser.HTMLParser):
+    """All tags with their attributes, and the text outside of style sheets."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found, self.words, self.within = [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        self.within = tag
+
+    def handle_data(self, data):
+        if self.within != "style":
+            self.words.append(data)
+
+
+def test_the_page_needs_nothing_else(written):
+    text = (written / "index.html").read_text()
+    elements = Elements(text).found
+    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed"}
+    resources = [a[name] for _, a in elements for name in ("src", "srcset", "href", "data") if name in a]
+    assert len(resources) > 8
+    for resource in resources:
+        assert resource.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#"))
+    assert not re.search(r"https?://|file:|url\(|@import", re.sub(r"base64,[\w+/=]+", "", text))
+    for resource in resources:
+        if "svg+xml" in resource:
+            svg = base64.b64decode(resource.partition(",")[2]).decode()
+            assert not re.findall(r'href="(?!#|data:)', svg)
+    anchors = {resource[1:] for resource in resources if resource.startswith("#")}
+    assert anchors <= {attributes.get("id") for _, attributes in elements}
+
+
+def test_text_from_outside_is_escaped(written):
+    text = (written / "index.html").read_text()
+    assert "Rows &amp; &lt;script&gt;alert(1)&lt;/script&gt;_%" in text
+    assert "leaves &lt;b&gt;12 points&lt;/b&gt; more" in text
+    assert "<script" not in text
+    assert "<b>" not in text
+
+
+def test_the_page_says_what_a_figure_needs(written):
+    words = " ".join(" ".join(Elements((written / "index.html").read_text()).words).split())
+    for fact in (
+        "2,000 test images of cifar10", "linf epsilon 8/255, attack steps of 2/255", "JPEG re-encoding", "a {note}",
+        "Few images: AutoAttack on 200 only", "Reduced setting", "1 of 5 runs do not count", "alp-seed0 missing",
+        "49,000 training images", "3 epochs, batches of 128, seed 2", "7 steps of 2/255", "1,234", "0.10.2",
+        "1 x cpu (2 x86_64 cores)", "infofeature-seed0: PGD20 leaves", '"weight_decay": 0.0002',
+    ):  # fmt: skip
+        assert fact in words, fact
+
+
+def test_the_tables_agree_with_the_results(study, written):
+    """Every accuracy of results.json stands in Markdown, LaTeX and on the page, in the row and column of its name."""
+    results = json.loads((study / "infofeature-seed0" / "results.json").read_text())
+    rows = [line.strip("| \n").split(" | ") for line in (written / "table.md").read_text().splitlines()]
+    header, row = (next(line for line in rows if line[0] == label) for label in ("method", "InfoFeature"))
+    latex = (written / "table.tex").read_text()
+    latex_row = next(line for line in latex.splitlines() if line.startswith("InfoFeature &")).split(" & ")
+    html_row = re.search(
+        r'<tr class="row"><th scope="row">InfoFeature</th>(.*)</tr>', (written / "index.html").read_text()
+    )
+    html_cells = re.findall(r"<td>([\d.]+)", html_row[1])
+    for name, column in {"clean": "clean", "pgd20": "PGD20", "autoattack": "AutoAttack"}.items():
+        index = header.index(column)
+        expected = f"{100 * results[name]:.1f}"
+        assert [cells.split()[0] for cells in (row[index], latex_row[index])] == [expected, expected]
+        assert html_cells[index - 1] == expected
+
+
+def test_the_latex_is_well_formed(written):
+    """As many cells a line as columns, environments closed, and no character that TeX takes for a command."""
+    text = (written / "table.tex").read_text()
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 5
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
+        for line in filter(r"\hline".__ne__, body.strip().split("\n")):
+            content = line.removesuffix(r" \hline").removesuffix(r" \\")
+            assert content != line
+            spans = [int(n) for n in re.findall(r"\\multicolumn\{(\d+)\}", content)]
+            assert len(re.split(r"(?<!\\)&", content)) + sum(spans) - len(spans) == len(columns)
+    assert re.sub(r"[\x20-\x7e\n]", "", text) == ""
+    assert r"AutoAttack on 200 only; near 50 \% a" in text
+    assert markup.to_latex("", [tables.Table("x", r"a_b & 50% {$#} \ ^~", [], [], [])]).count(
+        r"a\_b \& 50\% \{\$\#\} \textbackslash{} \textasciicircum{}\textasciitilde{}."
+    )
+    assert text.count("{") == text.count("}")
+
+
+def test_the_figures_are_files_of_their_kind(written):
+    names = {path.name for path in (written / "figures").iterdir()}
+    stems = ("overview", "epochs", "steps", "maps-infofeature-seed0")
+    assert names == {f"{stem}.{kind}" for stem in stems for kind in ("png", "svg")}
+    for name in names:
+        content = (written / "figures" / name).read_bytes()
+        if name.endswith("svg"):
+            assert ElementTree.fromstring(content).tag.endswith("svg")
+        else:
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.load()
+                assert min(picture.size) > 100
+                assert len(np.unique(np.asarray(picture.convert("L")))) > 5  # something is drawn
+
+
+def test_the_plots_show_the_measured_values(study):
+    the_study = collect.collect(study)
+    with matplotlib.rc_context(figures.theme("light")):
+        clean, robust = figures.draw_epochs(the_study).axes
+        panels = figures.draw_steps(the_study).axes
+        overview = figures.draw_overview(the_study).axes[0]
+    np.testing.assert_allclose(clean.lines[0].get_ydata(), [20, 40, 60])
+    np.testing.assert_allclose(robust.lines[1].get_ydata(), [10, 20, 30])
+    assert [axes.get_title() for axes in panels] == ["InfoFeature"]
+    pgd = panels[0].lines[0]
+    np.testing.assert_array_equal(pgd.get_xdata(), [1, 2, 3, 5, 7, 10, 20])
+    np.testing.assert_allclose(pgd.get_ydata(), [59, 58, 57, 55, 55, 50, 50])
+    assert overview.get_legend_handles_labels()[1] == ["PGD7", "PGD20", "CW20"]  # what both rows have
+    np.testing.assert_allclose(overview.containers[1][0].get_xdata(), [53, 50])
+
+
+def test_validation_curves_are_means_over_seeds(tmp_path):
+    for seed in (0, 1):
+        simple_run(tmp_path, seed=seed)
+    path = tmp_path / "madry-seed1" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("0.2,", "0.4,") + '{"step": 31, "epo')  # cut off by a kill
+    label, values = figures.validation(collect.collect(tmp_path).rows[0], "validation_clean_accuracy")
+    assert label == "Madry"
+    np.testing.assert_allclose(values.mean(0), [30, 40, 60])
+
+
+def test_the_pictures_are_the_recorded_ones():
+    arrays = create_pictures()
+    clean, attacked, difference, *maps = pictures.tiles(arrays, 1)
+    factor = len(clean) // 8
+    np.testing.assert_allclose(clean[::factor, ::factor, 0], arrays["images"][1, ..., 0])
+    np.testing.assert_allclose(attacked[::factor, ::factor, 2], arrays["perturbed"][1, ..., 0])
+    assert pictures.amplification(arrays) == pytest.approx(4)
+    apart = arrays["perturbed"][1] - arrays["images"][1]
+    np.testing.assert_allclose(difference[::factor, ::factor], np.broadcast_to(0.5 + 4 * apart, (8, 8, 3)), atol=1e-6)
+    assert all(one.shape == clean.shape and one.min() >= 0 and one.max() <= 1 for one in maps)
+    assert pictures.mosaic(arrays).shape == (3 * len(clean) + 2 * pictures.GAP, 5 * len(clean) + 4 * pictures.GAP, 4)
+    assert pictures.describe(arrays, 1) == "label 1\nclean: taken for 1\nattacked: taken for 7"
+    grey = np.full((8, 8, 3), 0.5)
+    bright = pictures.overlay(grey, np.array([[0.0, 1.0]]))
+    assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
+
+
+def test_pictures_that_cannot_be_read_are_left_out(tmp_path):
+    run = simple_run(tmp_path)
+    for content in (b"", b"PK\x03\x04 torn"):
+        (run / "pictures.npz").write_bytes(content)
+        assert page.draw_pictures(collect.collect(tmp_path)) == []
+
+
+def test_a_second_report_replaces_the_first(tmp_path):
+    run = simple_run(tmp_path)
+    np.savez(run / "pictures.npz", **create_pictures())
+    first = report.write(run)
+    assert first == tmp_path / "report" / "index.html"
+    assert (first.parent / "figures" / "maps-madry-seed0.png").exists()
+    (run / "pictures.npz").unlink()
+    simple_run(tmp_path, seed=1)
+    text = report.write(tmp_path).read_text()
+    assert "madry-seed1" in text
+    assert not list(first.parent.rglob("maps-*"))
+    assert not list(first.parent.rglob("*.partial"))
+    assert report.write(tmp_path).read_text() == text  # the same runs, the same page
+
+
+@pytest.mark.parametrize("method", ["madry", "feature_scatter"])
+def test_the_command_on_the_page_gives_the_same_configuration(method):
+    import configs.cifar10_resnet18 as plain
+
+    config = create_config(method, 3, **{
+        "optimizer.milestones": (1.0, 2.0), "method.weight": 0.5, "attack.step_size": 1.5,
+        "data.note": "it's a \"note\"", "eval.attacks": ("clean",),
+    })  # fmt: skip
+    words = shlex.split(provenance.command(config).replace("\\\n", ""))
+    assert words[:3] == ["python", "main.py", f"--config={provenance.PLAIN}:{method}"]
+    code = (
+        "import sys; from absl import flags; from ml_collections import config_flags;"
+        "from infofeat_jax import config as c; F = flags.FLAGS; config_flags.DEFINE_config_file('config');"
+        "F(sys.argv); print(c.to_json(c.resolve(F.config)))"
+    )
+    root = pathlib.Path(plain.__file__).parent.parent
+    process = subprocess.run(
+        [sys.executable, "-c", code, *words[2:]], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert json.loads(process.stdout) == config
+
+
+def test_the_terminal_shows_rows_and_gaps(study, capsys):
+    cli.execute(configs.default(), "configs/digits.py", workdir=str(study), mode="report", hosts=("", 0, -1))
+    lines = capsys.readouterr().out
+    assert "Madry" in lines
+    assert "ALP: alp-seed0: missing" in lines
+    assert str(study / "report" / "index.html") in lines.replace("\n", "")
+
+
+def test_plotting_libraries_are_imported_for_a_report_only():
+    code = (
+        "import sys, infofeat_jax.cli; print([m for m in ('matplotlib', 'jinja2', 'scipy.stats') if m in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.strip() == "[]"
+
+
+def test_the_setting_of_no_run_is_said():
+    assert notes.describe_setting(collect.Study(pathlib.Path(), "", "", [], [])) == "no finished run"
