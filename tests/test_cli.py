@@ -34,7 +34,7 @@ def test_a_run_leaves_its_records(finished):
     assert rates[-1] == pytest.approx(0.01)
     assert json.loads((workdir / "config.json").read_text())["method"]["name"] == "infofeature"
     assert "conv1" in (workdir / "parameters.txt").read_text()
-    assert "pgd7" in process.stdout
+    assert "PGD7" in process.stdout
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(main, finished, tmp_path):
