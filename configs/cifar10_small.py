@@ -18,4 +18,5 @@ def get_config(method: str | None = None):
     config.data.train_size = 20_000
     config.optimizer.milestones = (4.0, 6.0)
     config.eval.num_examples = 2_000
+    config.eval.autoattack_examples = 200
     return base.for_method(config, method)

@@ -23,4 +23,5 @@ def get_config(method: str | None = None):
     config.optimizer.milestones = (12.0, 16.0)
     config.eval.step_size = 12.0
     config.eval.batch_size = 100
+    config.eval.autoattack_examples = 100
     return base.for_method(config, method)

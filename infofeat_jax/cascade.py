@@ -13,11 +13,12 @@ from jaxtyping import Bool
 
 from infofeat_jax import config as configs
 from infofeat_jax import metrics, parallel, stopping, threat
-from infofeat_jax.attacks.autoattack import ROBUST, Progress, Standing, plan, steps
+from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Progress, Standing, plan, steps
 from infofeat_jax.data import Split
 from infofeat_jax.run import Run
 from infofeat_jax.types import Stopped
 
+FILE = "autoattack.npz"
 SAVE_EVERY = 30.0  # seconds
 
 
@@ -31,12 +32,12 @@ def attack(
     processes computes all of it on its own devices, and finds the same.
     """
     config = run.config
-    count = config.eval.autoattack_examples or len(split.labels)
-    images, labels = split.images[:count].astype(np.float32) / 255, split.labels[:count]
+    images, labels = (array[: config.eval.autoattack_examples or None] for array in split)
+    images = images.astype(np.float32) / 255
     model = threat.threat(config.attack.norm, config.attack.epsilon / configs.LEVELS)
     stages = plan(model, run.data.num_classes, images.shape[1:3])
-    setting = json.dumps([evaluation, count])
-    path, saved = run.workdir / "autoattack.npz", time.monotonic()
+    setting = describe_setting(evaluation, len(labels))
+    path, saved = run.workdir / FILE, time.monotonic()
     standing = load(path, setting)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     mesh, variables = parallel.own_part(run.mesh, variables)  # the loop over survivors runs on the host
@@ -55,6 +56,22 @@ def attack(
     if parallel.is_writer():
         save(path, setting, standing)
     return standing.broken_by == ROBUST
+
+
+def after_stages(workdir: pathlib.Path, evaluation: str, count: int) -> dict[str, Bool[np.ndarray, " n"]]:
+    """{stage: which of `count` examples were still correct after it} of a finished evaluation.
+
+    Empty where autoattack.npz holds another evaluation's standing.
+    """
+    standing = load(workdir / FILE, describe_setting(evaluation, count))
+    names = VERSIONS["standard"] if standing else ()
+    stages = enumerate(names, 1)
+    return {name: (standing.broken_by == ROBUST) | (standing.broken_by > stage) for stage, name in stages}
+
+
+def describe_setting(evaluation: str, count: int) -> str:
+    """What a standing has to agree in."""
+    return json.dumps([evaluation, count])
 
 
 def save(path: pathlib.Path, setting: str, standing: Standing) -> None:

@@ -77,7 +77,7 @@ def default() -> ConfigDict:
 
     config.eval = ConfigDict()
     # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the neighbouring run RUN
-    config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
+    config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20", "autoattack")
     config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
     config.eval.pictures = 8  # test images whose class activation maps are kept for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
@@ -87,7 +87,8 @@ def default() -> ConfigDict:
     # best on validation images (early stopping: robust, for standard clean accuracy), latest, or both
     config.eval.checkpoint = "best"
     config.eval.validation_attack = "pgd7"  # what early stopping judges by
-    config.eval.autoattack_examples = 0  # the first n test images for the costly AutoAttack; 0: as num_examples
+    config.eval.autoattack_examples = 1000  # the first n test images for the costly AutoAttack; 0: as num_examples
+    config.eval.probe_examples = 32  # the first n test images for the checks behind "flags"; 0: none
 
     config.study = ConfigDict()  # several runs by one command
     config.study.rows = ()  # "madry", or "LABEL: method.name=madry optimizer.weight_decay=5e-4"; (): a single run
@@ -192,6 +193,7 @@ def _check(config: ConfigDict) -> None:
         ("eval.batch_size", config.eval.batch_size >= 1, "1 or more"),
         ("eval.num_examples", config.eval.num_examples >= 0, "0 (all) or more"),
         ("eval.autoattack_examples", config.eval.autoattack_examples >= 0, "0 (all) or more"),
+        ("eval.probe_examples", config.eval.probe_examples >= 0, "0 (none) or more"),
         ("eval.checkpoint", config.eval.checkpoint in ("best", "latest", "both"), "best, latest or both"),
         ("eval.pictures", config.eval.pictures >= 0, "0 or more"),
         ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),

@@ -7,20 +7,23 @@ import time
 from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, cascade, checkpoint, distances, metrics, parallel, pictures
+from infofeat_jax import accuracy, cascade, checkpoint, distances, metrics, parallel, pictures, probes, sanity
 from infofeat_jax import config as configs
 from infofeat_jax import run as runs
 from infofeat_jax.data import Split
+from infofeat_jax.probes import Probes
 from infofeat_jax.report import table
 from infofeat_jax.run import Run
 
 OUTCOMES = "outcomes.npz"
 DISTANCE = "distance/"  # before the names of distances, beside the attacks' outcomes
-RANDOM_STARTS, PICTURES = 1, 3  # folded into the run's key; AutoAttack folds in 2
+RANDOM_STARTS, PICTURES, PROBES = 1, 3, 4  # folded into the run's key; AutoAttack folds in 2
 
 
 def evaluate(run: Run) -> dict:
@@ -64,11 +67,26 @@ def evaluate_checkpoint(run: Run, split: Split, which: str, path: pathlib.Path) 
     outcomes, seconds = measure(run, state.variables, split, setting, path)
     if which == "best" and run.config.eval.pictures:
         take_pictures(run, state.variables, split, setting)
+    count = len(split.labels[: run.config.eval.autoattack_examples or None])
+    stages = cascade.after_stages(run.workdir, setting, count) if "autoattack" in outcomes else {}
+    probed = probe(run, state.variables, split) if run.config.eval.probe_examples else None
+    attacked = {name: outcome for name, outcome in outcomes.items() if not name.startswith(DISTANCE)}
     return summarise(outcomes, seconds) | {
+        "autoattack_stages": {name: float(outcome.mean()) for name, outcome in stages.items()},
+        "flags": sanity.flags(probed, attacked, stages),
         "checkpoint": which,
         "checkpoint_step": int(state.step),
         "num_examples": len(split.labels),
     }
+
+
+def probe(run: Run, variables: PyTree, split: Split) -> Probes:
+    """A few cheap looks at the model, for the flags."""
+    images, labels = (array[: run.config.eval.probe_examples] for array in split)
+    forward = Partial(run.module.apply, jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), variables))
+    key = jax.random.fold_in(jax.random.key(run.config.seed), PROBES)
+    inputs = jnp.asarray(images / 255, jnp.float32), jnp.asarray(labels)
+    return probes.probe(forward, key, *inputs, **accuracy.budget(run.config))
 
 
 def summarise(outcomes: Mapping[str, np.ndarray], seconds: Mapping[str, float]) -> dict:

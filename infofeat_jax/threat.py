@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Shaped
 
 from infofeat_jax.types import Images, InvalidInput, PerExample, PRNGKey, check_choice
 
+Number = float | Float[Array, ""]  # may be traced
+
 # Relative shrinking of the l2 radius that covers float32 rounding of the norm.
 _L2_SLACK = 4e-6
 
@@ -22,7 +24,7 @@ class Norm(NamedTuple):
 
     size: Callable[[Images], PerExample]  # displacement -> its norm
     ascent: Callable[[Images], Images]  # gradient -> steepest ascent displacement of norm 1; finite always
-    project: Callable[[Images, Images, float], Images]  # (images, perturbed, epsilon) -> in the ball
+    project: Callable[[Images, Images, Number], Images]  # (images, perturbed, epsilon) -> in the ball
     sample: Callable[[PRNGKey, Images], Images]  # uniform in the unit ball, shaped as the second argument
 
 
@@ -30,14 +32,14 @@ class Threat(NamedTuple):
     """A threat model: perturbations of `norm` at most `epsilon`, pixels within `bounds`."""
 
     norm: str = "linf"
-    epsilon: float | Float[Array, ""] = 8 / 255
+    epsilon: Number = 8 / 255
     bounds: tuple[float, float] = (0.0, 1.0)
 
 
-def threat(norm: str, epsilon: float, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:
+def threat(norm: str, epsilon: Number, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:
     """Checks and builds a Threat, epsilon rounded down to float32 so that no example exceeds it.
 
-    `epsilon` may be a traced scalar. Raises InvalidInput for an unknown norm, epsilon < 0, empty bounds.
+    Raises InvalidInput for an unknown norm, epsilon < 0, empty bounds.
     """
     check_choice("norm", norm, NORMS)
     if not bounds[0] < bounds[1]:
@@ -62,7 +64,7 @@ def random_start(threat: Threat, key: PRNGKey, images: Images, *, clip: bool = T
     return project(threat, images, start) if clip else start
 
 
-def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: float) -> Images:
+def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: Number) -> Images:
     """One projected step of length `step_size` in the steepest ascent direction of the norm."""
     direction = NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
     return project(threat, images, perturbed + step_size * direction)
@@ -82,7 +84,7 @@ def _flat(images: Images) -> Float[Array, "b d"]:
     return images.reshape(images.shape[0], -1)
 
 
-def _linf_project(images: Images, perturbed: Images, epsilon: float) -> Images:
+def _linf_project(images: Images, perturbed: Images, epsilon: Number) -> Images:
     # One float inward: x + epsilon rounded up would exceed the budget.
     lower = jnp.minimum(jnp.nextafter(images - epsilon, jnp.float32(jnp.inf)), images)
     upper = jnp.maximum(jnp.nextafter(images + epsilon, jnp.float32(-jnp.inf)), images)
@@ -99,7 +101,7 @@ def _l2_ascent(gradient: Images) -> Images:
     return scaled / jnp.maximum(per_example(_l2_size(scaled), gradient), 1e-12)
 
 
-def _l2_project(images: Images, perturbed: Images, epsilon: float) -> Images:
+def _l2_project(images: Images, perturbed: Images, epsilon: Number) -> Images:
     displacement = perturbed - images
     radius = epsilon * (1 - _L2_SLACK)
     shrink = jnp.minimum(1.0, radius / jnp.maximum(_l2_size(displacement), 1e-30))

@@ -226,6 +226,16 @@ def test_nan_logits_count_as_misclassified_and_as_broken(linear):
     np.testing.assert_array_equal(standing.broken_by, np.where(np.arange(len(y)) < 4, 0, 1))
 
 
+def test_nan_logits_of_some_do_not_spoil_the_others(shared_plan, linear):
+    plain, x, y, distance = linear
+    x = x.at[:4, 0, 0, 0].set(0.9)
+    broken = lambda z: jnp.where(z[:, 0, 0, :1] > 0.8, jnp.nan, plain(z))  # noqa: E731
+    _, standing = finish(shared_plan, jax.tree_util.Partial(broken), x, y, batch_size=24)
+    assert (standing.broken_by[:4] == 0).all()
+    np.testing.assert_array_equal(standing.broken_by[4:] == ROBUST, distance[4:] >= EPS["linf"])
+    assert np.isfinite(standing.adversarial).all()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infofeat_jax import attacks, checkpoint, evaluate, metrics, run
+from infofeat_jax import attacks, checkpoint, evaluate, metrics, probes, run
 from infofeat_jax import config as configs
+from infofeat_jax.probes import Probes
 from infofeat_jax.types import InvalidInput
 
 COUNT = 20
@@ -22,7 +23,8 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> run.Run:
     config.model.name, config.model.width = "wrn_10_1", 4
     config.data.name = "digits"
     config.attack.epsilon = 48.0
-    config.eval.update({"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "pictures": 3} | evaluation)
+    small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "pictures": 3, "probe_examples": 0}
+    config.eval.update(small | evaluation)
     config = configs.resolve(config)
     the_run = run.create(config, directory)
     if not (directory / "config.json").exists():
@@ -128,6 +130,28 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     for count in (5, 5, 10, 0):
         evaluate.evaluate(make(directory / "few", attacks=("autoattack",), pictures=0, autoattack_examples=count))
     assert counts == [5, 10, COUNT]
+
+
+def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
+    correct = {"fgsm": 0, "pgd20": COUNT}
+    seen = []
+
+    def probe(forward, key, images, labels, **budget):
+        seen.append((jax.jit(forward)(images).logits, images, labels, budget))
+        never = np.zeros(4, bool)
+        names = ("clean", "one step", "steps", "more steps", "restarts", "large budget")
+        return Probes(never, never, np.zeros(4, np.float32), ~never, dict.fromkeys(names, never))
+
+    monkeypatch.setattr(evaluate, "measure_one", lambda run, name, *_: np.arange(COUNT) < correct[name])
+    monkeypatch.setattr(probes, "probe", probe)
+    target = make(directory / "flagged", attacks=("fgsm", "pgd20"), pictures=0, probe_examples=4)
+    results = evaluate.evaluate(target)
+    assert [flag.split(":")[0] for flag in results["flags"]] == ["outputs are probabilities", "one step beats many"]
+    ((logits, images, labels, budget),) = seen
+    np.testing.assert_array_equal(images, np.float32(target.data.test.images[:4] / 255))
+    np.testing.assert_array_equal(labels, target.data.test.labels[:4])
+    np.testing.assert_allclose(logits, forward(target)(images).logits, rtol=1e-5)
+    assert budget == {"norm": "linf", "epsilon": 48 / 255, "step_size": 12 / 255}
 
 
 def test_pictures_are_what_the_network_sees(directory):

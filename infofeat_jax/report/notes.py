@@ -96,3 +96,12 @@ def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -
         f" {100 * estimate.over_images(0.5, count)[2] - 50:.1f} points."
         for count, attacks in counts.items()
     ]
+
+
+def flags(study: Study) -> list[str]:
+    """The signs that accuracies flatter a model (`sanity.flags`), each with the runs that show it."""
+    flagged: dict[str, list[str]] = {}
+    for run in study.runs:
+        for flag in run.results.get("flags") or []:
+            flagged.setdefault(str(flag), []).append(run.name)
+    return [f"{', '.join(names)}: {flag}" for flag, names in flagged.items()]

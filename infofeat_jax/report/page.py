@@ -85,11 +85,7 @@ def list_warnings(study: Study, all_tables: list[tables.Table]) -> list[str]:
     gaps = [run for row in study.rows for run in row.gaps]
     if gaps:
         remarks.append(f"{len(gaps)} of {len(gaps) + len(study.runs)} runs do not count: see the marked lines.")
-    flagged: dict[str, list[str]] = {}
-    for run in study.runs:
-        for flag in run.results.get("flags") or []:
-            flagged.setdefault(str(flag), []).append(run.name)
-    return list(dict.fromkeys(remarks)) + [f"{', '.join(names)}: {flag}" for flag, names in flagged.items()]
+    return [*dict.fromkeys(remarks), *notes.flags(study)]
 
 
 def data_uri(content: bytes, kind: str) -> str:

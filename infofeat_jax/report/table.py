@@ -6,7 +6,7 @@ import rich.table
 from rich.console import Console
 from rich.markup import escape
 
-from infofeat_jax.report import collect, tables
+from infofeat_jax.report import collect, notes, tables
 from infofeat_jax.report.cells import Cell
 
 
@@ -16,7 +16,7 @@ def show(directory: pathlib.Path) -> None:
 
 
 def show_study(study: collect.Study) -> None:
-    """Prints one line a row of the study, and what is missing. The rest is for the page."""
+    """Prints one line a row of the study, what is missing, and the flags. The rest is for the page."""
     accuracy = tables.accuracy_table(study)
     table = rich.table.Table(title=escape(accuracy.title))
     table.add_column("method", no_wrap=True)
@@ -30,6 +30,8 @@ def show_study(study: collect.Study) -> None:
     for line in accuracy.lines:
         if line.gap:
             console.print(escape(f"{line.label}: {line.gap}"), highlight=False)
+    for flag in notes.flags(study):
+        console.print(escape(f"warning: {flag}"), highlight=False)
 
 
 def text(cell: Cell) -> str:

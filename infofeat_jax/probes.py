@@ -1,0 +1,105 @@
+"""What a few cheap looks at a model show, for `sanity` to judge: gradients, two passes, more effort, a large budget."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Bool, Float
+
+from infofeat_jax import objectives
+from infofeat_jax import threat as threats
+from infofeat_jax.attacks.inputs import as_forward, check_inputs
+from infofeat_jax.attacks.search import Scalar, misclassified
+from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey
+
+STEPS, MORE_STEPS, LARGE_STEPS, RESTARTS = 20, 100, 50, 4
+SATURATED = 2.0**-24  # of the margin's gradient is what cross-entropy leaves when float32 rounds p_label to 1
+
+Outcome = Bool[np.ndarray, " n"]
+
+
+class Probes(NamedTuple):
+    """What `probe` saw, per example."""
+
+    zero: Outcome  # correctly classified, but the margin has no gradient, or none that is finite
+    saturated: Outcome  # the margin has one, but the cross-entropy's has drowned in rounding
+    noise: Float[np.ndarray, " n"]  # how much the logits differ between two passes, relative to their size
+    normalised: Outcome  # the outputs are probabilities
+    correct: Mapping[str, Outcome]  # under "clean", "one step", "steps", "more steps", "restarts", "large budget"
+
+
+def probe(
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, step_size: float,
+    norm: str = "linf", bounds: tuple[float, float] = (0.0, 1.0),
+) -> Probes:  # fmt: skip
+    """Looks at a handful of images: about 230 gradients of each, one compiled loop. Not for `jax.jit`.
+
+    Args: as of `attacks.pgd`. The large budget is half of `bounds`, within which any image can turn grey.
+
+    Raises InvalidInput for invalid arguments.
+    """
+    check_inputs(as_forward(forward), images, labels, bounds)
+    forward = forward if isinstance(forward, Partial) else Partial(forward)
+    threat = threats.threat(norm, epsilon, bounds)
+    half = (bounds[1] - bounds[0]) / 2 * (np.sqrt(images[0].size) if norm == "l2" else 1.0)
+    climb = jax.jit(partial(_climb, norm, bounds))
+    starts = jax.random.split(key, RESTARTS + 1)
+
+    def run(epsilon: float, step_size: float, num_steps: int, x: Images, fooled) -> tuple[Images, Array]:
+        return climb(forward, images, labels, x, fooled, epsilon, step_size, num_steps)
+
+    wrong, *looks = jax.jit(_look)(forward, images, labels)
+    _, one = run(threat.epsilon, threat.epsilon, 1, images, wrong)
+    x, some = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, starts[0], images), wrong)
+    _, more = run(threat.epsilon, step_size, MORE_STEPS - STEPS, x, some)
+    again = some
+    for start in starts[1:]:
+        _, again = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, start, images), again)
+    _, large = run(half, half / 10, LARGE_STEPS, images, wrong)
+    fooled = {"clean": wrong, "one step": one, "steps": some, "more steps": more, "restarts": again}
+    fooled["large budget"] = large
+    return Probes(*map(np.asarray, looks), {name: ~np.asarray(values) for name, values in fooled.items()})
+
+
+def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]:
+    """(misclassified, zero, saturated, noise, normalised), each [n]."""
+    forward = as_forward(forward)
+    logits, pull = jax.vjp(lambda x: forward(x).logits, images)
+
+    def gradient_size(objective: Callable[[Float[Array, "b k"]], PerExample]) -> PerExample:
+        (gradient,) = pull(jax.grad(lambda z: objective(z).sum())(logits))
+        return jnp.abs(gradient).max((1, 2, 3))
+
+    margin = gradient_size(lambda z: objectives.logit_margin(z, labels))
+    entropy = gradient_size(lambda z: objectives.cross_entropy(Outputs(z), Outputs(z), labels))
+    blind = ~(jnp.isfinite(margin) & (margin > 0))
+    # Another place in the batch, and other neighbours: noise drawn once for all is seen too.
+    rows = jnp.arange(len(labels)) // 2
+    apart = jnp.abs(forward(images[rows]).logits - logits[rows]).max(1) / jnp.maximum(jnp.abs(logits).max(), 1e-6)
+    normalised = (logits >= 0).all(1) & (jnp.abs(logits.sum(1) - 1) < 1e-3)
+    wrong = misclassified(logits, labels)
+    return wrong, blind & ~wrong, ~blind & (entropy <= SATURATED * margin) & ~wrong, apart, normalised
+
+
+def _climb(
+    norm: str, bounds: tuple[float, float], forward: Forward, images: Images, labels: Labels, x: Images,
+    fooled: Bool[Array, " b"], epsilon: Float[Array, ""], step_size: Float[Array, ""], num_steps: Scalar,
+) -> tuple[Images, Bool[Array, " b"]]:  # fmt: skip
+    """PGD on cross-entropy from x: (last iterate, fooled before or by any iterate). Compiled once for all budgets."""
+    threat = threats.threat(norm, epsilon, bounds)
+
+    def total(x: Images):
+        outputs = as_forward(forward)(x)
+        return objectives.cross_entropy(outputs, outputs, labels).sum(), misclassified(outputs.logits, labels)
+
+    def step(_, carry):
+        x, fooled = carry
+        gradient, now = jax.grad(total, has_aux=True)(x)
+        return threats.ascend(threat, images, x, gradient, step_size), fooled | now
+
+    x, fooled = jax.lax.fori_loop(0, num_steps, step, (x, fooled))
+    return x, fooled | total(x)[1]

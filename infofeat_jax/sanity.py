@@ -1,0 +1,147 @@
+"""Signs that a robust accuracy is better than the model.
+
+After the checklists of Athalye et al. ("Obfuscated gradients give a false sense of security", 2018) and Carlini
+et al. ("On evaluating adversarial robustness", 2019), and the warnings of AutoAttack (Croce & Hein, 2020).
+No flag proves a model robust; each names an evaluation that should not be believed as it stands.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from jaxtyping import Bool
+
+from infofeat_jax.probes import MORE_STEPS, RESTARTS, STEPS, Probes
+
+RANDOM = 1e-3  # relative difference of logits; rounding by another place in the batch stays far below
+# A difference counts from this many examples on, and from this share of them:
+AT_LEAST = 3
+PROBED = 0.05  # of the few that were probed
+MEASURED = 0.005  # between attacks of which one should not be the stronger
+GAP = 0.1  # between PGD and AutoAttack; of sound models PGD-20 is up to 0.08 above
+
+
+def flags(
+    probes: Probes | None,
+    outcomes: Mapping[str, np.ndarray] | None = None,
+    stages: Mapping[str, np.ndarray] | None = None,
+) -> list[str]:
+    """One sentence for each sign that the measured robustness is not to be trusted: what was seen, what it means.
+
+    Args:
+      probes: what `probes.probe` saw, if it was run.
+      outcomes: {attack: correct [n] bool}, named as in config.eval.attacks. Shorter ones are of the first examples.
+      stages: {AutoAttack's stage: still correct after it [n]}, in order.
+    """
+    outcomes = outcomes or {}
+    found = [] if probes is None else [*_of_gradients(probes), *_of_outputs(probes), *_of_effort(probes)]
+    return [*found, *_of_attacks(outcomes), *_of_black_boxes(outcomes), *_of_stages(stages or {})]
+
+
+def _of_gradients(probes: Probes) -> Iterator[str]:
+    count = len(probes.zero)
+    if _many(probes.zero):
+        yield (
+            f"zero gradients: on {probes.zero.sum()} of {count} images the logits have no finite gradient but zero;"
+            " gradient attacks cannot work there, so only attacks without gradients (Square, transfer) tell anything"
+        )
+    if _many(probes.saturated):
+        yield (
+            f"vanishing gradients: on {probes.saturated.sum()} of {count} images the softmax is saturated and the"
+            " cross-entropy's gradient is lost in rounding; FGSM and PGD are blind there, believe margin attacks"
+            " (cw, autoattack) instead"
+        )
+
+
+def _of_outputs(probes: Probes) -> Iterator[str]:
+    if _many(probes.noise > RANDOM):
+        yield (
+            f"randomised forward: the logits of an image differ by up to {probes.noise.max():.1%} of their size between"
+            " two passes; attacks that see one draw, or other neighbours in the batch, flatter the model: attack"
+            " the average over many draws"
+        )
+    if probes.normalised.all():
+        yield (
+            "outputs are probabilities: they lie in [0, 1] and sum to 1; losses apply a softmax to them once more,"
+            " which flattens their gradients: return logits"
+        )
+
+
+def _of_effort(probes: Probes) -> Iterator[str]:
+    correct, count = probes.correct, len(probes.zero)
+    say = {name: f"{value.mean():.1%}" for name, value in correct.items()}
+    if _beats(correct["one step"], correct["steps"], PROBED):
+        yield (
+            f"one step beats many: {say['one step']} of {count} images withstand a single step, {say['steps']}"
+            f" {STEPS} steps in the same budget; the gradients mislead an iterated attack"
+        )
+    if _many(correct["large budget"]):
+        yield (
+            f"accuracy does not reach 0: {say['large budget']} of {count} images withstand PGD whose budget lets any"
+            " image turn grey; the attack fails for reasons other than robustness"
+        )
+    for name, change in (("more steps", f"{MORE_STEPS} steps"), ("restarts", f"{RESTARTS} more random starts")):
+        if _beats(correct[name], correct["steps"], PROBED):
+            yield (
+                f"PGD has not converged: {say['steps']} of {count} images withstand {STEPS} steps, {say[name]} with"
+                f" {change}; the accuracy reported falls further with more effort"
+            )
+
+
+def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
+    longest = max((name for name in outcomes if _steps(name, "pgd")), key=lambda name: _steps(name, "pgd"), default="")
+    if longest and "fgsm" in outcomes and _beats(outcomes["fgsm"], outcomes[longest], MEASURED):
+        yield (
+            f"one step beats many: {_accuracies('fgsm', longest, outcomes)}; the gradients mislead an iterated attack"
+        )
+    if longest and "autoattack" in outcomes and _beats(outcomes["autoattack"], outcomes[longest], GAP):
+        yield (
+            f"large gap between PGD and AutoAttack: {_accuracies('autoattack', longest, outcomes)};"
+            " PGD's accuracy says little about this model"
+        )
+
+
+def _of_black_boxes(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Attacks that see no gradient of this model against the strongest that does."""
+    white_box = [name for name in outcomes if name[-1:].isdigit() and "@" not in name]
+    for name in outcomes:
+        if white_box and ("@" in name or name == "noise"):
+            strongest = min(white_box, key=lambda other: outcomes[other].mean())
+            if _beats(outcomes[name], outcomes[strongest], MEASURED):
+                yield (
+                    f"black-box beats white-box: {_accuracies(name, strongest, outcomes)}, though only the second"
+                    " sees the gradients of this model: they are masked"
+                )
+
+
+def _of_stages(stages: Mapping[str, np.ndarray]) -> Iterator[str]:
+    names = list(stages)
+    if "square" not in names[1:]:
+        return
+    before, after = stages[names[names.index("square") - 1]], stages["square"]
+    if _beats(after, before, MEASURED):
+        yield (
+            f"black-box beats white-box: Square lowers the accuracy from {before.mean():.1%} to {after.mean():.1%}"
+            " after AutoAttack's attacks with gradients: these are masked"
+        )
+
+
+def _steps(name: str, attack: str) -> int:
+    number = name.removeprefix(attack)
+    return int(number) if number.isdigit() else 0
+
+
+def _accuracies(first: str, second: str, outcomes: Mapping[str, np.ndarray]) -> str:
+    count = min(len(outcomes[first]), len(outcomes[second]))
+    shares = [f"{outcomes[name][:count].mean():.1%} under {name}" for name in (first, second)]
+    return f"of {count} images {shares[0]} are correct and {shares[1]}"
+
+
+def _beats(stronger: np.ndarray, weaker: np.ndarray, share: float) -> bool:
+    """Whether the first leaves notably fewer correct than the second, of the examples that both saw."""
+    count = min(len(stronger), len(weaker))
+    more = int(weaker[:count].sum()) - int(stronger[:count].sum())
+    return more >= max(AT_LEAST, share * count)
+
+
+def _many(examples: Bool[np.ndarray, " n"]) -> bool:
+    return bool(examples.sum() >= max(AT_LEAST, PROBED * len(examples)))
