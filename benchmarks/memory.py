@@ -1,10 +1,13 @@
 """What a training step takes of a device's memory: plain, rematerialised, with accumulated gradients, in bfloat16.
 
   python benchmarks/memory.py --config=configs/cifar10_resnet18.py
+  pip install libtpu && python benchmarks/memory.py --config=configs/cifar10_resnet18.py --topology=v5e:2x2
 
-Compiles the step for this machine without running it, and prints what XLA allocates beside the state.
+Compiles the step for one device without running it, and prints what XLA allocates beside the state: for this machine,
+or for a TPU that need not be there.
 """
 
+import os
 import pathlib
 import sys
 from functools import partial
@@ -12,7 +15,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
 from ml_collections import config_flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
@@ -22,6 +27,7 @@ from infofeat_jax import data, parallel, run
 from infofeat_jax.update import update
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
+TOPOLOGY = flags.DEFINE_string("topology", "", "A TPU to compile for, such as v5e:2x2; this machine by default.")
 SETTINGS = {
     "plain": {},
     "accumulate_steps=4": {"accumulate_steps": 4},
@@ -32,11 +38,23 @@ SETTINGS = {
 }
 
 
+ONLY = flags.DEFINE_multi_enum("only", list(SETTINGS), list(SETTINGS), "Which settings to compile; all by default.")
+
+
+def device() -> jax.Device:
+    """What to compile for."""
+    if not TOPOLOGY.value:
+        return jax.devices()[0]
+    os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}  # no TPU, no cloud
+    return topologies.get_topology_desc(TOPOLOGY.value, platform="tpu").devices[0]
+
+
 def workspace(config) -> int:
     """Bytes of a step's temporaries on a device."""
     size = config.batch_size
     pictures = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
     the_run = run.create(config, pathlib.Path("."), data.Dataset(pictures, pictures, pictures, 10, "none"))
+    the_run = the_run._replace(mesh=Mesh([device()], (parallel.AXIS,)))
     step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
     batch = jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
     compiled = step.lower(run.describe_state(the_run), batch, jax.random.key(0)).compile()
@@ -44,9 +62,9 @@ def workspace(config) -> int:
 
 
 def main(_) -> None:
-    for name, changes in SETTINGS.items():
+    for name in ONLY.value:
         config = configs.resolve(CONFIG.value)
-        config.update(changes)
+        config.update(SETTINGS[name])
         print(f"| {name} | {workspace(config) / 2**20:,.0f} MiB |", flush=True)
 
 
