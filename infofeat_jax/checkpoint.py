@@ -7,6 +7,7 @@ best one kept. interrupted/: the state in which the run was last asked to stop, 
 import json
 import os
 import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -72,9 +73,16 @@ def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float | None = None) -> None:
     """Starts saving `state`; returns before it is on disk. Unfinished saves never count as checkpoints.
 
-    Raises RunFailed if the one before could not be written.
+    Raises RunFailed if the one before could not be written, or there is no room for this one.
     """
     finish(manager)
+    need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(manager.directory).free
+    if free < need:  # better said here than by orbax's threads, in many words
+        raise RunFailed(
+            f"no room for the checkpoint of step {step} in {manager.directory}: {need / 2**20:.1f} MiB needed,"
+            f" {free / 2**20:.1f} free: free some, then run the same command again to go on from the last one"
+        )
     manager.save(step, args=ocp.args.StandardSave(state), metrics=None if score is None else {SCORE: score})
 
 
@@ -235,4 +243,5 @@ def _checksum(path: pathlib.Path, piece: int = 2**24) -> list[int]:
 
 
 def _brief(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else f"{text[:150]} ... {text[-150:]}"

@@ -2,6 +2,8 @@
 
 import gc
 import resource
+import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -129,6 +131,15 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert newest(tmp_path) == 8
     write(tmp_path, (12,))
+    assert newest(tmp_path) == 12
+
+
+def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**14))
+    with pytest.raises(RunFailed, match=r"no room for the checkpoint of step 16 in .*: 0.0 MiB needed, 0.0 free"):
+        write(tmp_path, (16,))
+    monkeypatch.undo()
     assert newest(tmp_path) == 12
 
 
