@@ -48,6 +48,8 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     if parallel.is_writer():
         study.describe(config, planned, directory)
     study.run_all(planned, directory, partial(execute_run, mode=mode))
+    if parallel.is_writer():
+        report.write(directory)
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:

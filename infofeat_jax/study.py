@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import evaluate, metrics, parallel
+from infofeat_jax.report import collect
 from infofeat_jax.types import InvalidInput
 
 EXAMPLE = "method.weight=0.5"
@@ -59,11 +60,16 @@ def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]
 
 
 def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path) -> None:
-    """Writes study.json, by which the report knows the runs that are to be there; earlier rows stay."""
+    """Writes study.json, by which the report knows the runs that are to be there.
+
+    Where there is one, its rows and title stay: such a study measures more on another's runs (Table 2, Figure 4).
+    Raises InvalidInput if that is damaged.
+    """
     path = directory / "study.json"
-    earlier = json.loads(path.read_text())["runs"] if path.exists() else {}
-    runs = earlier | {run.name: {"row": run.row, "seed": run.config.seed} for run in planned}
-    values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note, "runs": runs}
+    earlier = collect.read_description(path)
+    runs = earlier.get("runs", {}) | {run.name: {"row": run.row, "seed": run.config.seed} for run in planned}
+    values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note}
+    values = {name: earlier.get(name) or value for name, value in values.items()} | {"runs": runs}
     directory.mkdir(parents=True, exist_ok=True)
     metrics.write_atomically(path, json.dumps(values, indent=2) + "\n")
 

@@ -103,6 +103,7 @@ def test_a_study_is_one_command_and_goes_on(main, tmp_path):
     assert [rows[row]["config"]["method"]["name"] for row in rows] == ["standard", "infofeature"]
     assert rows["standard"]["fgsm@standard-seed0"] < rows["standard"]["finished"] == 1
     assert "[2/2] weak-seed0\n" in first.stdout
+    assert (tmp_path / "study" / "report" / "index.html").read_text().endswith("</html>")
     results["weak"].unlink()
     second = main(*flags)
     assert "[1/2] standard-seed0: finished" in second.stdout

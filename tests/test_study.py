@@ -88,9 +88,18 @@ def test_finished_runs_are_passed_over(tmp_path):
     assert names(json.dumps(results)) == ["standard-seed0", "madry-seed0"]
 
 
-def test_study_json_keeps_earlier_rows(tmp_path):
-    for rows in (("standard", "madry"), ("infofeature",)):
-        study.describe(config(*rows), study.plan(config(*rows)), tmp_path)
-    runs = json.loads((tmp_path / "study.json").read_text())["runs"]
-    assert runs["madry-seed0"] == {"row": "madry", "seed": 0}
-    assert list(runs) == ["standard-seed0", "madry-seed0", "infofeature-seed0"]
+def test_a_study_on_anothers_runs_adds_to_it(tmp_path):
+    for title, paper, rows in (("Table 1", "table1", ("standard", "madry")), ("Figure 4", "", ("infofeature",))):
+        settings = config(*rows)
+        settings.study.title, settings.study.paper = title, paper
+        study.describe(settings, study.plan(settings), tmp_path)
+    described = json.loads((tmp_path / "study.json").read_text())
+    assert (described["title"], described["paper"]) == ("Table 1", "table1")
+    assert described["runs"]["madry-seed0"] == {"row": "madry", "seed": 0}
+    assert list(described["runs"]) == ["standard-seed0", "madry-seed0", "infofeature-seed0"]
+
+
+def test_a_damaged_description_is_said(tmp_path):
+    (tmp_path / "study.json").write_text('{"runs": ')
+    with pytest.raises(InvalidInput, match=r"study.json: expected JSON with .* remove it, do the study again"):
+        study.describe(config("madry"), study.plan(config("madry")), tmp_path)

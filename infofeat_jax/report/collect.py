@@ -101,7 +101,7 @@ def read_description(path: pathlib.Path) -> dict:
     )
     if not complete:
         raise InvalidInput(
-            f'{path}: expected JSON with "runs": {{"NAME": {{"row": ..., "seed": ...}}}}: do the study again'
+            f'{path}: expected JSON with "runs": {{"NAME": {{"row": ..., "seed": ...}}}}: remove it, do the study again'
         )
     if description.get("paper"):
         check_choice(f"table of the paper in {path}", description["paper"], paper.TABLES)
