@@ -104,7 +104,7 @@ def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count):
     processes = start_several(main, count, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
-    assert "pgd7" in outputs[0][0]
+    assert "PGD7" in outputs[0][0]
     said = [line for out, _ in outputs[1:] for line in out.splitlines() if not line.startswith("[Gloo]")]
     assert not said  # one process writes
     assert [line["step"] for line in lines(tmp_path / "run")] == [line["step"] for line in lines(smooth)]
