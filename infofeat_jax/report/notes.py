@@ -98,6 +98,11 @@ def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -
     ]
 
 
+def warnings(remarks: Iterable[str]) -> list[str]:
+    """The remarks that must be known before any figure is read."""
+    return [remark for remark in remarks if remark.startswith(WARNINGS)]
+
+
 def flags(study: Study) -> list[str]:
     """The signs that accuracies flatter a model (`sanity.flags`), each with the runs that show it."""
     flagged: dict[str, list[str]] = {}

@@ -81,7 +81,7 @@ def to_html(study: Study, all_tables: list[tables.Table], plots: list[Drawing], 
 
 def list_warnings(study: Study, all_tables: list[tables.Table]) -> list[str]:
     """What must be known before any figure is read: reduced settings, few images, gaps, the runs' own flags."""
-    remarks = [note for table in all_tables for note in table.notes if note.startswith(notes.WARNINGS)]
+    remarks = notes.warnings(note for table in all_tables for note in table.notes)
     gaps = [run for row in study.rows for run in row.gaps]
     if gaps:
         remarks.append(f"{len(gaps)} of {len(gaps) + len(study.runs)} runs do not count: see the marked lines.")

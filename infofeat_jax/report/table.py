@@ -16,22 +16,21 @@ def show(directory: pathlib.Path) -> None:
 
 
 def show_study(study: collect.Study) -> None:
-    """Prints one line a row of the study, what is missing, and the flags. The rest is for the page."""
+    """Prints one line a row of the study, what is missing, and the warnings. The rest is for the page."""
     accuracy = tables.accuracy_table(study)
+    start = 0 if any(len(row.runs) > 1 for row in study.rows) else 1  # no column of seeds if there is one each
     table = rich.table.Table(title=escape(accuracy.title))
-    table.add_column("method", no_wrap=True)
-    for column in accuracy.columns:
-        table.add_column(escape(column), justify="right")
+    for column in ("method", *accuracy.columns[start:]):
+        table.add_column(escape(column), justify="left" if column == "method" else "right", no_wrap=True)
     for line in accuracy.lines:
         if line.kind == "row" and not line.gap:
-            table.add_row(escape(line.label), *(text(cell) for cell in line.cells))
+            table.add_row(escape(line.label), *(text(cell) for cell in line.cells[start:]))
     console = Console()
     console.print(table)
-    for line in accuracy.lines:
-        if line.gap:
-            console.print(escape(f"{line.label}: {line.gap}"), highlight=False)
-    for flag in notes.flags(study):
-        console.print(escape(f"warning: {flag}"), highlight=False)
+    gaps = [f"{line.label}: {line.gap}" for line in accuracy.lines if line.gap]
+    warnings = [f"warning: {remark}" for remark in (*notes.warnings(accuracy.notes), *notes.flags(study))]
+    for remark in (*gaps, *warnings):
+        console.print(escape(remark), highlight=False)
 
 
 def text(cell: Cell) -> str:
