@@ -80,7 +80,7 @@ def normalization(model: Mapping[str, Any]) -> dict[str, Normalization]:
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """The fields of config.model from which `create` builds `module`."""
+    """The fields of config.model from which `create` builds `module`, defaults left as a configuration leaves them."""
     names = [f"wrn_{module.depth}_{module.widen_factor}"] if isinstance(module, models.WideResNet) else models.MODELS
     plain = {name: models.create(name, num_classes=module.num_classes) for name in names}
     options = {
@@ -93,8 +93,12 @@ def describe(module: nn.Module) -> dict[str, Any]:
         if type(other) is type(module)
     }
     name = min(options, key=lambda name: len(options[name]))
-    mean, std = (value if isinstance(value, tuple) else (value,) for value in (module.mean, module.std))
-    return {"name": name, "width": module.width, "mean": mean, "std": std, "options": options[name]}
+    width = module.width if module.width != plain[name].width else 0
+    mean, std = (
+        () if value == default else value if isinstance(value, tuple) else (value,)
+        for value, default in ((module.mean, plain[name].mean), (module.std, plain[name].std))
+    )
+    return {"name": name, "width": width, "mean": mean, "std": std, "options": options[name]}
 
 
 def sizes(variables: Variables) -> tuple[int, int]:

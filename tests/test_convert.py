@@ -138,6 +138,8 @@ def test_every_model_survives_the_way_there_and_back(name, options, tmp_path):
     assert weights.create(described, 7) == module
     convert.write_run(tmp_path / "run", described, values, "here")
     assert weights.load(tmp_path / "run")[0] == module
+    plain = weights.describe(models.create("wrn_16_2", num_classes=7))
+    assert plain == {"name": "wrn_16_2", "width": 0, "mean": (), "std": (), "options": {}}  # as in any configuration
     assert_equal_trees(weights.load(tmp_path / "run")[1], values)
 
 

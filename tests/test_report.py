@@ -374,6 +374,16 @@ def test_results_of_another_configuration_are_not_shown(tmp_path):
     assert gaps(tmp_path)["madry-seed0"].endswith("than config.json: optimizer.momentum (0.5, 0.9)")
 
 
+def test_weights_from_a_file_stand_beside_trained_runs(tmp_path):
+    simple_run(tmp_path)
+    config = create_config(**{"eval.torch_checkpoint": "robust.pt"}) | {"num_epochs": 0}
+    results = create_results(config, MEASURED, checkpoint="robust.pt", finished=False)
+    write_run(tmp_path / "robust", create_config(batch_size=7) | {"num_epochs": 0}, results, epochs=0)
+    assert gaps(tmp_path) == {}
+    title = tables.accuracy_table(collect.collect(tmp_path)).title
+    assert title.endswith("best checkpoint, or weights as given")
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"runs": []}', '{"runs": {"a": {"row": "a"}}}', '{"runs": {}, "paper": "table9"}']
 )

@@ -146,7 +146,8 @@ def find_gap(config: object, results: object, epochs: list[dict]) -> str:
         return "not evaluated" if done >= total else f"in training: epoch {done} of {total}"
     if total and not results.get("finished", done >= total or not epochs):  # 0 epochs: weights from a file
         return f"evaluated before the end of its training: epoch {done} of {total}"
-    if changed := _changed(config or {}, results["config"], free=("attack.",)):  # evaluated with another budget
+    # Evaluated with another budget; weights from a file on whatever data.
+    if total and (changed := _changed(config or {}, results["config"], free=("attack.",))):
         return f"results.json is of another configuration than config.json: {changed}"
     return ""
 
@@ -209,11 +210,11 @@ def setting(run: Run, *, with_model: bool) -> dict:
     names = ["attack.norm", "attack.epsilon", "eval.step_size", "eval.validation_attack"]
     names += [name for name in config if name.startswith("data.") and name not in ("data.data_dir", "data.note")]
     names += [name for name in config if name.startswith("model.") and with_model]
-    return {name: config[name] for name in names} | {
-        text: run.results[field]
-        for field, text in (("num_examples", "number of test images"), ("checkpoint", "checkpoint"))
-        if run.results
-    }
+    fields = {name: config[name] for name in names}
+    if not run.results:
+        return fields
+    checkpoint = "best" if config.get("eval.torch_checkpoint") else run.results["checkpoint"]  # a file is as given
+    return fields | {"number of test images": run.results["num_examples"], "checkpoint": checkpoint}
 
 
 def mark_rows(runs: list[Run]) -> list[Run]:

@@ -65,10 +65,12 @@ def describe_setting(study: Study) -> str:
     results = study.runs[0].results
     config = results["config"]
     attack = config["attack"]
+    checkpoints = {run.results["checkpoint"] for run in study.runs}
+    which = f"{results['checkpoint']} checkpoint" if len(checkpoints) == 1 else "best checkpoint, or weights as given"
     return (
         f"{results['num_examples']:,} test images of {results.get('data', config['data']['name'])}; {attack['norm']}"
         f" epsilon {attack['epsilon']:g}/255, attack steps of {config['eval']['step_size']:g}/255;"
-        f" {results['checkpoint']} checkpoint"
+        f" {which}"
     )
 
 
