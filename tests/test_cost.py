@@ -1,0 +1,103 @@
+"""What a training step costs, counted in the compiled program: no clock is read."""
+
+import re
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from test_update import create_run
+
+from infofeat_jax import models, parallel, run, train
+from infofeat_jax.update import update
+
+SHAPE = (8, 16, 16, 3)
+MODELS = {"resnet10": 8, "wrn_10_1": 16}  # name: width
+
+
+@cache
+def compiled(method: str, model: str = "resnet10"):
+    """One step of `method`, attack in a loop, on one device."""
+    the_run = create_run(method)._replace(module=models.create(model, num_classes=5, width=MODELS[model]))
+    images, labels = small.batch(SHAPE[0], SHAPE[1])
+    batch = np.asarray(255 * images, np.uint8), np.asarray(labels)
+    state = jax.eval_shape(lambda: the_run.module.init(jax.random.key(0), images))
+    opt_state = jax.eval_shape(the_run.optimizer.init, state["params"])
+    state = run.State(jnp.int32(0), state["params"], state["batch_stats"], opt_state)
+    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    return step.lower(state, batch, jax.random.key(0)).compile()
+
+
+def forward_flops(model: str) -> float:
+    module, images = models.create(model, num_classes=5, width=MODELS[model]), jnp.zeros(SHAPE)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+    return jax.jit(lambda v, x: module.apply(v, x).logits).lower(variables, images).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nothing_is_computed_twice(model):
+    """In forward passes (XLA counts a loop's body once): to learn takes 3, an attack's step 2, a clean map 1.
+
+    The gradient of the parameters in the attack would be a third pass a step; the clean map in its loop, too.
+    """
+    passes = [
+        compiled(method, model).cost_analysis()["flops"] / forward_flops(model)
+        for method in ("standard", "madry", "infofeature")
+    ]
+    np.testing.assert_allclose(passes[0], 3, atol=0.25)
+    np.testing.assert_allclose(np.diff(passes), [2, 1], atol=0.1)
+
+
+def test_convolutions_in_the_attack_are_the_fast_ones():
+    """XLA:CPU is slow where the loop's kernels come reversed or with their channels exchanged (models/layers.py)."""
+    convolutions = in_loops(compiled("infofeature").as_text(), " convolution(")
+    assert len(convolutions) >= 2 * 8  # forward and to the input, of those above 2 x 2 pixels
+    assert {re.search(r"dim_labels=([\w>-]+)", line)[1] for line in convolutions} == {"b01f_01io->b01f"}
+    assert not any("rhs_reversal" in line for line in convolutions)
+
+
+def test_nothing_is_reduced_between_devices_inside_the_attack():
+    """All communication stays outside the attack's loop."""
+    the_run = create_run("infofeature", 8)
+    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
+    text = step.lower(run.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
+    assert "all-reduce" in text
+    assert in_loops(text, " convolution(")
+    assert not in_loops(text, "all-reduce")
+    assert not in_loops(text, "all-gather")
+
+
+def test_each_program_is_compiled_once(tmp_path):
+    """In the first epoch; later ones, and a later validation, use the same programs."""
+    the_run = create_run("madry")
+    config = the_run.config.copy_and_resolve_references()
+    config.num_epochs, config.eval.validation_attack, config.eval.batch_size = 3, "pgd2", 32
+    epochs, compilations = [], []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **more: compilations.append(event) if event.endswith("backend_compile_duration") else None
+    )
+    finish = train.finish_epoch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "finish_epoch", lambda *args: (finish(*args), epochs.append(len(compilations))))
+        train.train(the_run._replace(config=config, workdir=tmp_path))
+    assert epochs[0] > 0
+    assert epochs[0] == epochs[1] == epochs[2]
+
+
+def in_loops(text: str, instruction: str) -> list[str]:
+    """The lines with `instruction` in the bodies of loops, and in what they call."""
+    parts = {name(part): part for part in text.split("\n\n")}
+    reached, waiting = set(), set(re.findall(r"body=%([\w.-]+)", text))
+    while waiting:
+        one = waiting.pop()
+        reached.add(one)
+        waiting |= set(re.findall(r"(?:calls|to_apply|body)=%([\w.-]+)", parts.get(one, ""))) - reached
+    return [line for one in reached for line in parts.get(one, "").splitlines() if instruction in line]
+
+
+def name(computation: str) -> str:
+    match = re.match(r"\s*(?:ENTRY )?%([\w.-]+)", computation)
+    return match[1] if match else ""
