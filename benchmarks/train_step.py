@@ -12,6 +12,7 @@ import importlib.util
 import platform
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--torch", default="both", choices=["research", "tuned", "both", "none"])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    args.steps, args.devices = 7, jax.device_count()
     images, flops, ours = args.batch_size, forward_flops(args), create_ours(args)
     sides = {"infofeat_jax": ours} | create_torch(args)
     seconds = {name: [] for name in sides}
@@ -67,9 +69,19 @@ def forward_flops(args) -> float:
 
 def create_ours(args):
     """One training step on a fixed batch as train.py compiles it; prints how long compiling took."""
+    began = time.perf_counter()
+    compiled, step = compile_step(args)
+    memory = compiled.memory_analysis()
+    print(f"compiled in {time.perf_counter() - began:.1f} s; {memory.temp_size_in_bytes / 2**20:.0f} MiB of work space")
+    return step
+
+
+def compile_step(args) -> tuple[jax.stages.Compiled, Callable]:
+    """(the compiled update, a function that takes a step) with the fields of `args`: method, model, width, batch_size,
+    dtype, steps of the attack, devices."""
     config = configs.default()
     config.method.name, config.dtype, config.batch_size = args.method, args.dtype, args.batch_size
-    config.model.name, config.model.width = args.model, args.width
+    config.model.name, config.model.width, config.attack.num_steps = args.model, args.width, args.steps
     config = configs.resolve(config)
     rng = np.random.default_rng(0)
     split = data.Split(
@@ -77,23 +89,21 @@ def create_ours(args):
     )
     schedule = optim.step_schedule(0.1, (1.0,), 0.1, 1000)
     the_run = run.Run(
-        config, Path("."), data.Dataset(split, split, split, 10, "noise"), parallel.mesh(),
+        config, Path("."), data.Dataset(split, split, split, 10, "noise"),
+        jax.sharding.Mesh(jax.devices()[: args.devices], (parallel.AXIS,)),
         models.create(args.model, num_classes=10, width=args.width, dtype=args.dtype),
         run.create_method(config, 10), optim.sgd(schedule, 0.9, 2e-4), schedule, 1000,
     )  # fmt: skip
-    compiled = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
     state = [run.create_state(the_run)]
     batch, key = parallel.shard(the_run.mesh, tuple(split)), jax.random.key(0)
-    began = time.perf_counter()
+    compiled = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
     compiled = compiled.lower(state[0], batch, key).compile()
-    memory = compiled.memory_analysis()
-    print(f"compiled in {time.perf_counter() - began:.1f} s; {memory.temp_size_in_bytes / 2**20:.0f} MiB of work space")
 
     def step():
         state[0], values = compiled(state[0], batch, key)
         jax.block_until_ready(values)
 
-    return step
+    return compiled, step
 
 
 def create_torch(args) -> dict:
