@@ -1,7 +1,8 @@
 """What a training step takes of a device's memory: plain, rematerialised, with accumulated gradients, in bfloat16.
 
   python benchmarks/memory.py --config=configs/cifar10_resnet18.py
-  pip install libtpu && python benchmarks/memory.py --config=configs/cifar10_resnet18.py --topology=v5e:2x2
+  pip install '.[tpu]'
+  JAX_PLATFORMS=cpu python benchmarks/memory.py --config=configs/cifar10_resnet18.py --topology=v5e:2x2
 
 Compiles the step for one device without running it, and prints what XLA allocates beside the state: for this machine,
 or for a TPU that need not be there.
@@ -36,8 +37,6 @@ SETTINGS = {
     "bfloat16": {"dtype": "bfloat16"},
     "bfloat16, remat": {"dtype": "bfloat16", "remat": True},
 }
-
-
 ONLY = flags.DEFINE_multi_enum("only", list(SETTINGS), list(SETTINGS), "Which settings to compile; all by default.")
 
 

@@ -39,6 +39,7 @@ def attack(
     setting = describe_setting(evaluation, len(labels))
     path, saved = run.workdir / FILE, time.monotonic()
     standing = load(path, setting)
+    parallel.barrier("AutoAttack's standing read")  # before one process saves the next
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     mesh, variables = parallel.own_part(run.mesh, variables)  # the loop over survivors runs on the host
     batches = steps(

@@ -24,6 +24,7 @@ from infofeat_jax.types import InvalidInput, RunFailed
 
 SCORE = "validation_score"  # what "best" means: robust validation accuracy, for standard training the clean one
 EPOCHS, INTERRUPTED, DAMAGED = "checkpoints", "interrupted", "damaged"
+OVERHEAD = 2**20  # bytes, ample for the metadata that orbax and file systems add
 SEAL = "seal.json"  # in each checkpoint: {file: [bytes, CRC-32]}
 
 
@@ -64,10 +65,18 @@ def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
             manager.close()
 
 
+class _Manager(ocp.CheckpointManager):
+    """Leaves it to stopping.py to ask JAX whether to stop: all looks of a run are counted in one sequence."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """No; orbax would ask with the step's number, a lower one, and the agreed number could be missed."""
+        return False
+
+
 def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(**options)
     handler = ocp.StandardCheckpointHandler()
-    return ocp.CheckpointManager(directory.absolute(), options=options, item_handlers=handler)
+    return _Manager(directory.absolute(), options=options, item_handlers=handler)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float | None = None) -> None:
@@ -76,7 +85,7 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float 
     Raises RunFailed if the one before could not be written, or there is no room for this one.
     """
     finish(manager)
-    need = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    need = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(manager.directory).free
     if free < need:  # better said here than by orbax's threads, in many words
         raise RunFailed(
@@ -195,9 +204,12 @@ def finished(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def seal(directory: pathlib.Path) -> None:
-    """Notes size and checksum of every file of the checkpoints in `directory` that have no seal yet."""
+    """Notes size and checksum of every file of the checkpoints in `directory` that have no seal yet.
+
+    Not of those beside it: orbax may be deleting old ones there.
+    """
     for path in finished(directory.parent):
-        if not (path / SEAL).exists():
+        if path.parent == directory and not (path / SEAL).exists():
             files = {str(file.relative_to(path)): _checksum(file) for file in path.rglob("*") if file.is_file()}
             partial = path.with_name(f"{path.name}-{SEAL}.partial")
             with partial.open("w") as file:

@@ -161,10 +161,14 @@ def one_line_errors() -> Iterator[None]:
             raise
         status, text = 1, f"error: {error}: free space, then run the same command again to go on"
     except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
-            raise
         brief = " ".join(str(error).split())[:300]
-        status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"
+        if "RESOURCE_EXHAUSTED" in brief:  # beside the step, whose memory is estimated before it runs
+            advice = f"{train.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
+            status, text = 1, f"error: a device has too little memory ({brief}): {advice}"
+        elif jax.distributed.is_initialized():
+            status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"
+        else:
+            raise
     else:
         return
     print(text, file=sys.stderr)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -68,12 +69,34 @@ def parameters(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
         return jax.tree.leaves(m.restore(step, args=ocp.args.StandardRestore(fallback_sharding=here)))
 
 
-def start(main, *flags: str, devices: int = 1) -> subprocess.Popen:
-    """main.py in the background."""
+def start(main, *flags: str, devices: int = 1, **variables: str) -> subprocess.Popen:
+    """main.py in the background, with these environment variables."""
     return subprocess.Popen(
-        [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(main.cache, devices),
+        [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(main.cache, devices) | variables,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def start_several(main, count: int, *flags: str) -> list[subprocess.Popen]:
+    """The processes of one run in the background, one device each."""
+    hosts = f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"
+    return [start(main, *flags, *hosts, f"--process_id={index}") for index in range(count)]
+
+
+def start_by_slurm(main, count: int, *flags: str) -> list[subprocess.Popen]:
+    """The same with what SLURM tells the tasks of a job step."""
+    job = {
+        "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
+        "JAX_COORDINATOR_PORT": str(free_port()),
+    }  # fmt: skip
+    tasks = [{"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
+    return [start(main, *flags, "--coordinator=auto", **job, **task) for task in tasks]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
 
 
 def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 150) -> None:

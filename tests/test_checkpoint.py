@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from infofeat_jax import checkpoint
 from infofeat_jax.types import InvalidInput, RunFailed
@@ -107,6 +108,26 @@ def test_an_unsealed_checkpoint_is_read_if_it_can_be(tmp_path, capfd):
     assert "12 is damaged" in capfd.readouterr().err
 
 
+def test_an_interrupted_state_is_sealed_without_looking_at_the_epochs(tmp_path):
+    """Old ones may be on their way out there."""
+    write(tmp_path)
+    leaving = tmp_path / "checkpoints" / "12"
+    (leaving / checkpoint.SEAL).unlink()
+    with checkpoint.opened(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints.interrupted, 14, state(14))
+        checkpoint.finish(checkpoints.interrupted)
+        assert (tmp_path / "interrupted" / "14" / checkpoint.SEAL).exists()
+        assert not (leaving / checkpoint.SEAL).exists()
+
+
+def test_saving_does_not_ask_jax_whether_to_stop(tmp_path, monkeypatch):
+    """stopping.py does, in one growing sequence of numbers: a lower one in between could hide the agreed one."""
+    asked = []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
+    write(tmp_path)
+    assert not asked
+
+
 def test_another_model_is_refused_and_stays_where_it_is(tmp_path):
     write(tmp_path)
     other = {**LIKE, "noise": jax.ShapeDtypeStruct((7,), jnp.float32, sharding=LIKE["noise"].sharding)}
@@ -137,7 +158,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(tmp_path):
 def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):
     write(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**14))
-    with pytest.raises(RunFailed, match=r"no room for the checkpoint of step 16 in .*: 0.0 MiB needed, 0.0 free"):
+    with pytest.raises(RunFailed, match=r"no room for the checkpoint of step 16 in .*: 1.0 MiB needed, 0.0 free"):
         write(tmp_path, (16,))
     monkeypatch.undo()
     assert newest(tmp_path) == 12

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from processes import QUICK, ROOT, environment, finished, lines, main, parameters
+
+from infofeat_jax import cli
 
 __all__ = ["finished", "main"]
 
@@ -164,3 +167,13 @@ def test_batch_must_divide_over_the_devices(main, tmp_path):
     process = main(*QUICK, f"--workdir={tmp_path / 'run'}", "--config.batch_size=12", check=False, devices=8)
     assert process.returncode == 2
     assert "config.batch_size = 12: expected a multiple of the 8 devices, such as 16" in process.stderr
+
+
+def test_memory_that_runs_out_is_said_in_one_line(capsys):
+    with pytest.raises(SystemExit) as end, cli.one_line_errors():
+        jnp.zeros(2**46)
+    assert end.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: a device has too little memory (RESOURCE_EXHAUSTED")
+    assert "lower config.eval.batch_size" in error
+    assert error.count("\n") == 1

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import QUICK, finished, lines, main, parameters, start, wait_for
+from processes import QUICK, finished, lines, main, parameters, start, start_by_slurm, start_several, wait_for
 
 __all__ = ["finished", "main"]
 STEPS = 24  # of QUICK, 4 an epoch
@@ -76,12 +76,32 @@ def test_a_truncated_checkpoint_costs_an_epoch_and_no_more(main, finished, tmp_p
     assert_same_bits(workdir, finished[0])
 
 
-def start_several(main, count: int, *flags: str) -> list[subprocess.Popen]:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    hosts = f"--coordinator=localhost:{port}", f"--num_processes={count}"
-    return [start(main, *flags, *hosts, f"--process_id={index}") for index in range(count)]
+@pytest.fixture
+def disk(tmp_path):
+    """A file system of 16 MiB."""
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", directory], capture_output=True).returncode:
+        pytest.skip("mounting takes root")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(main, finished, disk):
+    workdir, ballast = disk / "run", disk / "ballast"
+    process = start(main, *QUICK, f"--workdir={workdir}")
+    wait_for(process, lambda: step(workdir) >= 6 and (workdir / "checkpoints" / "4").exists())
+    process.send_signal(signal.SIGSTOP)
+    ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 2**19))
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    said = errors.splitlines()[-1]
+    assert re.match(r"error: no room for the checkpoint of step \d+ in \S+: 1\.\d MiB needed, 0\.\d free", said)
+    assert "Traceback" not in errors
+    ballast.unlink()
+    assert "continuing at step" in main(*QUICK, f"--workdir={workdir}").stdout
+    assert_same_bits(workdir, finished[0])
 
 
 # Without the attack: at a gradient near zero it takes one rounding error for another sign, and from there another run.
@@ -96,12 +116,12 @@ def smooth(main, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count):
+@pytest.mark.parametrize(("count", "start_all"), [(2, start_several), (4, start_by_slurm)])
+def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, start_all):
     flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
     if count == 2:  # once is enough of AutoAttack, which each process computes on its own
         flags.append("--config.eval.attacks=('autoattack',)")  # beside those of QUICK
-    processes = start_several(main, count, *flags)
+    processes = start_all(main, count, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
     assert "PGD7" in outputs[0][0]
@@ -130,7 +150,6 @@ def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victi
     processes[victim].communicate()
 
 
-@pytest.mark.slow  # has timed out on a busy machine; the cause is not known yet
 def test_all_of_several_processes_stop_when_one_is_asked_to(main, tmp_path):
     workdir = tmp_path / "run"
     flags = (*QUICK, "--config.num_epochs=1000", f"--workdir={workdir}")

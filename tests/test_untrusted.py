@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes
+from hypothesis.extra.numpy import arrays as arrays_of
 
 from infofeat_jax import accuracy, cascade, cli, data, metrics, models, optim, run
 from infofeat_jax import config as configs
@@ -48,6 +50,28 @@ def test_any_npz_is_a_data_set_or_one_line(changes, end):
             assert loaded.train.labels.max() < loaded.num_classes
         assert metrics.read_arrays(path, "none") is None
         assert cascade.load(path, "none") is None
+
+
+dtypes = st.sampled_from(["uint8", "int8", "int64", "uint64", "bool", "float32", "complex64", "U2", "M8[s]"])
+arrays = arrays_of(dtypes, array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=4))
+images = arrays_of(np.uint8, st.tuples(*[st.integers(1, 5)] * 4)) | arrays
+labels = arrays_of(np.int64, st.integers(1, 5), elements=st.integers(-1, 3)) | arrays
+
+
+@settings(max_examples=300, deadline=None)
+@given(image_train=images, label_train=labels, image_test=images, label_test=labels)
+def test_any_arrays_are_a_data_set_or_one_line(**members):
+    with tempfile.TemporaryDirectory() as directory:
+        path = pathlib.Path(directory) / "x.npz"
+        np.savez(path, **members)
+        try:
+            loaded = data.load(path, validation_size=1)
+        except InvalidInput as error:
+            assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
+        else:
+            for split in (loaded.train, loaded.validation, loaded.test):
+                assert split.images.shape == (len(split.labels), *loaded.test.images.shape[1:])
+                assert 0 <= split.labels.min() <= split.labels.max() < loaded.num_classes
 
 
 def test_an_array_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
