@@ -1,10 +1,10 @@
 """Breaks runs of main.py from outside, goes on with them, and compares what comes out with an undisturbed run.
 
-  python benchmarks/faults.py sigkill --trials=20      # or sigterm, damage, moved, full_disk (as root: mounts a tmpfs)
+  python benchmarks/faults.py sigkill --trials=20      # or another of FAULTS; full_disk mounts a tmpfs, as root
   python benchmarks/faults.py table                    # writes docs/faults.md anew from docs/faults.jsonl
 
-Each trial appends a line to docs/faults.jsonl. On the digits, 1 CPU device, 24 steps in 6 epochs. A trial is lost
-unless all arrays of the final checkpoint equal the undisturbed run's bit for bit.
+Each trial appends a line to docs/faults.jsonl. On the digits, 1 CPU device a process, 24 steps in 6 epochs. A trial is
+lost unless all arrays of the final checkpoint equal the undisturbed run's, of as many processes, bit for bit.
 """
 
 import argparse
@@ -38,18 +38,24 @@ class Main:
     cache = pathlib.Path(tempfile.gettempdir()) / "infofeat_jax-faults"
 
 
-def main(*flags: str) -> tuple[int, str]:
-    """(exit status, error output) of main.py run to its end."""
-    process = processes.start(Main, *processes.QUICK, *flags)
-    _, errors = process.communicate(timeout=600)
-    return process.returncode, errors
+def start(count: int, workdir: pathlib.Path) -> list[subprocess.Popen]:
+    """The run in the background, in `count` processes."""
+    flags = *processes.QUICK, f"--workdir={workdir}"
+    return [processes.start(Main, *flags)] if count == 1 else processes.start_several(Main, count, *flags)
+
+
+def main(workdir: pathlib.Path, count: int = 1) -> tuple[int, str]:
+    """(exit status, error output) of main.py run to its end; of several processes the first one's."""
+    running = start(count, workdir)
+    outputs = [process.communicate(timeout=600) for process in running]
+    return running[0].returncode, outputs[0][1]
 
 
 def sigkill(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     """SIGKILL at a random moment, up to three times in a row, from the start of the process to its end."""
     moments = []
     for _ in range(rng.randint(1, 3)):
-        process = processes.start(Main, *processes.QUICK, f"--workdir={workdir}")
+        [process] = start(1, workdir)
         moments.append(rng.uniform(0, seconds))
         time.sleep(moments[-1])
         process.kill()
@@ -59,7 +65,7 @@ def sigkill(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
 
 def sigterm(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     """SIGTERM at a random moment after the first step; the state is saved within 10 s, the exit status is 75."""
-    process = processes.start(Main, *processes.QUICK, f"--workdir={workdir}")
+    [process] = start(1, workdir)
     processes.wait_for(process, lambda: (workdir / "metrics.jsonl").exists())
     time.sleep(rng.uniform(0, seconds / 4))
     process.send_signal(signal.SIGTERM)
@@ -71,13 +77,13 @@ def sigterm(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
 
 def damage(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     """A random file of the newest checkpoint truncated at a random length; the run falls back and says so."""
-    assert main(f"--workdir={workdir}")[0] == 0
+    assert main(workdir)[0] == 0
     files = sorted(path for path in (workdir / "checkpoints" / str(STEPS)).rglob("*") if path.is_file())
     path = rng.choice([path for path in files if path.name != "seal.json"])
     data = path.read_bytes()
     left = rng.randrange(len(data))
     path.write_bytes(data[:left])
-    status, errors = main(f"--workdir={workdir}")
+    status, errors = main(workdir)
     assert status == 0, errors
     assert "is damaged" in errors, errors
     return f"{path.relative_to(workdir)}: {left} of {len(data)} bytes left"
@@ -89,7 +95,7 @@ def full_disk(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", disk], check=True)
     try:
-        process = processes.start(Main, *processes.QUICK, f"--workdir={disk / 'run'}")
+        [process] = start(1, disk / "run")
         processes.wait_for(process, lambda: (disk / "run" / "checkpoints" / "4").exists())
         time.sleep(rng.uniform(0, seconds / 8))
         fill(disk / "ballast")
@@ -98,7 +104,7 @@ def full_disk(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
         assert process.returncode == 1, (process.returncode, errors)
         assert said.startswith("error: "), errors
         (disk / "ballast").unlink()
-        assert main(f"--workdir={disk / 'run'}")[0] == 0
+        assert main(disk / "run")[0] == 0
         shutil.copytree(disk / "run", workdir)
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -123,7 +129,39 @@ def moved(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
     return text
 
 
-FAULTS = {"sigkill": sigkill, "sigterm": sigterm, "damage": damage, "full_disk": full_disk, "moved": moved}
+def preempted(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
+    """Two processes, SIGTERM to one of them at a random moment; both save the same step and end with status 75."""
+    running = start(2, workdir)
+    processes.wait_for(running[0], lambda: (workdir / "metrics.jsonl").exists())
+    time.sleep(rng.uniform(0, seconds / 8))
+    victim = rng.randrange(2)
+    running[victim].send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    said = [process.communicate(timeout=120)[1].splitlines()[-1] for process in running]
+    assert [process.returncode for process in running] in ([75, 75], [0, 0]), said  # 0: it was done before
+    assert said[0] == said[1] or running[0].returncode == 0, said
+    return f"process {victim} asked, both ended in {time.monotonic() - began:.1f} s with {running[0].returncode}"
+
+
+def one_dies(workdir: pathlib.Path, seconds: float, rng: random.Random) -> str:
+    """Two processes, SIGKILL to one of them at a random moment; the other ends with an error within 75 s."""
+    running = start(2, workdir)
+    processes.wait_for(running[0], lambda: (workdir / "metrics.jsonl").exists())
+    time.sleep(rng.uniform(0, seconds / 8))
+    victim = rng.randrange(2)
+    running[victim].kill()
+    began = time.monotonic()
+    running[1 - victim].communicate(timeout=75)
+    running[victim].communicate()
+    assert running[1 - victim].returncode != 0
+    return f"process {victim} killed, the other ended in {time.monotonic() - began:.1f} s"
+
+
+FAULTS = {
+    "sigkill": sigkill, "sigterm": sigterm, "damage": damage, "full_disk": full_disk, "moved": moved,
+    "preempted": preempted, "one_dies": one_dies,
+}  # fmt: skip
+SEVERAL = ("preempted", "one_dies")  # of two processes
 
 
 def trial(fault: str, seed: int, whole: pathlib.Path, seconds: float) -> dict:
@@ -132,7 +170,7 @@ def trial(fault: str, seed: int, whole: pathlib.Path, seconds: float) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         workdir = pathlib.Path(directory) / "run"
         detail = FAULTS[fault](workdir, seconds, rng)
-        status, errors = main(f"--workdir={workdir}")
+        status, errors = main(workdir, 2 if fault in SEVERAL else 1)
         assert status == 0, errors
         pairs = zip(processes.parameters(workdir, STEPS), processes.parameters(whole, STEPS), strict=True)
         same = all(np.array_equal(one, other) for one, other in pairs)
@@ -159,7 +197,7 @@ def write_table() -> None:
         "`python benchmarks/faults.py FAULT --trials=N` appends a line. After each fault the same command is run\n"
         "again; lost: an array of the final checkpoint (parameters, statistics, momentum) differs in a bit from the\n"
         "undisturbed run's. InfoFeature training of a WRN-10-1 of width 4 on 256 digits, 24 steps in 6 epochs, one\n"
-        "CPU device.\n\n"
+        "CPU device a process.\n\n"
         "| fault | trials | lost | where |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
@@ -173,10 +211,11 @@ if __name__ == "__main__":
     if options.fault != "table":
         with tempfile.TemporaryDirectory() as directory:
             whole = pathlib.Path(directory) / "whole"
-            main(f"--workdir={whole}")  # compiles
+            count = 2 if options.fault in SEVERAL else 1
+            main(whole, count)  # compiles
             shutil.rmtree(whole)
             began = time.monotonic()
-            main(f"--workdir={whole}")
+            main(whole, count)
             seconds = time.monotonic() - began
             for seed in range(options.first, options.first + options.trials):
                 record = trial(options.fault, seed, whole, seconds)
