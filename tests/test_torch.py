@@ -36,7 +36,7 @@ def check_network(module, variables, images, golden):
     maps = np.moveaxis(golden["featmap_nchw"], 1, -1)
     np.testing.assert_allclose(out.logits, golden["logits"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(out.features, golden["pooled"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(out.maps[: len(maps)], maps, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(out.maps[: len(maps)], maps, rtol=0, atol=1e-5)
     out, statistics = train(module, variables, images)
     np.testing.assert_allclose(out.logits, golden["train_logits"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(out.features, golden["train_pooled"], rtol=0, atol=1e-5)

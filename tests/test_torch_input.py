@@ -62,6 +62,25 @@ def without(state, *keys):
         (lambda s: s, {"mean": 0.5, "std": 0.0}, "mean 0.5, std 0.0: expected one number or 3"),
         (lambda s: s, {"mean": (0.5, 0.5), "std": 1.0}, "mean (0.5, 0.5), std 1.0: expected one number or 3"),
         (
+            lambda s: s | {"mu": np.zeros((1, 3, 1, 1)), "sigma": np.zeros((1, 3, 1, 1))},
+            {},
+            "mean (0.0, 0.0, 0.0), std (0.0, 0.0, 0.0): expected one number or 3, finite, std > 0",
+        ),
+        (
+            lambda s: s | {"mean": np.zeros((1, 3, 32, 32)), "std": np.ones((1, 3, 1, 1))},
+            {},
+            "mean of 3072 numbers, std (1.0, 1.0, 1.0): expected one number or 3",
+        ),
+        (
+            lambda s: (
+                s
+                | {"fc.bias": s["fc.bias"] * np.nan, "bn1.running_var": -s["bn1.running_var"]}
+                | {"fc.weight": s["fc.weight"] * 1j}
+            ),
+            {},
+            "3 with impossible values (not finite, complex, negative variance): bn1.running_var, fc.bias, fc.weight",
+        ),
+        (
             lambda s: s | {"mu": np.zeros(3), "normalize.mean": np.zeros(3)},
             {},
             "several normalisations: mu, normalize.mean: give mean and std",
@@ -168,6 +187,15 @@ def test_other_bad_files_are_named(tmp_path):
     torch.save([torch.zeros(3)], tmp_path / "list.pt")
     with pytest.raises(InvalidInput, match=r"list\.pt: holds a list, expected a dictionary"):
         models.from_torch(tmp_path / "list.pt")
+    endless = {}
+    endless["net"] = endless
+    torch.save(endless, tmp_path / "endless.pt")
+    with pytest.raises(InvalidInput, match=r"endless\.pt: dictionaries within dictionaries without end$"):
+        models.from_torch(tmp_path / "endless.pt")
+    torch.save({"conv1.weight": torch.zeros(2, 2).to_sparse()}, tmp_path / "sparse.pt")
+    with pytest.raises(InvalidInput, match=r"sparse\.pt: conv1\.weight cannot be read as an array: .*Sparse") as caught:
+        models.from_torch(tmp_path / "sparse.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_only_torch_files_need_torch(tmp_path, monkeypatch):

@@ -43,8 +43,11 @@ def write_checkpoint(path: str | Path, state: StateDict) -> None:
 
 
 def as_arrays(values: Mapping[str, Any]) -> StateDict:
-    """The numeric arrays and tensors among `values`, as NumPy arrays; numbers, strings ... are left out."""
-    arrays = {str(name): _as_array(value) for name, value in values.items() if is_array(value)}
+    """The numeric arrays and tensors among `values`, as NumPy arrays; numbers, strings ... are left out.
+
+    Raises InvalidInput for a tensor that is not dense or has no values here (PyTorch's device "meta").
+    """
+    arrays = {str(name): _as_array(str(name), value) for name, value in values.items() if is_array(value)}
     return {name: array for name, array in arrays.items() if array.dtype.kind not in "OSUMm"}
 
 
@@ -53,11 +56,14 @@ def is_array(value: Any) -> bool:
     return hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, np.generic)
 
 
-def _as_array(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
-    return np.asarray(value)
+def _as_array(name: str, value: Any) -> np.ndarray:
+    try:
+        if hasattr(value, "detach"):
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
+        return np.asarray(value)
+    except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:  # each kind of tensor has its own
+        raise InvalidInput(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
 
 
 def _import(package: str):

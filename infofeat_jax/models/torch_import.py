@@ -54,12 +54,14 @@ def from_torch(
       InvalidInput: one line, with the keys or shapes at fault.
     """
     in_memory = isinstance(path_or_state_dict, Mapping)
+    source = "state_dict" if in_memory else path_or_state_dict
     try:
         checkpoint = path_or_state_dict if in_memory else read_checkpoint(path_or_state_dict)
         return _convert(_unwrap(as_arrays(_select(checkpoint, key))), arch, mean, std)
     except InvalidInput as error:
-        source = "state_dict" if in_memory else path_or_state_dict
         raise InvalidInput(f"{source}: {error}") from error
+    except RecursionError:  # a pickle's dictionary may hold itself
+        raise InvalidInput(f"{source}: dictionaries within dictionaries without end") from None
 
 
 def _select(checkpoint: Any, key: str | None) -> Mapping[str, Any]:
@@ -116,11 +118,19 @@ def normalization(mean, std, *, channels: int) -> tuple[Normalization, Normaliza
     """(mean, std), each a number or one a channel; (0, 1) if both are None. Raises InvalidInput."""
     if mean is None and std is None:
         return 0.0, 1.0
+    given = f"mean {_text(mean)}, std {_text(std)}"
     if mean is None or std is None:
-        raise InvalidInput(f"mean {mean}, std {std}: one without the other: give both")
+        raise InvalidInput(f"{given}: one without the other: give both")
     values = [np.asarray(value, np.float32).ravel() for value in (mean, std)]
     sizes = {value.size for value in values}
     if not sizes <= {1, channels} or not all(np.isfinite(v).all() for v in values) or not (values[1] > 0).all():
-        raise InvalidInput(f"mean {mean}, std {std}: expected one number or {channels}, finite, std > 0")
+        raise InvalidInput(f"{given}: expected one number or {channels}, finite, std > 0")
     mean, std = (float(v[0]) if v.size == 1 else tuple(map(float, v)) for v in values)
     return mean, std
+
+
+def _text(value) -> str:
+    """`value` on one line; of many numbers, how many: a checkpoint may hold an image as its mean."""
+    if np.ndim(value) == 0:
+        return str(value)
+    return str(tuple(np.ravel(value).tolist())) if np.size(value) <= 4 else f"of {np.size(value)} numbers"

@@ -49,11 +49,20 @@ def _torch_layout(array: np.ndarray) -> np.ndarray:
 
 
 def to_variables(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[str, dict]:
-    """The variables of `module` from `state`, as float32. Raises what `match` raises."""
-    arrays = {path: state[key] for path, key in match(state, module).items()}
+    """The variables of `module` from `state`, as float32. InvalidInput also lists impossible values' keys."""
+    keys = match(state, module)
+    if unsound := [key for key in keys.values() if not _sound(key, state[key])]:
+        raise InvalidInput(listing("with impossible values (not finite, complex, negative variance)", unsound))
+    arrays = {path: state[key] for path, key in keys.items()}
     leaves = {path: array.transpose(_TO_FLAX_AXES[array.ndim]) for path, array in arrays.items()}
     # Copied, because JAX may share a NumPy array's memory, and PyTorch updates its statistics in place.
     return unflatten_dict({path: jnp.asarray(np.array(leaf, np.float32)) for path, leaf in leaves.items()})
+
+
+def _sound(key: str, array: np.ndarray) -> bool:
+    """Whether a network can hold such values. A broken one would pass for a poor one."""
+    real = array.dtype.kind != "c" and bool(np.isfinite(array).all())
+    return real and not (key.endswith("running_var") and (array < 0).any())
 
 
 def match(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[Path, str]:
