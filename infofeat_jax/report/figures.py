@@ -86,9 +86,8 @@ def draw_steps(study: Study) -> Figure | None:
     """Figure 4: accuracy against the number of steps, a panel for each attacked model."""
     series = {name_of(row): estimate.step_series(estimate.estimates(row)) for row in study.rows}
     series = {label: families for label, families in series.items() if families}
-    longest = max((len(points) for found in series.values() for points in found.values()), default=0)
-    if longest > 2:  # leave out the models of which the table says as much
-        series = {label: found for label, found in series.items() if max(map(len, found.values())) > 2}
+    # Of two points the table says as much.
+    series = {label: found for label, found in series.items() if max(map(len, found.values())) > 2}
     if not series:
         return None
     columns = min(len(series), 4)

@@ -9,7 +9,7 @@ from infofeat_jax.report.collect import Row, Run, Study
 from infofeat_jax.report.estimate import Estimate
 
 FEW_IMAGES = 1000
-WARNINGS = ("Few images", "Reduced setting", "Not the paper's setting")  # beginnings of notes that come first
+WARNINGS = ("Data:", "Few images", "Reduced setting", "Not the paper's setting")  # beginnings of notes that come first
 
 
 def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[paper.Deviation]:
@@ -72,6 +72,11 @@ def describe_setting(study: Study) -> str:
         f" epsilon {attack['epsilon']:g}/255, attack steps of {config['eval']['step_size']:g}/255;"
         f" {which}"
     )
+
+
+def describe_data(study: Study) -> list[str]:
+    """What the user says of the data, in config.data.note."""
+    return [f"Data: {note}." for note in study.notes]
 
 
 def describe_intervals(rows: Iterable[Row]) -> list[str]:

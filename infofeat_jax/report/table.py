@@ -17,7 +17,7 @@ def show(directory: pathlib.Path) -> None:
 
 def show_study(study: collect.Study) -> None:
     """Prints one line a row of the study, what is missing, and the warnings. The rest is for the page."""
-    accuracy = tables.accuracy_table(study)
+    accuracy = tables.create(study)[0]
     start = 0 if any(len(row.runs) > 1 for row in study.rows) else 1  # no column of seeds if there is one each
     table = rich.table.Table(title=escape(accuracy.title))
     for column in ("method", *accuracy.columns[start:]):

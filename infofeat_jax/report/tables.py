@@ -45,9 +45,10 @@ class Table(NamedTuple):
 
 
 def create(study: Study) -> list[Table]:
-    """All tables that the runs have figures for; the accuracies first."""
+    """All tables that the runs have figures for, each with what is said of the data; the accuracies first."""
     tables = [accuracy_table(study), latest_table(study), transfer_table(study), steps_table(study)]
-    return [table for table in (*tables, distance_table(study)) if table is not None]
+    found = [table for table in (*tables, distance_table(study)) if table is not None]
+    return [table._replace(notes=[*notes.describe_data(study), *table.notes]) for table in found]
 
 
 def accuracy_table(study: Study) -> Table:
