@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from infofeat_jax import models
+from infofeat_jax import models, parallel
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, plan, steps
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    parallel.tune_cpu()
 
     records = np.load(args.golden / "autoattack_small" / "records.npz")
     images = np.load(args.images)["image_test"][records["test_index"]].astype(np.float32) / 255

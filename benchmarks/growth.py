@@ -16,6 +16,8 @@ import jax
 import matplotlib.pyplot as plt
 from train_step import compile_step
 
+from infofeat_jax import parallel
+
 BASE = {"steps": 7, "batch_size": 32, "width": 16}
 VARIED = {"steps": (1, 2, 4, 7, 14), "batch_size": (8, 16, 32, 64, 128), "width": (8, 16, 32, 64)}
 WORK = {  # relative to the base
@@ -31,6 +33,7 @@ def main():
     parser.add_argument("--out", default="growth.png")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    parallel.tune_cpu()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     lines = {name: measure(name, values, args.repeats) for name, values in VARIED.items()}
     lines["devices"] = count_flops()

@@ -15,8 +15,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from infofeat_jax import attacks, models, objectives, threat
-from infofeat_jax.models import layers
+from infofeat_jax import attacks, models, objectives, parallel, threat
+from infofeat_jax.models import convolution, layers
 
 STEPS = 7
 
@@ -39,6 +39,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    parallel.tune_cpu()
     module = models.create(args.model, num_classes=10, width=args.width)
     images = jax.random.uniform(jax.random.key(0), (args.batch_size, 32, 32, 3))
     labels = jnp.arange(args.batch_size) % 10
@@ -52,7 +53,7 @@ def main():
     }
     compiled, seconds = {}, {name: [] for name in cases}
     for name, attack in cases.items():
-        convolve = layers._plain_convolve if "plain" in name else layers.convolve
+        convolve = convolution.plain_convolve if "plain" in name else layers.convolve
         with mock.patch.object(layers, "convolve", lambda x, k, s=1, f=convolve: f(x, k, s)):
             began = time.perf_counter()
             compiled[name] = jax.jit(attack).lower(*arguments).compile()

@@ -38,6 +38,7 @@ def main():
     parser.add_argument("--torch", default="both", choices=["research", "tuned", "both", "none"])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
+    parallel.tune_cpu()
     args.steps, args.devices = 7, jax.device_count()
     images, flops, ours = args.batch_size, forward_flops(args), create_ours(args)
     sides = {"infofeat_jax": ours} | create_torch(args)

@@ -24,6 +24,7 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     Raises InvalidInput before anything expensive starts.
     """
     logging.set_verbosity(logging.FATAL)  # orbax is talkative; what went wrong is said in one line, here
+    parallel.tune_cpu()
     parallel.start(*hosts)
     parallel.keep_compiled()
     stopping.listen()

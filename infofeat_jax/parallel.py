@@ -23,6 +23,7 @@ from infofeat_jax.types import InvalidInput, PRNGKey, RunFailed
 
 AXIS = "batch"
 PATIENCE = 60  # seconds
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -64,6 +65,17 @@ def keep_compiled() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(root, "infofeat_jax", platform.node() or "host"))
+
+
+def tune_cpu() -> None:
+    """Has XLA:CPU convolve with Eigen instead of YNNPACK, unless XLA_FLAGS choose; before JAX meets its devices.
+
+    YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10) and is half as fast at 256 and more (0.11):
+    docs/performance.md. Accelerators do not notice.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _YNNPACK not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".strip()
 
 
 def barrier(name: str) -> None:

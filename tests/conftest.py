@@ -2,8 +2,10 @@
 
 import os
 
-# Most of the suite's time is compilation: five times quicker without LLVM's optimisations.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+# Most of the suite's time is compilation: five times quicker without LLVM's optimisations. YNNPACK: as in main.py.
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0", "--xla_cpu_experimental_ynn_fusion_type="]
+).strip()
 
 import hypothesis
 import jax

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infofeat_jax import cam, models
-from infofeat_jax.models import layers
+from infofeat_jax.models import convolution, layers
 from infofeat_jax.types import Outputs
 
 
@@ -35,7 +35,7 @@ def forward(num_classes: int = 5):
     head = jnp.asarray(rng.normal(size=(6, num_classes)), jnp.float32)
 
     def apply(images):
-        maps = jax.nn.relu(layers.convolve(images - 0.5, kernel, 2))
+        maps = jax.nn.relu(convolution.convolve(images - 0.5, kernel, 2))
         features = maps.mean((1, 2))
         return Outputs(3 * features @ head, features, maps, cam.positive_cam(maps, head))
 

@@ -51,7 +51,7 @@ def test_nothing_is_computed_twice(model):
 
 
 def test_convolutions_in_the_attack_are_the_fast_ones():
-    """XLA:CPU is slow where the loop's kernels come reversed or with their channels exchanged (models/layers.py)."""
+    """XLA:CPU is slow where a loop has kernels reversed or their channels exchanged (models/convolution.py)."""
     convolutions = in_loops(compiled("infofeature").as_text(), " convolution(")
     assert len(convolutions) >= 2 * 8  # forward and to the input, of those above 2 x 2 pixels
     assert {re.search(r"dim_labels=([\w>-]+)", line)[1] for line in convolutions} == {"b01f_01io->b01f"}
@@ -65,7 +65,7 @@ def test_nothing_is_reduced_between_devices_inside_the_attack():
     batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
     text = step.lower(run.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
     assert "all-reduce" in text
-    assert in_loops(text, " convolution(")
+    assert in_loops(text, " dot(")  # the small network's convolution, of few inputs
     assert not in_loops(text, "all-reduce")
     assert not in_loops(text, "all-gather")
 

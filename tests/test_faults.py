@@ -105,7 +105,11 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
 
 
 # Without the attack: at a gradient near zero it takes one rounding error for another sign, and from there another run.
-SMOOTH = (*QUICK, "--config.method.name=standard", "--config.num_epochs=2", "--config.eval.autoattack_examples=8")
+# Seed 1: with 0 and 3 a ReLU of the blank pixels, which are all alike, comes to its kink within the eight steps.
+SMOOTH = (
+    *QUICK, "--config.method.name=standard", "--config.num_epochs=2", "--config.eval.autoattack_examples=8",
+    "--config.seed=1",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 import small
 
 from infofeat_jax import models
-from infofeat_jax.models import layers
+from infofeat_jax.models import convolution, layers
 from infofeat_jax.types import InvalidInput
 
 
@@ -30,26 +30,28 @@ def test_number_of_parameters(name, count):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("inputs", [3, 5])
 @pytest.mark.parametrize("size", [(8, 8), (7, 7), (4, 4), (3, 4), (2, 2), (1, 3), (1, 1)])
-def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, kernel, stride):
+def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, inputs, kernel, stride):
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, *size, 3))
-    w = jax.random.normal(keys[1], (kernel, kernel, 3, 4))
-    plain, plain_vjp = jax.vjp(partial(layers._plain_convolve, stride=stride), x, w)
-    ours, our_vjp = jax.vjp(lambda x, w: layers.convolve(x, w, stride), x, w)
+    x = jax.random.normal(keys[0], (2, *size, inputs))
+    w = jax.random.normal(keys[1], (kernel, kernel, inputs, 4))
+    plain, plain_vjp = jax.vjp(partial(convolution.plain_convolve, stride=stride), x, w)
+    ours, our_vjp = jax.vjp(lambda x, w: convolution.convolve(x, w, stride), x, w)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
     g = jax.random.normal(keys[2], plain.shape)
     for gradient, expected in zip(our_vjp(g), plain_vjp(g), strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_loop_safe_convolution_can_be_differentiated_twice():
-    x, w = jnp.ones((1, 4, 4, 2)), jnp.full((3, 3, 2, 2), 0.5)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_loop_safe_convolution_can_be_differentiated_twice(stride):
+    x, w = jnp.ones((1, 4, 4, 5)), jnp.full((3, 3, 5, 2), 0.5)
 
     def penalty(convolve, w):
-        return jnp.square(jax.grad(lambda x: jnp.tanh(convolve(x, w, 1)).sum())(x)).sum()
+        return jnp.square(jax.grad(lambda x: jnp.tanh(convolve(x, w, stride)).sum())(x)).sum()
 
-    ours, plain = (jax.grad(partial(penalty, f))(w) for f in (layers.convolve, layers._plain_convolve))
+    ours, plain = (jax.grad(partial(penalty, f))(w) for f in (convolution.convolve, convolution.plain_convolve))
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 

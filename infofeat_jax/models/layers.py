@@ -1,9 +1,5 @@
 """Convolution, batch normalisation and the CAM-returning head that every model is made of."""
 
-import math
-from collections.abc import Iterator
-from functools import partial
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,82 +7,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infofeat_jax import cam
+from infofeat_jax.models.convolution import Features, convolve
 from infofeat_jax.types import Outputs
 
-Features = Float[Array, "b _ _ _"]
-Kernel = Float[Array, "s s i o"]
 Channels = Float[Array, " o"]
 
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_FEW_PIXELS = 4  # of an output that is computed pixel by pixel
 conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et al., as the reference codes
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
-
-
-def _plain_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    pad = (kernel.shape[0] - 1) // 2
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(pad, pad)] * 2, dimension_numbers=_LAYOUT)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _loop_safe_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    return _plain_convolve(x, kernel, stride)
-
-
-def _input_gradient(gradient: Features, kernel: Kernel, stride: int, shape: tuple[int, ...]) -> Features:
-    size = kernel.shape[0]
-    pad = (size - 1) // 2
-    flipped = jax.lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    padding = [(size - 1 - pad, size - 1 - pad + (n + 2 * pad - size) % stride) for n in shape[1:3]]
-    return jax.lax.conv_general_dilated(
-        gradient, flipped, (1, 1), padding, lhs_dilation=(stride, stride), dimension_numbers=_LAYOUT
-    )
-
-
-def _convolve_forward(x: Features, kernel: Kernel, stride: int):
-    return _plain_convolve(x, kernel, stride), (x, kernel)
-
-
-def _convolve_backward(stride: int, residuals, gradient: Features):
-    x, kernel = residuals
-    _, kernel_vjp = jax.vjp(lambda k: _plain_convolve(x, k, stride), kernel)
-    return _input_gradient(gradient, kernel, stride, x.shape), kernel_vjp(gradient)[0]
-
-
-_loop_safe_convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _meet(length: int, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
-    """For each output position along an axis: the input positions that the kernel meets, and its taps there."""
-    pad = (size - 1) // 2
-    for first in range(-pad, length + pad - size + 1, stride):
-        low, high = max(first, 0), min(first + size, length)
-        yield slice(low, high), slice(low - first, high - first)
-
-
-def _pixelwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    def pixel(rows, row_taps, columns, column_taps):
-        seen, taps = x[:, rows, columns], kernel[row_taps, column_taps]
-        return seen.reshape(x.shape[0], -1) @ taps.reshape(-1, kernel.shape[-1])
-
-    size = kernel.shape[0]
-    across = list(_meet(x.shape[2], size, stride))
-    lines = [jnp.stack([pixel(*row, *column) for column in across], 1) for row in _meet(x.shape[1], size, stride)]
-    return jnp.stack(lines, 1)
-
-
-def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
-    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's (Flax's "SAME" differs at stride 2).
-
-    XLA:CPU has two slow paths. Inside a loop it folds the kernel transpose of the input gradient into the
-    convolution's dimension labels and then misses its fast path: the gradient is written out, the transpose
-    behind a barrier. And maps of 2x2 and fewer pixels, as 8x8 images end in, take it 30 times as long as one
-    matrix product a pixel.
-    """
-    if jax.default_backend() != "cpu":
-        return _plain_convolve(x, kernel, stride)
-    pixels = math.prod((length - 1) // stride + 1 for length in x.shape[1:3])
-    return (_pixelwise_convolve if pixels <= _FEW_PIXELS else _loop_safe_convolve)(x, kernel, stride)
 
 
 class Conv(nn.Module):
