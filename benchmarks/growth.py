@@ -76,8 +76,9 @@ def draw(lines: dict, out: str) -> None:
         panel.axhline(1, color="0.7", linewidth=1)
         panel.set_xscale("log", base=2)
         panel.set_xticks([p[0] for p in points], [str(p[0]) for p in points])
-        panel.set(xlabel=name.replace("_", " "), ylim=(0, None))
-    panels[0].set_ylabel("cost / work, 1 at the base")
+        panel.set_xlabel(name.replace("_", " "))
+    highest = max(point[2] for points in lines.values() for point in points)
+    panels[0].set(ylabel="cost / work, 1 at the base", ylim=(0, 1.05 * highest))
     figure.savefig(out, dpi=150)
     print(f"\n{out}")
 

@@ -70,12 +70,12 @@ def keep_compiled() -> None:
 def tune_cpu() -> None:
     """Has XLA:CPU convolve with Eigen instead of YNNPACK, unless XLA_FLAGS choose; before JAX meets its devices.
 
-    YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10) and is half as fast at 256 and more (0.11):
-    docs/performance.md. Accelerators do not notice.
+    YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10.2) and can be half as fast at 256 and more
+    (0.11.2): docs/performance.md. Matrix products stay with it. Accelerators do not notice.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _YNNPACK not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=".strip()
+        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=-individual_convolution".strip()
 
 
 def barrier(name: str) -> None:
