@@ -6,8 +6,8 @@ import pathlib
 
 import pytest
 
+from infofeat_jax import accuracy, study
 from infofeat_jax import config as configs
-from infofeat_jax import evaluate, study
 from infofeat_jax.types import InvalidInput
 
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))
@@ -60,13 +60,17 @@ def test_no_seeds():
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_study_can_be_planned(path, monkeypatch):
+def test_every_study_can_be_planned_at_every_scale(path, monkeypatch):
     monkeypatch.syspath_prepend(path.parent.parent.parent)
     module = importlib.import_module(f"configs.studies.{path.stem}")
-    planned = study.plan(module.get_config())
-    assert planned
-    for run in planned:
-        evaluate.accuracy.check_attacks(run.config)
+    scales = [()] if path.stem in ("table3", "table4", "table5") else [(), ("small",), ("digits",)]
+    for scale in scales:
+        planned = study.plan(module.get_config(*scale))
+        assert planned
+        for run in planned:
+            accuracy.check_attacks(run.config)
+            sources = {accuracy.split_name(name)[1] for name in run.config.eval.attacks} - {""}
+            assert run.name not in sources  # else it is no transferred attack
 
 
 def test_finished_runs_are_passed_over(tmp_path):
