@@ -124,7 +124,7 @@ def create_torch(args) -> dict:
 def matrix_rate(dtype: str, size: int = 2048, repeats: int = 5) -> float:
     """Operations a second of the best of a few large matrix products on the first device."""
     a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
+    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
     jax.block_until_ready(product(a))
     seconds = []
     for _ in range(repeats):

@@ -50,6 +50,20 @@ def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, inputs,
         np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "kernel"), [((8, 6), 3), ((7, 7), 3), ((4, 4), 3), ((3, 3), 3), ((5, 5), 1)])
+def test_products_in_bfloat16_are_rounded_once(size, kernel):
+    """Against the plain convolution of the same numbers in float32."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = (2, *size, 33), (kernel, kernel, 33, 32), (2, *size, 32)
+    x, w, gradient = (jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True))
+    ours, our_vjp = jax.vjp(convolution.convolve, x, w)
+    plain, plain_vjp = jax.vjp(convolution.plain_convolve, *(array.astype(jnp.float32) for array in (x, w)))
+    assert ours.dtype == jnp.bfloat16
+    pairs = zip((ours, *our_vjp(gradient)), (plain, *plain_vjp(gradient.astype(jnp.float32))), strict=True)
+    for half, wide in pairs:
+        np.testing.assert_allclose(half.astype(jnp.float32), wide, rtol=2**-8, atol=1e-4)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_loop_safe_convolution_can_be_differentiated_twice(stride):
     x, w = jnp.ones((1, 4, 4, 5)), jnp.full((3, 3, 5, 2), 0.5)
