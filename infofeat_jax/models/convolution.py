@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
 Features = Float[Array, "b _ _ _"]
@@ -64,13 +65,29 @@ def _forward(x: Features, kernel: Kernel, stride: int):
 
 def _backward(stride: int, residuals, gradient: Features):
     x, kernel = residuals
-    _, kernel_vjp = jax.vjp(lambda k: plain_convolve(x, k, stride), kernel)
     halves = stride == 2 and kernel.shape[0] == 3 and x.shape[1] % 2 == x.shape[2] % 2 == 0
     to_input = _input_gradient_of_halving if halves else partial(_input_gradient, stride=stride, shape=x.shape)
-    return to_input(gradient, kernel), kernel_vjp(gradient)[0]
+    return to_input(gradient, kernel), _kernel_gradient(x, gradient, size=kernel.shape[0], stride=stride)
 
 
 _loop_safe_convolve.defvjp(_forward, _backward)
+
+
+def _kernel_gradient(x: Features, gradient: Features, *, size: int, stride: int) -> Kernel:
+    """The convolution of x with the gradient, batch and channels exchanged."""
+    pad = (size - 1) // 2
+    lengths = zip(x.shape[1:3], gradient.shape[1:3], strict=True)
+    padding = [(pad, size - 1 - pad - length + (steps - 1) * stride + 1) for length, steps in lengths]
+    x, gradient = _exchange(x, (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
+    return jax.lax.conv_general_dilated(
+        x, gradient, (1, 1), padding, rhs_dilation=(stride,) * 2, dimension_numbers=_LAYOUT
+    ).transpose(1, 2, 0, 3)
+
+
+def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
+    """x.transpose(axes) by itself: as part of other operations XLA:CPU does those again for each number it fetches."""
+    with set_xla_metadata(inlineable="false"):
+        return jax.jit(lambda x: x.transpose(axes))(x)
 
 
 def _input_gradient(gradient: Features, kernel: Kernel, *, stride: int, shape: tuple[int, ...]) -> Features:
