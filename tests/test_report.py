@@ -275,6 +275,16 @@ def test_table_6_finds_its_columns_and_judges_the_sources(tmp_path):
     assert not any(line.label.startswith("paper") for line in tables.accuracy_table(study).lines)
 
 
+def test_an_attack_crafted_on_the_model_itself_is_not_called_transferred(tmp_path):
+    for method in ("standard", "madry"):
+        config = create_config(method)
+        write_run(tmp_path / method, config, create_results(config, {"clean": 0.9, "pgd10@madry": 0.4}))
+    remarks = tables.transfer_table(collect.collect(tmp_path)).notes
+    assert [note for note in remarks if "itself" in note] == [
+        "Crafted on the attacked model itself, so not transferred: madry."
+    ]
+
+
 # Gaps
 
 

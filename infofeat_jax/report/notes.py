@@ -39,6 +39,12 @@ def source_deviations(study: Study, run: Run) -> list[paper.Deviation]:
     return found
 
 
+def own_sources(study: Study) -> list[str]:
+    """Which attacks that look transferred are not."""
+    own = {run.name for run in study.runs for attack in estimate.own_accuracies(run) if attack.endswith(f"@{run.name}")}
+    return [f"Crafted on the attacked model itself, so not transferred: {name}." for name in sorted(own)]
+
+
 def paper_notes(study: Study, published: paper.PaperTable | None) -> list[str]:
     """What stands between the measured figures and the paper's."""
     if not published:

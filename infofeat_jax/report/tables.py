@@ -110,6 +110,7 @@ def transfer_table(study: Study) -> Table | None:
     remarks = [
         "Crafted on the source without access to the target; the step size and epsilon are those of the evaluation."
     ]
+    remarks += notes.own_sources(study)
     remarks += [*notes.few_images(measured.values(), columns), *notes.paper_notes(study, published)]
     return Table(
         "transfer", "Accuracy in % under transferred attacks", ["seeds", *map(display, columns)], lines, remarks
