@@ -21,7 +21,19 @@ from sklearn.datasets import load_digits
 
 from infofeat_jax import cli, report
 from infofeat_jax import config as configs
-from infofeat_jax.report import collect, estimate, figures, markup, notes, page, paper, pictures, provenance, tables
+from infofeat_jax.report import (
+    collect,
+    estimate,
+    figures,
+    markup,
+    notes,
+    page,
+    paper,
+    pictures,
+    provenance,
+    table,
+    tables,
+)  # fmt: skip
 from infofeat_jax.types import InvalidInput
 
 MEASURED = {"clean": 0.85, "fgsm": 0.7, "pgd7": 0.55, "pgd20": 0.5, "cw20": 0.45}
@@ -253,9 +265,9 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
 
 
 def test_the_papers_tables_have_a_figure_for_every_column():
-    for table in paper.TABLES.values():
-        for figures_of in table.rows.values():
-            assert all(len(values) == len(table.columns) for values in figures_of.values())
+    for published in paper.TABLES.values():
+        for figures_of in published.rows.values():
+            assert all(len(values) == len(published.columns) for values in figures_of.values())
     assert paper.TABLES["table1"].rows["infofeature"]["mean"] == (85.1, 69.3, 61.3, 49.3, 48.0)
     assert paper.TABLES["table6"].rows["madry"]["mean"] == (88.7, 88.6, 88.4, 75.3, 74.6)
 
@@ -616,6 +628,16 @@ def test_the_terminal_shows_rows_and_gaps(study, capsys):
     assert "Madry" in lines
     assert "ALP: alp-seed0: missing" in lines
     assert str(study / "report" / "index.html") in lines.replace("\n", "")
+
+
+@pytest.mark.parametrize("columns", [30, 60, 200])
+def test_a_narrow_terminal_cuts_no_figure(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    values = {name: 0.111 * (index + 1) for index, name in enumerate(("clean", "pgd20", "cw20", "infofeature20"))}
+    write_run(tmp_path / "madry", create_config(), create_results(create_config(), values))
+    table.show(tmp_path)
+    line = next(line for line in capsys.readouterr().out.splitlines() if "Madry" in line)
+    assert line.split()[1:] == ["11.1", "22.2", "33.3", "44.4", "11.1"]  # the last: worst case
 
 
 def test_plotting_libraries_are_imported_for_a_report_only():

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import rich.box
 import rich.table
 from rich.console import Console
 from rich.markup import escape
@@ -19,14 +20,17 @@ def show_study(study: collect.Study) -> None:
     """Prints one line a row of the study, what is missing, and the warnings. The rest is for the page."""
     accuracy = tables.create(study)[0]
     start = 0 if any(len(row.runs) > 1 for row in study.rows) else 1  # no column of seeds if there is one each
-    table = rich.table.Table(title=escape(accuracy.title))
-    for column in ("method", *accuracy.columns[start:]):
-        table.add_column(escape(column), justify="left" if column == "method" else "right", no_wrap=True)
-    for line in accuracy.lines:
-        if line.kind == "row" and not line.gap:
-            table.add_row(escape(line.label), *(text(cell) for cell in line.cells[start:]))
+    table = rich.table.Table(title=escape(accuracy.title), box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    shown = [line for line in accuracy.lines if line.kind == "row" and not line.gap]
+    rows = [[escape(line.label), *(text(cell) for cell in line.cells[start:])] for line in shown]
+    for index, column in enumerate(("method", *accuracy.columns[start:])):
+        width = max((len(row[index]) for row in rows), default=0)  # headings may be broken, figures not
+        justify = "right" if index else "left"
+        table.add_column(escape(column), justify=justify, overflow="fold", min_width=width)
+    for row in rows:
+        table.add_row(*row)
     console = Console()
-    console.print(table)
+    console.print(table, crop=False)
     gaps = [f"{line.label}: {line.gap}" for line in accuracy.lines if line.gap]
     warnings = [f"warning: {remark}" for remark in (*notes.warnings(accuracy.notes), *notes.flags(study))]
     for remark in (*gaps, *warnings):
