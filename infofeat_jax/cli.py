@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Collection, Iterator
@@ -134,12 +135,20 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
         config = values["config"].value
         missing = config is None or not config.to_dict()  # a file that failed to load raises when it is read
     except flags.Error as error:
-        raise InvalidInput(" ".join(str(error).split())) from None
+        raise InvalidInput(_brief(str(error))) from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InvalidInput(f"--config: {' '.join(str(error).split())}") from None
     if missing:
         raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py")
     return rest
+
+
+def _brief(text: str) -> str:
+    """One line; of the traceback that a --config file's own error comes with, that error and where it was raised."""
+    if "Traceback" in text:
+        *_, place = re.findall(r'File "(.*?)", line (\d+)', text) or [("a file", "?")]
+        text = f"--config: {text.strip().splitlines()[-1]} ({place[0]}, line {place[1]})"
+    return " ".join(text.split())
 
 
 @contextmanager

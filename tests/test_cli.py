@@ -142,6 +142,7 @@ def test_what_would_alter_a_run_is_refused(main, finished):
             "unknown attack 'pgd' in config.eval: choose of clean",
         ),
         ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
+        (["--config=configs/studies/table1.py:tiny"], "unknown scale 'tiny': choose one of small, digits, or none ("),
         ([QUICK[0], "--config.study.rows=('x: batch_size=many',)"], "'batch_size=many'"),
         ([QUICK[0], "--config.eval.attacks=('pgd7@none',)"], "attacks crafted on 'none': no run in"),
         ([QUICK[0], "--config.eval.distances=('fgsm',)"], "'fgsm' is no iterated attack"),
@@ -160,6 +161,7 @@ def test_mistakes_are_answered_in_one_line(main, tmp_path, flags, message):
     assert message in process.stderr
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1, process.stderr
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "run").exists()  # nothing half-written is left behind
 
 
