@@ -30,10 +30,8 @@ def test_number_of_parameters(name, count):
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize(
-    ("size", "inputs"),
-    [((8, 6), 5), ((7, 7), 5), ((8, 8), 3), ((7, 7), 3), ((3, 4), 5), ((2, 2), 3), ((1, 3), 3), ((1, 1), 3)],
-)
+@pytest.mark.parametrize("inputs", [3, 5])
+@pytest.mark.parametrize("size", [(8, 8), (8, 6), (7, 7), (4, 4), (3, 4), (2, 2), (1, 3), (1, 1)])
 def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, inputs, kernel, stride):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (2, *size, inputs))
@@ -47,7 +45,7 @@ def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, inputs,
         return (ours, *our_vjp(gradient)), (plain, *plain_vjp(gradient))
 
     for ours, plain in zip(*both(x, w, keys[2]), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "kernel"), [((8, 6), 3), ((7, 7), 3), ((4, 4), 3), ((3, 3), 3), ((5, 5), 1)])
