@@ -8,7 +8,6 @@ this run. Last, how long the host takes to gather a training batch and hand it o
 """
 
 import argparse
-import importlib.util
 import platform
 import statistics
 import time
@@ -16,8 +15,10 @@ from functools import partial
 
 import jax
 import numpy as np
+import timing
+from train_step import has_torch, random_split
 
-from infofeat_jax import accuracy, data, models, parallel
+from infofeat_jax import accuracy, models, parallel
 from infofeat_jax.data.batches import batch_indices
 
 PAPER = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
@@ -35,7 +36,9 @@ def main():
     args = parser.parse_args()
     parallel.tune_cpu()
     sides = {"ours": create_ours(args)} | create_torch(args)
-    seconds = measure(sides, args.repeats)
+    calls = {(side, name): call for name in PAPER + OTHERS for side in sides if (call := sides[side].get(name))}
+    spent = timing.medians(calls, args.repeats)
+    seconds = {side: {name: spent[side, name] for name in attacks} for side, attacks in sides.items()}
     print(f"{args.model} width {args.width}, batch {args.batch_size}, float32; images a second (ours / theirs)")
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}\n")
     print(f"| attack | {' | '.join(sides)} |\n|---|{'---|' * len(sides)}")
@@ -64,26 +67,12 @@ def create_ours(args) -> dict:
 
 def create_torch(args) -> dict:
     """{"torch MODE": {name: one batch evaluated}}, none without PyTorch."""
-    if importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed: ours alone")
+    if not has_torch():
         return {}
     import torch_twin
 
     make = partial(torch_twin.evaluation, args.model, args.width, args.batch_size)
     return {f"torch {mode}": make(mode) for mode in ("research", "tuned")}
-
-
-def measure(sides: dict, repeats: int) -> dict:
-    """{side: {name: median seconds}}."""
-    seconds = {side: {name: [] for name in attacks} for side, attacks in sides.items()}
-    for _ in range(repeats + 1):  # interleaved; the first round warms up
-        for name in PAPER + OTHERS:
-            for side, attacks in sides.items():
-                if name in attacks:
-                    began = time.perf_counter()
-                    attacks[name]()
-                    seconds[side][name].append(time.perf_counter() - began)
-    return {side: {n: statistics.median(v[1:]) for n, v in spent.items()} for side, spent in seconds.items()}
 
 
 def show(name: str, seconds: dict, images: int) -> None:
@@ -104,11 +93,6 @@ def measure_input(batch_size: int, repeats: int) -> float:
         jax.block_until_ready(parallel.shard(mesh, (split.images[rows], split.labels[rows])))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])  # the first makes the epoch's order
-
-
-def random_split(count: int) -> data.Split:
-    rng = np.random.default_rng(0)
-    return data.Split(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.int32) % 10)
 
 
 if __name__ == "__main__":

@@ -42,13 +42,12 @@ def main():
 
 def sizes(forward, images, x, labels) -> tuple:
     """(still correct, size of the gradient of cross-entropy, of 0.1 times the maps' distance) of each image."""
-    clean, whole = forward(images), objectives.infofeature()
+    clean, maps = forward(images), objectives.weighted_sum((0.1, objectives.cam_distance()))
 
     def size(objective):
         gradient = jax.grad(lambda x: objective(forward(x), clean, labels).sum())(x)
         return jnp.abs(gradient).mean((1, 2, 3))
 
-    maps = objectives.weighted_sum((1.0, whole), (-1.0, objectives.cross_entropy))
     return forward(x).logits.argmax(-1) == labels, size(objectives.cross_entropy), size(maps)
 
 

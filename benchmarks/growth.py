@@ -8,12 +8,11 @@ Devices: floating point operations a device in the program compiled for so many,
 """
 
 import argparse
-import statistics
-import time
 from types import SimpleNamespace
 
 import jax
 import matplotlib.pyplot as plt
+import timing
 from train_step import compile_step
 
 from infofeat_jax import parallel
@@ -52,13 +51,7 @@ def options(**changes) -> SimpleNamespace:
 def measure(name: str, values: tuple, repeats: int) -> list[tuple]:
     """[(value, median seconds a step, the same divided by the work, 1 at the base)]."""
     steps = {value: compile_step(options(**{name: value}))[1] for value in values}
-    seconds = {value: [] for value in values}
-    for _ in range(repeats + 1):  # interleaved; the first round warms up
-        for value, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[value].append(time.perf_counter() - began)
-    medians = {value: statistics.median(spent[1:]) for value, spent in seconds.items()}
+    medians = timing.medians(steps, repeats)
     base = medians[BASE[name]]
     return [(value, median, median / base / WORK[name](value)) for value, median in medians.items()]
 

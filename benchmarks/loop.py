@@ -7,13 +7,13 @@ Prints the median of interleaved runs and the ratios within this run. The aim: l
 
 import argparse
 import platform
-import statistics
 import time
 from functools import partial
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import timing
 
 from infofeat_jax import attacks, models, objectives, parallel, threat
 from infofeat_jax.models import convolution, layers
@@ -51,19 +51,15 @@ def main():
         "unrolled": partial(unrolled, forward, **budget),
         "loop of plain convolutions": partial(attacks.infofeature, forward, num_steps=STEPS, **budget),
     }
-    compiled, seconds = {}, {name: [] for name in cases}
+    compiled = {}
     for name, attack in cases.items():
         convolve = convolution.plain_convolve if "plain" in name else layers.convolve
         with mock.patch.object(layers, "convolve", lambda x, k, s=1, f=convolve: f(x, k, s)):
             began = time.perf_counter()
             compiled[name] = jax.jit(attack).lower(*arguments).compile()
             print(f"{name}: compiled in {time.perf_counter() - began:.1f} s")
-    for _ in range(args.repeats + 1):  # interleaved; the first round warms up
-        for name, run in compiled.items():
-            began = time.perf_counter()
-            jax.block_until_ready(run(*arguments))
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    calls = {name: lambda run=run: jax.block_until_ready(run(*arguments)) for name, run in compiled.items()}
+    medians = timing.medians(calls, args.repeats)
     print(f"{args.model} width {args.width}, batch {args.batch_size}, {STEPS} InfoFeature steps, float32;")
     print(f"{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}")
     for name, median in medians.items():

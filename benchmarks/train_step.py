@@ -10,7 +10,6 @@ of this run. Synthetic pictures that lie on the device: no input pipeline.
 import argparse
 import importlib.util
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import timing
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, models, optim, parallel, run
@@ -42,13 +42,7 @@ def main():
     args.steps, args.devices = 7, jax.device_count()
     images, flops, ours = args.batch_size, forward_flops(args), create_ours(args)
     sides = {"infofeat_jax": ours} | create_torch(args)
-    seconds = {name: [] for name in sides}
-    for _ in range(args.repeats + 1):  # interleaved; the first round warms up
-        for name, step in sides.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+    medians = timing.medians(sides, args.repeats)
     print(f"{args.method}, {args.model} width {args.width}, batch {images}, {args.dtype}")
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}")
     for name, median in medians.items():
@@ -84,10 +78,7 @@ def compile_step(args) -> tuple[jax.stages.Compiled, Callable]:
     config.method.name, config.dtype, config.batch_size = args.method, args.dtype, args.batch_size
     config.model.name, config.model.width, config.attack.num_steps = args.model, args.width, args.steps
     config = configs.resolve(config)
-    rng = np.random.default_rng(0)
-    split = data.Split(
-        rng.integers(0, 256, (args.batch_size, 32, 32, 3), np.uint8), np.arange(args.batch_size, dtype=np.int32) % 10
-    )
+    split = random_split(args.batch_size)
     schedule = optim.step_schedule(0.1, (1.0,), 0.1, 1000)
     the_run = run.Run(
         config, Path("."), data.Dataset(split, split, split, 10, "noise"),
@@ -110,15 +101,26 @@ def compile_step(args) -> tuple[jax.stages.Compiled, Callable]:
 def create_torch(args) -> dict:
     """{name: step} of the twins asked for, none without PyTorch."""
     modes = {"both": ["research", "tuned"], "none": []}.get(args.torch, [args.torch])
-    if modes and importlib.util.find_spec("torch") is None:
-        print("PyTorch is not installed: ours alone")
-        return {}
-    if not modes:
+    if not modes or not has_torch():
         return {}
     import torch_twin
 
     make = partial(torch_twin.train_step, args.method, args.model, args.width, args.batch_size)
     return {f"torch {mode}": make(mode, args.dtype) for mode in modes}
+
+
+def has_torch() -> bool:
+    """Whether there is a PyTorch to compare with; says so if not."""
+    found = importlib.util.find_spec("torch") is not None
+    if not found:
+        print("PyTorch is not installed: ours alone")
+    return found
+
+
+def random_split(count: int) -> data.Split:
+    """Synthetic pictures of CIFAR-10's shape."""
+    rng = np.random.default_rng(0)
+    return data.Split(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.int32) % 10)
 
 
 def matrix_rate(dtype: str, size: int = 2048, repeats: int = 5) -> float:
