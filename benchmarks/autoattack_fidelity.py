@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from infofeat_jax import models, parallel
+from infofeat_jax import models
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, plan, steps
+from infofeat_jax.runtime import compilation
 
 NETWORK = Path(__file__).parent.parent / "tests" / "golden" / "resnet10_w16.npz"
 
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
 
     records = np.load(args.golden / "autoattack_small" / "records.npz")
     images = np.load(args.images)["image_test"][records["test_index"]].astype(np.float32) / 255

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infofeat_jax import models, objectives, parallel
+from infofeat_jax import models, objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
+from infofeat_jax.runtime import compilation
 
 ITERATIONS = 10
 BASELINES = {"apgd-ce": "gradient", "apgd-t": "gradient", "fab-t": "gradient+forward", "square": "forward"}
@@ -28,7 +29,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=72)
     parser.add_argument("--repeats", type=int, default=7)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
 
     images = jax.random.uniform(jax.random.key(0), (args.batch_size, 32, 32, 3))
     module = models.create(args.model, num_classes=10, width=args.width)

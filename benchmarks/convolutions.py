@@ -14,8 +14,8 @@ from jax import numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from infofeat_jax import parallel
 from infofeat_jax.models import convolution
+from infofeat_jax.runtime import compilation
 
 # A 7-step attack with the clean maps and one update: how often each kind runs.
 TIMES = {"forward": 9, "to the input": 8, "to the kernel": 1}
@@ -66,7 +66,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     table = Table(title=f"ResNet18 width {args.width}, batch {args.batch_size}, {args.dtype}: ms (GFLOP/s)")
     for column in ("convolution", "count", *TIMES):
         table.add_column(column, justify="left" if column == "convolution" else "right")

@@ -18,8 +18,10 @@ import numpy as np
 import timing
 from train_step import has_torch, random_split
 
-from infofeat_jax import accuracy, models, parallel
+from infofeat_jax import models
 from infofeat_jax.data.batches import batch_indices
+from infofeat_jax.evaluation import accuracy
+from infofeat_jax.runtime import compilation, devices
 
 PAPER = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
 OTHERS = ("infofeature7", "feature_scatter1", "adversarial_interpolation1")
@@ -34,7 +36,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     sides = {"ours": create_ours(args)} | create_torch(args)
     calls = {(side, name): call for name in PAPER + OTHERS for side in sides if (call := sides[side].get(name))}
     spent = timing.medians(calls, args.repeats)
@@ -52,11 +54,11 @@ def main():
 
 def create_ours(args) -> dict:
     """{name: one batch evaluated} as evaluate.py does it."""
-    mesh = parallel.mesh()
+    mesh = devices.mesh()
     module = models.create(args.model, num_classes=10, width=args.width)
     split = random_split(args.batch_size)
     variables = jax.jit(module.init)(jax.random.key(1), np.zeros((1, 32, 32, 3), np.float32))
-    variables = parallel.replicate(mesh, variables)
+    variables = devices.replicate(mesh, variables)
 
     def evaluate(name):
         one_batch = accuracy.compile_attack(module, accuracy.create_attack(name, **BUDGET), mesh)
@@ -86,11 +88,11 @@ def show(name: str, seconds: dict, images: int) -> None:
 
 def measure_input(batch_size: int, repeats: int) -> float:
     """Median seconds to pick a training batch and put it on the devices."""
-    mesh, split, seconds = parallel.mesh(), random_split(TRAINING_SET), []
+    mesh, split, seconds = devices.mesh(), random_split(TRAINING_SET), []
     for step in range(20 * repeats):
         began = time.perf_counter()
         rows = batch_indices(0, step, TRAINING_SET, batch_size)
-        jax.block_until_ready(parallel.shard(mesh, (split.images[rows], split.labels[rows])))
+        jax.block_until_ready(devices.shard(mesh, (split.images[rows], split.labels[rows])))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])  # the first makes the epoch's order
 

@@ -1,6 +1,6 @@
 """Which of InfoFeature's terms moves an image: the gradients of cross-entropy and of the maps' distance on a model.
 
-  python -m infofeat_jax.convert runs/cifar10_small/madry madry.npz
+  python -m infofeat_jax.export.convert runs/cifar10_small/madry madry.npz
   python benchmarks/gradients.py madry.npz --data=cifar10.npz
 
 Of the images that are still classified correctly after 0, 1, 7 and 20 InfoFeature steps: median size of either gradient
@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infofeat_jax import attacks, data, models, objectives, parallel
+from infofeat_jax import attacks, data, models, objectives
+from infofeat_jax.runtime import compilation
 
 BUDGET = {"epsilon": 8 / 255, "step_size": 2 / 255}
 
@@ -25,7 +26,7 @@ def main():
     parser.add_argument("--data", required=True, help=".npz with image_test and label_test, as config.data.name takes")
     parser.add_argument("--images", type=int, default=256)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     module, variables = models.from_torch(args.checkpoint)
     test = data.load(args.data, validation_size=0).test
     images, labels = jnp.asarray(test.images[: args.images] / 255, jnp.float32), jnp.asarray(test.labels[: args.images])

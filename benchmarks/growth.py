@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import timing
 from train_step import compile_step
 
-from infofeat_jax import parallel
+from infofeat_jax.runtime import compilation
 
 BASE = {"steps": 7, "batch_size": 32, "width": 16}
 VARIED = {"steps": (1, 2, 4, 7, 14), "batch_size": (8, 16, 32, 64, 128), "width": (8, 16, 32, 64)}
@@ -32,7 +32,7 @@ def main():
     parser.add_argument("--out", default="growth.png")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     lines = {name: measure(name, values, args.repeats) for name, values in VARIED.items()}
     lines["devices"] = count_flops()

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import timing
 
-from infofeat_jax import attacks, models, objectives, parallel, threat
+from infofeat_jax import attacks, models, objectives, threat
 from infofeat_jax.models import convolution, layers
+from infofeat_jax.runtime import compilation
 
 STEPS = 7
 
@@ -39,7 +40,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     module = models.create(args.model, num_classes=10, width=args.width)
     images = jax.random.uniform(jax.random.key(0), (args.batch_size, 32, 32, 3))
     labels = jnp.arange(args.batch_size) % 10

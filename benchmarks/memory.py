@@ -24,8 +24,9 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, parallel, run
-from infofeat_jax.update import update
+from infofeat_jax import data, experiment
+from infofeat_jax.runtime import devices
+from infofeat_jax.training.step import update
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", "", "A TPU to compile for, such as v5e:2x2; this machine by default.")
@@ -52,11 +53,11 @@ def workspace(config) -> int:
     """Bytes of a step's temporaries on a device."""
     size = config.batch_size
     pictures = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
-    the_run = run.create(config, pathlib.Path("."), data.Dataset(pictures, pictures, pictures, 10, "none"))
-    the_run = the_run._replace(mesh=Mesh([device()], (parallel.AXIS,)))
-    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
+    the_run = experiment.create(config, pathlib.Path("."), data.Dataset(pictures, pictures, pictures, 10, "none"))
+    the_run = the_run._replace(mesh=Mesh([device()], (devices.AXIS,)))
+    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
     batch = jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
-    compiled = step.lower(run.describe_state(the_run), batch, jax.random.key(0)).compile()
+    compiled = step.lower(experiment.describe_state(the_run), batch, jax.random.key(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -18,8 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, models, optim, parallel, run
-from infofeat_jax.update import update
+from infofeat_jax import data, experiment, models
+from infofeat_jax.runtime import devices
+from infofeat_jax.training import optimizers
+from infofeat_jax.training.step import update
 
 DEVICES = 8
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -60,15 +62,15 @@ def compile_step(args) -> tuple[str, str]:
     count = DEVICES * 2  # the collectives are of parameters: independent of the batch
     images, labels = jnp.zeros((count, 32, 32, 3), jnp.uint8), jnp.zeros(count, jnp.int32)
     module = models.create(args.model, num_classes=10, width=args.width)
-    schedule = optim.step_schedule(0.1, (1.0,), 0.1, 1000)
-    the_run = run.Run(
-        config, Path("."), data.Dataset(None, None, None, 10, "none"), parallel.mesh(), module,
-        run.create_method(config, 10), optim.sgd(schedule, 0.9, 2e-4), schedule, 1000,
+    schedule = optimizers.step_schedule(0.1, (1.0,), 0.1, 1000)
+    the_run = experiment.Run(
+        config, Path("."), data.Dataset(None, None, None, 10, "none"), devices.mesh(), module,
+        experiment.create_method(config, 10), optimizers.sgd(schedule, 0.9, 2e-4), schedule, 1000,
     )  # fmt: skip
     variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     params, statistics = variables["params"], variables["batch_stats"]
-    state = run.State(jnp.int32(0), params, statistics, jax.eval_shape(the_run.optimizer.init, params))
-    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    state = experiment.State(jnp.int32(0), params, statistics, jax.eval_shape(the_run.optimizer.init, params))
+    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
     text = step.lower(state, (images, labels), jax.random.key(0)).compile().as_text()
     return split_loops(text)
 

@@ -21,8 +21,10 @@ import numpy as np
 import timing
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, models, optim, parallel, run
-from infofeat_jax.update import update
+from infofeat_jax import data, experiment, models
+from infofeat_jax.runtime import compilation, devices
+from infofeat_jax.training import optimizers
+from infofeat_jax.training.step import update
 
 # Forward passes' worth of arithmetic: a step forward and to the input costs 2, a training step 3.
 PASSES = {"standard": 3, "madry": 3 + 7 * 2, "infofeature": 3 + 7 * 2 + 1}
@@ -38,7 +40,7 @@ def main():
     parser.add_argument("--torch", default="both", choices=["research", "tuned", "both", "none"])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    parallel.tune_cpu()
+    compilation.tune_cpu()
     args.steps, args.devices = 7, jax.device_count()
     images, flops, ours = args.batch_size, forward_flops(args), create_ours(args)
     sides = {"infofeat_jax": ours} | create_torch(args)
@@ -79,16 +81,16 @@ def compile_step(args) -> tuple[jax.stages.Compiled, Callable]:
     config.model.name, config.model.width, config.attack.num_steps = args.model, args.width, args.steps
     config = configs.resolve(config)
     split = random_split(args.batch_size)
-    schedule = optim.step_schedule(0.1, (1.0,), 0.1, 1000)
-    the_run = run.Run(
+    schedule = optimizers.step_schedule(0.1, (1.0,), 0.1, 1000)
+    the_run = experiment.Run(
         config, Path("."), data.Dataset(split, split, split, 10, "noise"),
-        jax.sharding.Mesh(jax.devices()[: args.devices], (parallel.AXIS,)),
+        jax.sharding.Mesh(jax.devices()[: args.devices], (devices.AXIS,)),
         models.create(args.model, num_classes=10, width=args.width, dtype=args.dtype),
-        run.create_method(config, 10), optim.sgd(schedule, 0.9, 2e-4), schedule, 1000,
+        experiment.create_method(config, 10), optimizers.sgd(schedule, 0.9, 2e-4), schedule, 1000,
     )  # fmt: skip
-    state = [run.create_state(the_run)]
-    batch, key = parallel.shard(the_run.mesh, tuple(split)), jax.random.key(0)
-    compiled = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    state = [experiment.create_state(the_run)]
+    batch, key = devices.shard(the_run.mesh, tuple(split)), jax.random.key(0)
+    compiled = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
     compiled = compiled.lower(state[0], batch, key).compile()
 
     def step():

@@ -14,8 +14,11 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, evaluate, metrics, parallel, report, run, stopping, study, train, weights
 from infofeat_jax import config as configs
+from infofeat_jax import experiment, report, study, weights
+from infofeat_jax.evaluation import accuracy, evaluate
+from infofeat_jax.runtime import compilation, files, lock, processes, signals
+from infofeat_jax.training import loop, records
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 
@@ -25,10 +28,10 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
     Raises InvalidInput before anything expensive starts.
     """
     logging.set_verbosity(logging.FATAL)  # orbax is talkative; what went wrong is said in one line, here
-    parallel.tune_cpu()
-    parallel.start(*hosts)
-    parallel.keep_compiled()
-    stopping.listen()
+    compilation.tune_cpu()
+    processes.start(*hosts)
+    compilation.keep_compiled()
+    signals.listen()
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         report.write(directory)
@@ -47,23 +50,23 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
     for planned_run in planned:
         check(planned_run.config, directory / planned_run.name, mode, coming=[other.name for other in planned])
-    if parallel.is_writer():
+    if processes.is_writer():
         study.describe(config, planned, directory)
     study.run_all(planned, directory, partial(execute_run, mode=mode))
-    if parallel.is_writer():
+    if processes.is_writer():
         report.write(directory)
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is evaluate) and evaluates one run of a resolved, checked configuration."""
-    the_run = run.create(config, directory)
-    if parallel.is_writer():
+    the_run = experiment.create(config, directory)
+    if processes.is_writer():
         directory.mkdir(parents=True, exist_ok=True)
-    with stopping.lock(directory) if parallel.is_writer() else nullcontext():
+    with lock.lock(directory) if processes.is_writer() else nullcontext():
         if mode == "train":
-            if parallel.is_writer():
-                metrics.write_atomically(directory / "config.json", configs.to_json(config))
-            train.train(the_run)
+            if processes.is_writer():
+                files.write_atomically(directory / "config.json", configs.to_json(config))
+            loop.train(the_run)
         evaluate.evaluate(the_run)
 
 
@@ -74,7 +77,7 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     """
     accuracy.check_attacks(config)
     for source in {accuracy.split_name(name)[1] for name in config.eval.attacks} - {"", *coming}:
-        run.check_source(directory, source)
+        experiment.check_source(directory, source)
     if config.eval.torch_checkpoint:
         check_only_evaluated(config.eval.torch_checkpoint, directory, mode)
     elif mode == "evaluate" and not (directory / "checkpoints").is_dir():
@@ -82,8 +85,8 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     check_writable(directory)
     check_continues(directory, config, mode)
     if config.tensorboard:
-        metrics.import_metric_writers()
-    run.create_method(config, 10)
+        records.import_metric_writers()
+    experiment.create_method(config, 10)
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
@@ -173,7 +176,7 @@ def one_line_errors() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         brief = " ".join(str(error).split())[:300]
         if "RESOURCE_EXHAUSTED" in brief:  # beside the step, whose memory is estimated before it runs
-            advice = f"{train.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
+            advice = f"{loop.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
             status, text = 1, f"error: a device has too little memory ({brief}): {advice}"
         elif jax.distributed.is_initialized():
             status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"
@@ -182,4 +185,4 @@ def one_line_errors() -> Iterator[None]:
     else:
         return
     print(text, file=sys.stderr)
-    parallel.leave(status)
+    processes.leave(status)

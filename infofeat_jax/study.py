@@ -10,8 +10,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import evaluate, metrics, parallel
+from infofeat_jax.evaluation import evaluate
 from infofeat_jax.report import collect
+from infofeat_jax.runtime import files, processes
 from infofeat_jax.types import InvalidInput
 
 EXAMPLE = "method.weight=0.5"
@@ -71,14 +72,14 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
     values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note}
     values = {name: earlier.get(name) or value for name, value in values.items()} | {"runs": runs}
     directory.mkdir(parents=True, exist_ok=True)
-    metrics.write_atomically(path, json.dumps(values, indent=2) + "\n")
+    files.write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
 def run_all(planned: list[Planned], directory: pathlib.Path, one: Callable[[ConfigDict, pathlib.Path], None]) -> None:
     """Calls `one(config, workdir)` for each run that is not finished."""
     for index, run in enumerate(planned):
         finished = evaluate.is_finished(run.config, directory / run.name)
-        if parallel.is_writer():
+        if processes.is_writer():
             print(f"\n[{index + 1}/{len(planned)}] {run.name}{': finished' if finished else ''}", flush=True)
         if not finished:
             one(run.config, directory / run.name)

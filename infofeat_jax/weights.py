@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from infofeat_jax import checkpoint, models
 from infofeat_jax import config as configs
+from infofeat_jax import models
 from infofeat_jax.models import Normalization
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 Variables = Mapping[str, PyTree]  # params and batch_stats

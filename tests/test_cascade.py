@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from infofeat_jax import cascade
 from infofeat_jax.attacks.autoattack import Standing
+from infofeat_jax.evaluation import autoattack
 
 
 def standing(cursor: int = 3) -> Standing:
@@ -13,9 +13,9 @@ def standing(cursor: int = 3) -> Standing:
 
 def test_what_was_saved_comes_back(tmp_path):
     path = tmp_path / "autoattack.npz"
-    assert cascade.load(path, "a") is None
-    cascade.save(path, "a", standing())
-    loaded = cascade.load(path, "a")
+    assert autoattack.load(path, "a") is None
+    autoattack.save(path, "a", standing())
+    loaded = autoattack.load(path, "a")
     for value, expected in zip(loaded, standing(), strict=True):
         np.testing.assert_array_equal(value, expected)
     assert [type(value) for value in loaded] == [int, int, np.ndarray, np.ndarray, int]
@@ -23,19 +23,19 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_another_setting_starts_anew(tmp_path):
-    cascade.save(tmp_path / "autoattack.npz", "a", standing())
-    assert cascade.load(tmp_path / "autoattack.npz", "b") is None
+    autoattack.save(tmp_path / "autoattack.npz", "a", standing())
+    assert autoattack.load(tmp_path / "autoattack.npz", "b") is None
 
 
 def test_what_each_stage_left(tmp_path):
     broken_by = np.array([-1, 0, 1, 2, 3, 4], np.int32)
     done = Standing(4, 6, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77)
-    cascade.save(tmp_path / cascade.FILE, cascade.describe_setting("a", 6), done)
-    left = cascade.after_stages(tmp_path, "a", 6)
+    autoattack.save(tmp_path / autoattack.FILE, autoattack.describe_setting("a", 6), done)
+    left = autoattack.after_stages(tmp_path, "a", 6)
     assert {name: correct.tolist() for name, correct in left.items()} == {
         "apgd-ce": [True, False, False, True, True, True],
         "apgd-t": [True, False, False, False, True, True],
         "fab-t": [True, False, False, False, False, True],
         "square": [True, False, False, False, False, False],
     }
-    assert cascade.after_stages(tmp_path, "a", 5) == cascade.after_stages(tmp_path, "b", 6) == {}
+    assert autoattack.after_stages(tmp_path, "a", 5) == autoattack.after_stages(tmp_path, "b", 6) == {}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from infofeat_jax import checkpoint
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput, RunFailed
 
 SIZE = 5000

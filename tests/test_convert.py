@@ -13,8 +13,11 @@ from ml_collections import ConfigDict
 from test_evaluate import COUNT, make, outcomes
 from torch_helpers import assert_equal_trees, package_for, small
 
-from infofeat_jax import cli, convert, evaluate, models, robustbench, run, train, weights
+from infofeat_jax import cli, experiment, models, weights
 from infofeat_jax import config as configs
+from infofeat_jax.evaluation import evaluate
+from infofeat_jax.export import convert, robustbench
+from infofeat_jax.training import loop
 from infofeat_jax.types import InvalidInput
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -22,7 +25,7 @@ ATTACKS = ("clean", "pgd2")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> run.Run:
+def trained(tmp_path_factory) -> experiment.Run:
     """A run's directory, evaluated."""
     the_run = make(tmp_path_factory.mktemp("runs") / "trained", attacks=ATTACKS, seed=3)
     evaluate.evaluate(the_run)
@@ -37,7 +40,7 @@ def file(trained) -> pathlib.Path:
     return path
 
 
-def configured(the_run: run.Run, directory: pathlib.Path, changes: dict) -> ConfigDict:
+def configured(the_run: experiment.Run, directory: pathlib.Path, changes: dict) -> ConfigDict:
     """The run's configuration with changes, but another model: weights say what they are."""
     config = ConfigDict(the_run.config.to_dict())
     config.model = configs.default().model
@@ -45,14 +48,14 @@ def configured(the_run: run.Run, directory: pathlib.Path, changes: dict) -> Conf
     return weights.adopt(configs.resolve(config), directory)
 
 
-def variables(the_run: run.Run):
-    return jax.device_get(run.restore(the_run, "latest").variables)
+def variables(the_run: experiment.Run):
+    return jax.device_get(experiment.restore(the_run, "latest").variables)
 
 
 def test_a_file_is_evaluated_as_its_run(trained, file, tmp_path):
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file)})
     cli.check(config, tmp_path, "evaluate")
-    results = evaluate.evaluate(run.create(config, tmp_path))
+    results = evaluate.evaluate(experiment.create(config, tmp_path))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(tmp_path)[name], outcomes(trained.workdir)[name])
     assert results["checkpoint"] == str(file)
@@ -65,11 +68,17 @@ def test_its_normalisation_goes_with_it_or_is_given(trained, file, tmp_path):
     config = configured(
         trained, tmp_path, {"eval.torch_checkpoint": str(file), "model.mean": (0.25,), "model.std": (0.125,)}
     )
-    assert (run.create(config, tmp_path).module.mean, run.create(config, tmp_path).module.std) == (0.25, 0.125)
+    assert (experiment.create(config, tmp_path).module.mean, experiment.create(config, tmp_path).module.std) == (
+        0.25,
+        0.125,
+    )
     convert.main([str(trained.workdir), str(tmp_path / "bare.npz"), "--bare"])
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(tmp_path / "bare.npz")})
-    assert (run.create(config, tmp_path).module.mean, run.create(config, tmp_path).module.std) == (0.0, 1.0)
-    setting = evaluate.describe_setting(run.create(config, tmp_path), variables(trained), COUNT)
+    assert (experiment.create(config, tmp_path).module.mean, experiment.create(config, tmp_path).module.std) == (
+        0.0,
+        1.0,
+    )
+    setting = evaluate.describe_setting(experiment.create(config, tmp_path), variables(trained), COUNT)
     assert setting != evaluate.describe_setting(trained, variables(trained), COUNT)  # outcomes are not mixed up
 
 
@@ -78,7 +87,7 @@ def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     convert.main([str(file), str(directory)])
     config = configured(trained, directory, {})
     cli.check(config, directory, "evaluate")
-    evaluate.evaluate(run.create(config, directory))
+    evaluate.evaluate(experiment.create(config, directory))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
     with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, --config\.init_from="):
@@ -99,10 +108,10 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
         "batch_size": 64, "attack.num_steps": 1, "eval.validation_attack": "pgd1",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    the_run = run.create(configured(trained, workdir, changes), workdir)
+    the_run = experiment.create(configured(trained, workdir, changes), workdir)
     workdir.mkdir()
     (workdir / "config.json").write_text(configs.to_json(the_run.config))
-    train.train(the_run)
+    loop.train(the_run)
     after, before = variables(the_run), variables(trained)
     assert_equal_trees(after["params"], before["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).all()), after["batch_stats"], before["batch_stats"])
@@ -111,7 +120,7 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
     again = configured(trained, workdir, changes)
     cli.check(again, workdir, "train")
     assert again.to_dict() == the_run.config.to_dict()
-    assert int(train.train(run.create(again, workdir)).step) == 1
+    assert int(loop.train(experiment.create(again, workdir)).step) == 1
 
 
 def test_runs_of_before_these_fields_go_on(trained):
@@ -252,7 +261,7 @@ def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, 
     elif kind == "truncated":
         path.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InvalidInput) as caught:
-        run.create(configured(trained, workdir, {field: str(path)}), workdir)
+        experiment.create(configured(trained, workdir, {field: str(path)}), workdir)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -286,7 +295,7 @@ def test_the_command_itself_and_code_in_a_file(tmp_path):
     package_for(".pt")
     marker, path = tmp_path / "executed", tmp_path / "bad.pt"
     with_code(path, marker)
-    command = [sys.executable, "-m", "infofeat_jax.convert", str(path), str(tmp_path / "out")]
+    command = [sys.executable, "-m", "infofeat_jax.export.convert", str(path), str(tmp_path / "out")]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 2
     assert "refused: it holds more than tensors" in process.stderr

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from test_update import create_run
+from test_step import create_run
 
-from infofeat_jax import models, parallel, run, train
-from infofeat_jax.update import update
+from infofeat_jax import experiment, models
+from infofeat_jax.runtime import devices
+from infofeat_jax.training import loop
+from infofeat_jax.training.step import update
 
 SHAPE = (8, 16, 16, 3)
 MODELS = {"resnet10": 8, "wrn_10_1": 16}  # name: width
@@ -25,8 +27,8 @@ def compiled(method: str, model: str = "resnet10"):
     batch = np.asarray(255 * images, np.uint8), np.asarray(labels)
     state = jax.eval_shape(lambda: the_run.module.init(jax.random.key(0), images))
     opt_state = jax.eval_shape(the_run.optimizer.init, state["params"])
-    state = run.State(jnp.int32(0), state["params"], state["batch_stats"], opt_state)
-    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    state = experiment.State(jnp.int32(0), state["params"], state["batch_stats"], opt_state)
+    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
     return step.lower(state, batch, jax.random.key(0)).compile()
 
 
@@ -69,9 +71,9 @@ def test_activations_are_not_computed_again_where_they_are_transposed():
 def test_nothing_is_reduced_between_devices_inside_the_attack():
     """All communication stays outside the attack's loop."""
     the_run = create_run("infofeature", 8)
-    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
-    batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
-    text = step.lower(run.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
+    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
+    batch = devices.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
+    text = step.lower(experiment.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
     assert "all-reduce" in text
     assert in_loops(text, " dot(")  # the small network's convolution, of few inputs
     assert not in_loops(text, "all-reduce")
@@ -87,10 +89,10 @@ def test_each_program_is_compiled_once(tmp_path):
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, _, **more: compilations.append(event) if event.endswith("backend_compile_duration") else None
     )
-    finish = train.finish_epoch
+    finish = loop.finish_epoch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "finish_epoch", lambda *args: (finish(*args), epochs.append(len(compilations))))
-        train.train(the_run._replace(config=config, workdir=tmp_path))
+        patch.setattr(loop, "finish_epoch", lambda *args: (finish(*args), epochs.append(len(compilations))))
+        loop.train(the_run._replace(config=config, workdir=tmp_path))
     assert epochs[0] > 0
     assert epochs[0] == epochs[1] == epochs[2]
 

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infofeat_jax import attacks, checkpoint, evaluate, metrics, probes, run
+from infofeat_jax import attacks, experiment
 from infofeat_jax import config as configs
-from infofeat_jax.probes import Probes
+from infofeat_jax.evaluation import evaluate, probes
+from infofeat_jax.evaluation.probes import Probes
+from infofeat_jax.runtime import files
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 COUNT = 20
 
 
-def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> run.Run:
+def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> experiment.Run:
     """A run of a small network with one checkpoint, its initial state."""
     config = configs.default()
     config.seed = seed
@@ -26,12 +29,12 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> run.Run:
     small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "pictures": 3, "probe_examples": 0}
     config.eval.update(small | evaluation)
     config = configs.resolve(config)
-    the_run = run.create(config, directory)
+    the_run = experiment.create(config, directory)
     if not (directory / "config.json").exists():
         directory.mkdir(parents=True)
-        metrics.write_atomically(directory / "config.json", configs.to_json(config))
+        files.write_atomically(directory / "config.json", configs.to_json(config))
         with checkpoint.opened(directory) as checkpoints:
-            checkpoint.save(checkpoints.epochs, 7, run.create_state(the_run), 0.5)
+            checkpoint.save(checkpoints.epochs, 7, experiment.create_state(the_run), 0.5)
     return the_run
 
 
@@ -45,7 +48,7 @@ def outcomes(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         return dict(saved)
 
 
-def batches(the_run: run.Run):
+def batches(the_run: experiment.Run):
     """(key, images, labels) as the evaluation cuts and numbers them, the last batch filled up."""
     root = jax.random.fold_in(jax.random.key(the_run.config.seed), evaluate.RANDOM_STARTS)
     for index, start in enumerate(range(0, COUNT, 16)):
@@ -54,8 +57,8 @@ def batches(the_run: run.Run):
         yield jax.random.fold_in(root, index), images, jnp.asarray(the_run.data.test.labels[rows])
 
 
-def forward(the_run: run.Run):
-    variables = run.restore(the_run, "latest").variables
+def forward(the_run: experiment.Run):
+    variables = experiment.restore(the_run, "latest").variables
     return jax.jit(lambda images: the_run.module.apply(variables, images))
 
 
@@ -111,7 +114,7 @@ def test_other_weights_are_measured_anew(directory, monkeypatch):
     monkeypatch.setattr(evaluate, "measure_one", lambda run, name, *_: measured.append(name) or np.ones(COUNT, bool))
     the_run = make(directory / "weights", attacks=("clean",), pictures=0)
     evaluate.evaluate(the_run)
-    state = run.restore(the_run, "best")
+    state = experiment.restore(the_run, "best")
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
         checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
@@ -174,7 +177,7 @@ def test_a_source_of_other_data_is_refused(directory):
     before = path.read_text()
     path.write_text(before.replace('"digits"', '"cifar10"'))
     with pytest.raises(InvalidInput, match="crafted on 'source': it was trained on cifar10, not on digits"):
-        run.source(target, "source")
+        experiment.source(target, "source")
     path.write_text(before)
     with pytest.raises(InvalidInput, match="crafted on 'nobody': no run in"):
-        run.check_source(target.workdir, "nobody")
+        experiment.check_source(target.workdir, "nobody")

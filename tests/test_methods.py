@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from infofeat_jax import attacks, methods, objectives
 from infofeat_jax import config as configs
 from infofeat_jax.attacks import coupled
+from infofeat_jax.experiment import Run, State
 from infofeat_jax.methods import METHODS, VARIANTS, Batch, Options, labels, losses
 from infofeat_jax.models import layers
-from infofeat_jax.run import Run, State
+from infofeat_jax.training.step import update
 from infofeat_jax.types import InvalidInput, Outputs
-from infofeat_jax.update import update
 
 KEY = jax.random.key(0)
 SCALES = ["k10/s0.1", "k10/s1", "k10/s10", "k10/s40", "k100/s10"]

@@ -22,6 +22,7 @@ from sklearn.datasets import load_digits
 from infofeat_jax import cli, report
 from infofeat_jax import config as configs
 from infofeat_jax.report import (
+    cam_images,
     collect,
     estimate,
     figures,
@@ -29,10 +30,9 @@ from infofeat_jax.report import (
     notes,
     page,
     paper,
-    pictures,
     provenance,
-    table,
     tables,
+    terminal,
 )  # fmt: skip
 from infofeat_jax.types import InvalidInput
 
@@ -563,18 +563,19 @@ def test_validation_curves_are_means_over_seeds(tmp_path):
 
 def test_the_pictures_are_the_recorded_ones():
     arrays = create_pictures()
-    clean, attacked, difference, *maps = pictures.tiles(arrays, 1)
+    clean, attacked, difference, *maps = cam_images.tiles(arrays, 1)
     factor = len(clean) // 8
     np.testing.assert_allclose(clean[::factor, ::factor, 0], arrays["images"][1, ..., 0])
     np.testing.assert_allclose(attacked[::factor, ::factor, 2], arrays["perturbed"][1, ..., 0])
-    assert pictures.amplification(arrays) == pytest.approx(4)
+    assert cam_images.amplification(arrays) == pytest.approx(4)
     apart = arrays["perturbed"][1] - arrays["images"][1]
     np.testing.assert_allclose(difference[::factor, ::factor], np.broadcast_to(0.5 + 4 * apart, (8, 8, 3)), atol=1e-6)
     assert all(one.shape == clean.shape and one.min() >= 0 and one.max() <= 1 for one in maps)
-    assert pictures.mosaic(arrays).shape == (3 * len(clean) + 2 * pictures.GAP, 5 * len(clean) + 4 * pictures.GAP, 4)
-    assert pictures.describe(arrays, 1) == "label 1\nclean: taken for 1\nattacked: taken for 7"
+    height, width = 3 * len(clean) + 2 * cam_images.GAP, 5 * len(clean) + 4 * cam_images.GAP
+    assert cam_images.mosaic(arrays).shape == (height, width, 4)
+    assert cam_images.describe(arrays, 1) == "label 1\nclean: taken for 1\nattacked: taken for 7"
     grey = np.full((8, 8, 3), 0.5)
-    bright = pictures.overlay(grey, np.array([[0.0, 1.0]]))
+    bright = cam_images.overlay(grey, np.array([[0.0, 1.0]]))
     assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
 
 
@@ -635,7 +636,7 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path, monkeypatch, capsys, columns
     monkeypatch.setenv("COLUMNS", str(columns))
     values = {name: 0.111 * (index + 1) for index, name in enumerate(("clean", "pgd20", "cw20", "infofeature20"))}
     write_run(tmp_path / "madry", create_config(), create_results(create_config(), values))
-    table.show(tmp_path)
+    terminal.show(tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if "Madry" in line)
     assert line.split()[1:] == ["11.1", "22.2", "33.3", "44.4", "11.1"]  # the last: worst case
 

@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
-from infofeat_jax import accuracy, study
 from infofeat_jax import config as configs
+from infofeat_jax import study
+from infofeat_jax.evaluation import accuracy
 from infofeat_jax.types import InvalidInput
 
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))

@@ -6,10 +6,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
+from infofeat_jax.models.pytorch.reading import from_torch
+from infofeat_jax.models.pytorch.writing import save_torch, to_torch
 from infofeat_jax.models.resnet import Normalization, PreActResNet, ResNet
 from infofeat_jax.models.serving import export
-from infofeat_jax.models.torch_export import save_torch, to_torch
-from infofeat_jax.models.torch_import import from_torch
 from infofeat_jax.models.wide_resnet import WideResNet
 from infofeat_jax.types import InvalidInput
 

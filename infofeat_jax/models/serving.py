@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from infofeat_jax.models.torch_names import Variables
+from infofeat_jax.models.pytorch.names import Variables
 from infofeat_jax.types import InvalidInput
 
 PLATFORMS = ("cpu", "cuda", "tpu")

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from infofeat_jax import metrics
-from infofeat_jax.report import collect, table
+from infofeat_jax.report import collect, terminal
+from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
 
@@ -14,17 +14,17 @@ def write(directory: pathlib.Path) -> pathlib.Path:
     last. Returns the page's path. Raises InvalidInput.
     """
     study = collect.collect(directory)
-    table.show_study(study)
+    terminal.show_study(study)
     output = study.directory / "report"
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
-        files = create_files(study)
-        for name, content in files.items():
-            metrics.write_atomically(output / name, content)
+        written = create_files(study)
+        for name, content in written.items():
+            files.write_atomically(output / name, content)
     except OSError as error:
         raise InvalidInput(f"the report cannot be written to {output} ({error}): make room or permit it") from None
     for stale in (output / "figures").glob("*.[ps][nv]g"):
-        if f"figures/{stale.name}" not in files:
+        if f"figures/{stale.name}" not in written:
             stale.unlink()
     print(f"report: {output / 'index.html'}")
     return output / "index.html"

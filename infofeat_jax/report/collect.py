@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from infofeat_jax import config as configs
-from infofeat_jax import metrics
 from infofeat_jax.report import paper
+from infofeat_jax.training import records
 from infofeat_jax.types import InvalidInput, check_choice
 
 UNFINISHED, LEFT_OUT = ("in training", "not evaluated"), "left out: "  # beginnings of reasons
@@ -119,7 +119,7 @@ def find_runs(directory: pathlib.Path, description: Mapping) -> dict[str, dict]:
 def read_run(directory: pathlib.Path, row: str, seed: int | None) -> Run:
     """A run with what its files say; `seed` as expected, None for the one that it was trained with."""
     config, results = _read_json(directory / "config.json"), _read_json(directory / "results.json")
-    epochs = [line for line in metrics.read(directory / "metrics.jsonl") if "epoch" in line]
+    epochs = [line for line in records.read(directory / "metrics.jsonl") if "epoch" in line]
     gap = find_gap(config, results, epochs)
     config, results = (value if isinstance(value, dict) else {} for value in (config, results))
     config = config or results.get("config", {})

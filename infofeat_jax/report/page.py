@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jinja2
 
-from infofeat_jax.report import figures, notes, pictures, provenance, tables
+from infofeat_jax.report import cam_images, figures, notes, provenance, tables
 from infofeat_jax.report.collect import Run, Study
 
 HEADINGS = {
@@ -50,14 +50,16 @@ def draw_pictures(study: Study) -> list[tuple[Run, Drawing]]:
     """The class activation maps of each run that kept some."""
     drawn = []
     for run in study.runs:
-        arrays = pictures.load(study.directory / run.name / "pictures.npz")
+        arrays = cam_images.load(study.directory / run.name / "pictures.npz")
         if not arrays:
             continue
-        draw = partial(pictures.draw, arrays)
-        png, svg = (figures.render(draw, kind, "any", pictures.DPI) for kind in ("png", "svg"))
+        draw = partial(cam_images.draw, arrays)
+        png, svg = (figures.render(draw, kind, "any", cam_images.DPI) for kind in ("png", "svg"))
         files = {f"maps-{run.name}.png": png, f"maps-{run.name}.svg": svg}
-        alt = "; ".join(pictures.describe(arrays, index).replace("\n", ", ") for index in range(len(arrays["labels"])))
-        image = Image(data_uri(png, "png"), "", alt, pictures.caption(arrays), scale=False)
+        alt = "; ".join(
+            cam_images.describe(arrays, index).replace("\n", ", ") for index in range(len(arrays["labels"]))
+        )
+        image = Image(data_uri(png, "png"), "", alt, cam_images.caption(arrays), scale=False)
         drawn.append((run, Drawing(files, image)))
     return drawn
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from golden_attacks import EPSILON, images, labels, network
 
-from infofeat_jax import objectives, probes, sanity
+from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.autoattack import ROBUST, plan_of, steps
 from infofeat_jax.attacks.square import square_search
+from infofeat_jax.evaluation import heuristics, probes
 from infofeat_jax.types import InvalidInput
 
 KEY = jax.random.key(0)
@@ -27,7 +28,7 @@ def kinds(found: list[str]) -> list[str]:
 
 def raised(forward, x=X, **options) -> list[str]:
     seen = probes.probe(forward, KEY, x, jnp.asarray(forward(x).argmax(-1)), **(BUDGET | options))
-    return kinds(sanity.flags(seen))
+    return kinds(heuristics.flags(seen))
 
 
 def gradient_times(sign):
@@ -44,7 +45,7 @@ def gradient_times(sign):
 def test_a_sound_network_raises_none(norm, step_size):
     x, y = images("ensemble/images_u8"), labels("ensemble/labels")
     seen = probes.probe(network(), KEY, x, y, epsilon=EPSILON[norm], step_size=step_size, norm=norm)
-    assert sanity.flags(seen) == []
+    assert heuristics.flags(seen) == []
     assert seen.correct["clean"].sum() > seen.correct["steps"].sum() > seen.correct["large budget"].sum() == 0
 
 
@@ -83,7 +84,7 @@ def test_steps_too_short_need_more_of_them():
     seen = probes.probe(SOUND, KEY, X, Y, epsilon=0.05, step_size=0.0005)
     shares = [f"{seen.correct[name].mean():.1%}" for name in ("steps", "more steps")]
     expected = f"PGD has not converged: {shares[0]} of 24 images withstand 20 steps, {shares[1]} with 100 steps"
-    assert any(flag.startswith(expected) for flag in sanity.flags(seen))
+    assert any(flag.startswith(expected) for flag in heuristics.flags(seen))
 
 
 def test_square_breaking_what_gradients_left_is_flagged():
@@ -94,7 +95,7 @@ def test_square_breaking_what_gradients_left_is_flagged():
         *_, (_, standing) = steps(plan_of(searches), jax.tree_util.Partial(forward), KEY, np.asarray(X), y)
         broken_by = standing.broken_by
         after = {name: (broken_by == ROBUST) | (broken_by > i) for i, name in enumerate(searches, 1)}
-        assert kinds(sanity.flags(None, {}, after)) == expected
+        assert kinds(heuristics.flags(None, {}, after)) == expected
 
 
 def outcome(correct: int, count: int = 200) -> np.ndarray:
@@ -114,13 +115,13 @@ def outcome(correct: int, count: int = 200) -> np.ndarray:
     ],
 )
 def test_flags_of_measured_accuracies(outcomes, expected):
-    assert kinds(sanity.flags(None, {name: outcome(correct) for name, correct in outcomes.items()})) == expected
+    assert kinds(heuristics.flags(None, {name: outcome(correct) for name, correct in outcomes.items()})) == expected
 
 
 def test_attacks_on_fewer_examples_are_compared_on_those():
     pgd = np.concatenate([outcome(50, 100), np.ones(900, bool)])
-    assert sanity.flags(None, {"pgd20": pgd, "autoattack": outcome(45, 100)}) == []
-    (flag,) = sanity.flags(None, {"pgd20": pgd, "autoattack": outcome(30, 100)})
+    assert heuristics.flags(None, {"pgd20": pgd, "autoattack": outcome(45, 100)}) == []
+    (flag,) = heuristics.flags(None, {"pgd20": pgd, "autoattack": outcome(30, 100)})
     assert "of 100 images 30.0% under autoattack are correct and 50.0% under pgd20" in flag
 
 

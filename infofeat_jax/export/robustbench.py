@@ -1,6 +1,6 @@
 """Writes what an entry in RobustBench's leaderboard needs: its JSON, and the state_dict.
 
-  python -m infofeat_jax.robustbench runs/cifar10_wrn/infofeature entry --name=Yan2026Improving \\
+  python -m infofeat_jax.export.robustbench runs/cifar10_wrn/infofeature entry --name=Yan2026Improving \\
       --title="Improving ..." --authors="First Author, Second Author" --venue="arXiv" --link=https://arxiv.org/abs/...
 
 The figures come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
@@ -15,7 +15,9 @@ from typing import Any
 
 from absl import logging
 
-from infofeat_jax import checkpoint, cli, metrics, models, weights
+from infofeat_jax import cli, models, weights
+from infofeat_jax.runtime import files
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 EXAMPLES = 10_000  # of the test split; AutoAttack on all of them
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = options.target / f"{options.name}.pt"
     models.save_torch(state, variables, mean=module.mean, std=module.std)
-    metrics.write_atomically(folder / f"{options.name}.json", json.dumps(entry, indent=2) + "\n")
+    files.write_atomically(folder / f"{options.name}.json", json.dumps(entry, indent=2) + "\n")
     print(f"{state}: {entry['architecture']}; normalise by its buffers: (images - mu) / sigma")
     print(f"{folder / options.name}.json: clean {entry['clean_acc']}, AutoAttack {entry['autoattack_acc']}")
 
@@ -52,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the module's documentation explains it."""
     summary, details = __doc__.split("\n", 1)
     parser = argparse.ArgumentParser(
-        "python -m infofeat_jax.robustbench", description=summary, epilog=details,
+        "python -m infofeat_jax.export.robustbench", description=summary, epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="the directory of a finished run")

@@ -16,9 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
-from infofeat_jax import checkpoint, data, methods, optim, parallel, weights
 from infofeat_jax import config as configs
+from infofeat_jax import data, methods, weights
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.runtime import devices
+from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.types import InvalidInput
 
 
@@ -66,8 +68,8 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
 
     Raises InvalidInput.
     """
-    parallel.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
-    parallel.check_divisible("eval.batch_size", config.eval.batch_size)
+    devices.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
+    devices.check_divisible("eval.batch_size", config.eval.batch_size)
     make_method = partial(create_method, config)
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
     make_method(10), make_module(10)  # errors before the data is read
@@ -80,10 +82,10 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
     steps = steps_per_epoch(len(dataset.train.labels), config.batch_size)
     options = config.optimizer
-    schedule = optim.step_schedule(options.learning_rate, options.milestones, options.decay, steps)
+    schedule = optimizers.step_schedule(options.learning_rate, options.milestones, options.decay, steps)
     return Run(
-        config, workdir, dataset, parallel.mesh(), make_module(dataset.num_classes),
-        make_method(dataset.num_classes), optim.sgd(schedule, options.momentum, options.weight_decay), schedule,
+        config, workdir, dataset, devices.mesh(), make_module(dataset.num_classes),
+        make_method(dataset.num_classes), optimizers.sgd(schedule, options.momentum, options.weight_decay), schedule,
         steps, initial,
     )  # fmt: skip
 
@@ -105,12 +107,12 @@ def create_state(run: Run) -> State:
     state = jax.jit(partial(_initial_state, run))(jax.random.key(run.config.seed))
     if run.initial is not None:
         state = state._replace(**run.initial)
-    return parallel.replicate(run.mesh, jax.tree.map(np.asarray, state))
+    return devices.replicate(run.mesh, jax.tree.map(np.asarray, state))
 
 
 def describe_state(run: Run) -> State:
     """Shapes, types and places of the state's arrays, without computing them."""
-    return parallel.replicated(run.mesh, jax.eval_shape(partial(_initial_state, run), jax.random.key(0)))
+    return devices.replicated(run.mesh, jax.eval_shape(partial(_initial_state, run), jax.random.key(0)))
 
 
 def _initial_state(run: Run, key) -> State:

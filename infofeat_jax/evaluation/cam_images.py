@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infofeat_jax import accuracy, attacks
+from infofeat_jax import attacks
 from infofeat_jax.data import Split
-from infofeat_jax.run import Run
+from infofeat_jax.evaluation import accuracy
+from infofeat_jax.experiment import Run
 
 STEPS = 20
 

@@ -12,10 +12,11 @@ from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import config as configs
-from infofeat_jax import metrics, parallel, stopping, threat
+from infofeat_jax import threat
 from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Progress, Standing, plan, steps
 from infofeat_jax.data import Split
-from infofeat_jax.run import Run
+from infofeat_jax.experiment import Run
+from infofeat_jax.runtime import devices, files, processes, signals
 from infofeat_jax.types import Stopped
 
 FILE = "autoattack.npz"
@@ -39,22 +40,22 @@ def attack(
     setting = describe_setting(evaluation, len(labels))
     path, saved = run.workdir / FILE, time.monotonic()
     standing = load(path, setting)
-    parallel.barrier("AutoAttack's standing read")  # before one process saves the next
+    processes.barrier("AutoAttack's standing read")  # before one process saves the next
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    mesh, variables = parallel.own_part(run.mesh, variables)  # the loop over survivors runs on the host
+    mesh, variables = devices.own_part(run.mesh, variables)  # the loop over survivors runs on the host
     batches = steps(
         stages, Partial(run.module.apply, variables), key, images, labels,
-        batch_size=config.eval.batch_size, standing=standing, place=partial(parallel.place, mesh),
+        batch_size=config.eval.batch_size, standing=standing, place=partial(devices.place, mesh),
     )  # fmt: skip
     for progress, standing in batches:
         on_progress(progress)
-        stop = stopping.requested()
-        if parallel.is_writer() and (stop or time.monotonic() - saved > SAVE_EVERY):
+        stop = signals.requested()
+        if processes.is_writer() and (stop or time.monotonic() - saved > SAVE_EVERY):
             save(path, setting, standing)
             saved = time.monotonic()
         if stop:
             raise Stopped("stopped in AutoAttack; its standing is saved: the same command goes on from there")
-    if parallel.is_writer():
+    if processes.is_writer():
         save(path, setting, standing)
     return standing.broken_by == ROBUST
 
@@ -77,12 +78,12 @@ def describe_setting(evaluation: str, count: int) -> str:
 
 def save(path: pathlib.Path, setting: str, standing: Standing) -> None:
     """Replaces the file as a whole."""
-    metrics.write_arrays_atomically(path, {"setting": setting, **standing._asdict()})
+    files.write_arrays_atomically(path, {"setting": setting, **standing._asdict()})
 
 
 def load(path: pathlib.Path, setting: str) -> Standing | None:
     """The standing saved for the same setting, if any."""
-    saved = metrics.read_arrays(path, setting)
+    saved = files.read_arrays(path, setting)
     if saved is None or saved.keys() != set(Standing._fields):
         return None
     return Standing(**{name: value if value.ndim else int(value) for name, value in saved.items()})

@@ -1,8 +1,8 @@
 """Converts trained weights between PyTorch and this package, and for serving.
 
-  python -m infofeat_jax.convert robust.pt runs/robust        # a directory for main.py --mode=evaluate
-  python -m infofeat_jax.convert runs/mine robust.pt          # a state_dict: .pt, .pth, .safetensors, .npz
-  python -m infofeat_jax.convert runs/mine model.stablehlo    # weights and program in one file (jax.export)
+  python -m infofeat_jax.export.convert robust.pt runs/robust        # a directory for main.py --mode=evaluate
+  python -m infofeat_jax.export.convert runs/mine robust.pt          # a state_dict: .pt, .pth, .safetensors, .npz
+  python -m infofeat_jax.export.convert runs/mine model.stablehlo    # weights and program in one file (jax.export)
 
 SOURCE is a PyTorch checkpoint, or a run's directory, of which the best checkpoint is taken. What TARGET becomes
 follows from its ending; without one it is a directory.
@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from infofeat_jax import checkpoint, cli, metrics, models, optim, weights
+from infofeat_jax import cli, models, weights
 from infofeat_jax import config as configs
-from infofeat_jax.run import State
+from infofeat_jax.experiment import State
+from infofeat_jax.runtime import files
+from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.types import InvalidInput
 
 TORCH_FILES = (".pt", ".pth", ".safetensors", ".npz")
@@ -57,7 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the module's documentation explains it."""
     summary, details = __doc__.split("\n", 1)
     parser = argparse.ArgumentParser(
-        "python -m infofeat_jax.convert", description=summary, epilog=details,
+        "python -m infofeat_jax.export.convert", description=summary, epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     add = parser.add_argument
@@ -98,13 +100,13 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
     """Writes what evaluation needs of a run: the configuration's model, and one checkpoint, of step 0."""
     config = configs.default()
-    optimizer = optim.sgd(lambda _: 0.0, config.optimizer.momentum, config.optimizer.weight_decay)
+    optimizer = optimizers.sgd(lambda _: 0.0, config.optimizer.momentum, config.optimizer.weight_decay)
     state = State(jnp.zeros((), jnp.int32), *(variables[name] for name in ("params", "batch_stats")), None)
     state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
     with checkpoint.opened(directory) as checkpoints:
         checkpoint.save(checkpoints.epochs, 0, state, 0.0)
     values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}
-    metrics.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
+    files.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
 
 
 def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:

@@ -13,13 +13,15 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree, Shaped
 from ml_collections import ConfigDict
 
-from infofeat_jax import accuracy, cascade, checkpoint, distances, metrics, parallel, pictures, probes, sanity
 from infofeat_jax import config as configs
-from infofeat_jax import run as runs
+from infofeat_jax import experiment as runs
 from infofeat_jax.data import Split
-from infofeat_jax.probes import Probes
-from infofeat_jax.report import table
-from infofeat_jax.run import Run
+from infofeat_jax.evaluation import accuracy, autoattack, cam_images, distances, heuristics, probes
+from infofeat_jax.evaluation.probes import Probes
+from infofeat_jax.experiment import Run
+from infofeat_jax.report import terminal
+from infofeat_jax.runtime import console, files, processes
+from infofeat_jax.training import checkpoint, records
 
 OUTCOMES = "outcomes.npz"
 DISTANCE = "distance/"  # before the names of distances, beside the attacks' outcomes
@@ -37,15 +39,15 @@ def evaluate(run: Run) -> dict:
     if which == "both":
         path = run.workdir / "outcomes_latest.npz"
         results["latest"] = evaluate_checkpoint(run, split, "latest", path)
-    epochs = metrics.read(run.workdir / "metrics.jsonl")
+    epochs = records.read(run.workdir / "metrics.jsonl")
     results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
     results["finished"] = checkpoint.latest_step(run.workdir) == run.config.num_epochs * run.steps_per_epoch
     if run.config.eval.torch_checkpoint:
         results["checkpoint"] = run.config.eval.torch_checkpoint
     results |= {**run.facts(), "config": run.config.to_dict()}
-    if parallel.is_writer():
-        metrics.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
-        table.show(run.workdir)
+    if processes.is_writer():
+        files.write_atomically(run.workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        terminal.show(run.workdir)
     return results
 
 
@@ -68,12 +70,12 @@ def evaluate_checkpoint(run: Run, split: Split, which: str, path: pathlib.Path) 
     if which == "best" and run.config.eval.pictures:
         take_pictures(run, state.variables, split, setting)
     count = len(split.labels[: run.config.eval.autoattack_examples or None])
-    stages = cascade.after_stages(run.workdir, setting, count) if "autoattack" in outcomes else {}
+    stages = autoattack.after_stages(run.workdir, setting, count) if "autoattack" in outcomes else {}
     probed = probe(run, state.variables, split) if run.config.eval.probe_examples else None
     attacked = {name: outcome for name, outcome in outcomes.items() if not name.startswith(DISTANCE)}
     return summarise(outcomes, seconds) | {
         "autoattack_stages": {name: float(outcome.mean()) for name, outcome in stages.items()},
-        "flags": sanity.flags(probed, attacked, stages),
+        "flags": heuristics.flags(probed, attacked, stages),
         "checkpoint": which,
         "checkpoint_step": int(state.step),
         "num_examples": len(split.labels),
@@ -126,7 +128,7 @@ def measure(
     """({attack: correct [n], "distance/ATTACK": distance [n]}, {name: seconds}), saved in `path` after each."""
     names = [*run.config.eval.attacks, *(DISTANCE + name for name in run.config.eval.distances)]
     outcomes, seconds = load(path, setting) or load(run.workdir / OUTCOMES, setting) or ({}, {})
-    with metrics.progress(len(names), active=parallel.is_writer()) as show:
+    with console.progress(len(names), active=processes.is_writer()) as show:
         for index, name in enumerate(names):
             count = run.config.eval.autoattack_examples if name == "autoattack" else 0
             if name in outcomes and len(outcomes[name]) == len(split.labels[: count or None]):
@@ -139,16 +141,16 @@ def measure(
 
             outcomes[name] = measure_one(run, name, variables, split, setting, tell)
             seconds[name] = round(time.perf_counter() - start, 2)
-            if parallel.is_writer():
+            if processes.is_writer():
                 kept = {"setting": setting, "seconds": json.dumps(seconds)}
-                metrics.write_arrays_atomically(path, outcomes | kept)
+                files.write_arrays_atomically(path, outcomes | kept)
             show(index + 1, name, f"{describe(name, outcomes[name])} ({seconds[name]:.0f} s)")
     return outcomes, seconds
 
 
 def load(path: pathlib.Path, setting: str) -> tuple[dict[str, np.ndarray], dict[str, float]] | None:
     """What `path` holds of the same setting: (outcomes, seconds)."""
-    arrays = metrics.read_arrays(path, setting)
+    arrays = files.read_arrays(path, setting)
     return None if arrays is None else (arrays, json.loads(str(arrays.pop("seconds"))))
 
 
@@ -165,7 +167,7 @@ def measure_one(
     """The outcome of one attack, or one distance, on each example of `split`."""
     key = jax.random.fold_in(jax.random.key(run.config.seed), RANDOM_STARTS)
     if name == "autoattack":
-        return cascade.attack(
+        return autoattack.attack(
             run, variables, split, setting, lambda p: tell(f"{p.stage}, {p.survivors} of {p.examples} left", p.done)
         )
     if name.startswith(DISTANCE):
@@ -185,7 +187,7 @@ def measure_one(
 def take_pictures(run: Run, variables: PyTree, split: Split, setting: str) -> None:
     """Writes pictures.npz unless it holds them."""
     path, key = run.workdir / "pictures.npz", jax.random.fold_in(jax.random.key(run.config.seed), PICTURES)
-    if not parallel.is_writer() or load(path, setting):
+    if not processes.is_writer() or load(path, setting):
         return
-    arrays = pictures.take(run, variables, key, split)
-    metrics.write_arrays_atomically(path, arrays | {"setting": setting, "seconds": "{}"})
+    arrays = cam_images.take(run, variables, key, split)
+    files.write_arrays_atomically(path, arrays | {"setting": setting, "seconds": "{}"})

@@ -9,11 +9,13 @@ import jax
 import numpy as np
 from clu import parameter_overview
 
-from infofeat_jax import accuracy, checkpoint, health, memory, metrics, parallel, stopping
 from infofeat_jax.data.batches import batch_indices
-from infofeat_jax.run import Run, State, create_state, describe_state
+from infofeat_jax.evaluation import accuracy
+from infofeat_jax.experiment import Run, State, create_state, describe_state
+from infofeat_jax.runtime import console, devices, files, memory, processes, signals
+from infofeat_jax.training import checkpoint, health, records
+from infofeat_jax.training.step import update
 from infofeat_jax.types import Stopped
-from infofeat_jax.update import update
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 AHEAD = 4  # steps that may wait for the device, so that a request to stop is heeded soon
@@ -29,7 +31,7 @@ class Loop(NamedTuple):
     key: jax.Array
     skipped: frozenset[int]  # steps whose batches are left out
     checkpoints: checkpoint.Checkpoints
-    write: metrics.Write
+    write: records.Write
     show: Callable
 
 
@@ -47,18 +49,18 @@ def train(run: Run) -> State:
 
 def train_on(run: Run) -> State:
     """Trains from the newest checkpoint to the end."""
-    config, active = run.config, parallel.is_writer()
+    config, active = run.config, processes.is_writer()
     total = config.num_epochs * run.steps_per_epoch
     with checkpoint.opened(run.workdir, config.checkpoint.keep) as checkpoints:
         state = checkpoint.restore_newest(checkpoints, describe_state(run))
         state = create_state(run) if state is None else state
         start = int(state.step)
         if active:
-            metrics.rewind(run.workdir / "metrics.jsonl", start)
+            records.rewind(run.workdir / "metrics.jsonl", start)
             describe(run, state, start, total)
         with (
-            metrics.records(run.workdir, active=active, tensorboard=config.tensorboard) as write,
-            metrics.progress(total, start, active=active and start < total) as show,
+            records.records(run.workdir, active=active, tensorboard=config.tensorboard) as write,
+            console.progress(total, start, active=active and start < total) as show,
         ):
             loop = create_loop(run, checkpoints, write, show)
             if start and start % run.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
@@ -69,9 +71,9 @@ def train_on(run: Run) -> State:
     return state
 
 
-def create_loop(run: Run, checkpoints: checkpoint.Checkpoints, write: metrics.Write, show: Callable) -> Loop:
+def create_loop(run: Run, checkpoints: checkpoint.Checkpoints, write: records.Write, show: Callable) -> Loop:
     """Compiles (at first use) what a run's steps and validations need."""
-    step = parallel.parallelize_update(partial(update, run), run.mesh, run.config.parallel)
+    step = devices.parallelize_update(partial(update, run), run.mesh, run.config.parallel)
     step = memory.checked(step, LESS_MEMORY)
     attack = accuracy.create_attack(run.config.eval.validation_attack, **accuracy.budget(run.config))
     validations = {
@@ -88,7 +90,7 @@ def train_epoch(loop: Loop, state: State, start: int) -> State:
     end = (start // run.steps_per_epoch + 1) * run.steps_per_epoch
     began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and since then
     for step in range(start, end):
-        if stopping.requested():
+        if signals.requested():
             report_steps(loop, due, start, began)
             health.check(run, jax.device_get(recent))
             interrupt(loop, state, time.perf_counter() - began)
@@ -96,7 +98,7 @@ def train_epoch(loop: Loop, state: State, start: int) -> State:
             state = state._replace(step=state.step + 1)
             continue
         rows = batch_indices(config.seed, step, len(run.data.train.labels), config.batch_size)
-        batch = parallel.shard(run.mesh, (run.data.train.images[rows], run.data.train.labels[rows]))
+        batch = devices.shard(run.mesh, (run.data.train.images[rows], run.data.train.labels[rows]))
         state, values = loop.step(state, batch, loop.key)
         recent.append((step + 1, values))
         if (step + 1) % config.log_every == 0:
@@ -173,7 +175,7 @@ def validate(loop: Loop, one_batch: Callable, state: State) -> float:
 def describe(run: Run, state: State, start: int, total: int) -> None:
     """Says what is about to run, and writes the table of parameters."""
     overview = parameter_overview.get_parameter_overview(state.params)
-    metrics.write_atomically(run.workdir / "parameters.txt", overview + "\n")
+    files.write_atomically(run.workdir / "parameters.txt", overview + "\n")
     count = parameter_overview.count_parameters(state.params)
     what = f"continuing at step {start} of" if start else "training for"
     done = "finished already;" if start >= total else f"{what} {total} steps of {run.config.batch_size} images;"

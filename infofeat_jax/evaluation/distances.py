@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from infofeat_jax import accuracy, parallel, threat
+from infofeat_jax import threat
 from infofeat_jax.data import Split
-from infofeat_jax.run import Run
+from infofeat_jax.evaluation import accuracy
+from infofeat_jax.experiment import Run
+from infofeat_jax.runtime import devices
 
 
 def to_pgd(run: Run, name: str, variables, key, split: Split) -> Float[np.ndarray, " n"]:
@@ -27,6 +29,6 @@ def to_pgd(run: Run, name: str, variables, key, split: Split) -> Float[np.ndarra
         forward = partial(run.module.apply, variables)
         return threat.size("l2", attack(forward, key, images, labels) - pgd(forward, key, images, labels))
 
-    one_batch = parallel.parallelize_batch(one_batch, run.mesh)
+    one_batch = devices.parallelize_batch(one_batch, run.mesh)
     parts = accuracy.correct(one_batch, run.mesh, variables, key, split, run.config.eval.batch_size)
     return np.concatenate(list(parts))

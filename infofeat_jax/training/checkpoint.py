@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
-from infofeat_jax import parallel
+from infofeat_jax.runtime import processes
 from infofeat_jax.types import InvalidInput, RunFailed
 
 SCORE = "validation_score"  # what "best" means: robust validation accuracy, for standard training the clean one
@@ -41,11 +41,11 @@ def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
 
     Raises RunFailed if the last one cannot be written.
     """
-    if parallel.is_writer():
+    if processes.is_writer():
         for path in finished(workdir):
             if why := damage(path):
                 set_aside(path, why)
-    parallel.barrier("checkpoints verified")
+    processes.barrier("checkpoints verified")
     best = checkpoint_managers.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best])
     managers = Checkpoints(
@@ -99,7 +99,7 @@ def finish(manager: ocp.CheckpointManager) -> None:
     """Waits until what was saved is on disk, and seals it. Raises RunFailed if it could not be written."""
     try:
         manager.wait_until_finished()
-        if parallel.is_writer():
+        if processes.is_writer():
             seal(pathlib.Path(manager.directory))
     except Exception as error:  # orbax and TensorStore have no common one
         raise RunFailed(
@@ -121,9 +121,9 @@ def restore_newest(checkpoints: Checkpoints, like: PyTree) -> PyTree | None:
         try:  # the process died before it could be sealed
             return _restore(manager, step, like)
         except InvalidInput as error:
-            if parallel.is_writer():
+            if processes.is_writer():
                 set_aside(path, str(error))
-            parallel.barrier(f"{path} set aside")
+            processes.barrier(f"{path} set aside")
             manager.reload()
     return None
 

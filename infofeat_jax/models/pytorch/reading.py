@@ -9,10 +9,10 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from infofeat_jax.models.pytorch.architectures import choose
+from infofeat_jax.models.pytorch.files import as_arrays, is_array, read_checkpoint
+from infofeat_jax.models.pytorch.names import StateDict, listing, to_variables
 from infofeat_jax.models.resnet import Normalization
-from infofeat_jax.models.torch_architectures import choose
-from infofeat_jax.models.torch_files import as_arrays, is_array, read_checkpoint
-from infofeat_jax.models.torch_names import StateDict, listing, to_variables
 from infofeat_jax.types import InvalidInput
 
 # Put in front by DataParallel, torch.compile, AveragedModel, attack classes, Sequential(normalise, network).

@@ -7,12 +7,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_update import create_run
+from test_step import create_run
 
-from infofeat_jax import checkpoint, health, memory, stopping, train
-from infofeat_jax import run as runs
+from infofeat_jax import experiment as runs
+from infofeat_jax.runtime import memory, signals
+from infofeat_jax.training import checkpoint, health, loop
+from infofeat_jax.training.step import update
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
-from infofeat_jax.update import update
 
 EPOCHS = 3  # of 2 steps each
 
@@ -35,7 +36,7 @@ def in_directory(workdir, **changes) -> runs.Run:
 def whole(tmp_path_factory):
     """The final state of a run that nothing interrupted, and its records."""
     workdir = tmp_path_factory.mktemp("whole")
-    state = jax.device_get(train.train(in_directory(workdir)))
+    state = jax.device_get(loop.train(in_directory(workdir)))
     return state, records(workdir)
 
 
@@ -52,7 +53,7 @@ def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(run, who
     """The second time it goes backwards."""
     moments = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(moments))
-    assert same(whole[0], train.train(run))
+    assert same(whole[0], loop.train(run))
     assert checkpoint.latest_step(run.workdir) == 2 * EPOCHS
 
 
@@ -61,9 +62,9 @@ def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(run
     stops = 0
     while True:
         asked = iter([False, False, True])  # a step or a validation further each time
-        monkeypatch.setattr(stopping, "requested", lambda asked=asked: next(asked, True))
+        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
         try:
-            state = train.train(run)
+            state = loop.train(run)
             break
         except Stopped:
             stops += 1
@@ -95,28 +96,28 @@ def poisoned(at: int, leaf: str):
 
 @pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (4, "parameters")])
 def test_numbers_that_go_bad_stop_the_run_before_they_are_saved(run, monkeypatch, at, leaf):
-    monkeypatch.setattr(train, "update", poisoned(at, leaf))
+    monkeypatch.setattr(loop, "update", poisoned(at, leaf))
     digest = health.describe_batch(run, at - 1)["images"]
     expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last checkpoint before is of step 2.*skip_batches=1"
     with pytest.raises(RunFailed, match=expected):
-        train.train(run)
+        loop.train(run)
     assert checkpoint.latest_step(run.workdir) == 2
     assert all(np.isfinite(record.get("loss", 0.0)) for record in records(run.workdir))
 
 
 def test_stopping_while_numbers_are_bad_saves_nothing(run, monkeypatch):
-    monkeypatch.setattr(train, "update", poisoned(3, "parameters"))
+    monkeypatch.setattr(loop, "update", poisoned(3, "parameters"))
     asked = iter([False] * 5 + [True])  # 2 steps, 2 validations, 1 step
-    monkeypatch.setattr(stopping, "requested", lambda: next(asked, True))
+    monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
     with pytest.raises(RunFailed, match="step 3"):
-        train.train(run)
+        loop.train(run)
     assert [path.name for path in checkpoint.finished(run.workdir)] == ["2"]
 
 
 def test_a_bad_batch_can_be_left_out(tmp_path, monkeypatch, capsys):
     """As if its step had not been taken; and so again when the run is continued."""
-    monkeypatch.setattr(train, "update", poisoned(3, "parameters"))
-    state = jax.device_get(train.train(in_directory(tmp_path / "poisoned", skip_batches=1)))
+    monkeypatch.setattr(loop, "update", poisoned(3, "parameters"))
+    state = jax.device_get(loop.train(in_directory(tmp_path / "poisoned", skip_batches=1)))
     assert "going back, this batch is left out" in capsys.readouterr().out
     assert [batch["step"] for batch in health.read(tmp_path / "poisoned")] == [3]
     assert state.step == 2 * EPOCHS
@@ -124,12 +125,12 @@ def test_a_bad_batch_can_be_left_out(tmp_path, monkeypatch, capsys):
     clean = in_directory(tmp_path / "clean")
     clean.workdir.mkdir()
     (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
-    assert same(state, train.train(clean))
+    assert same(state, loop.train(clean))
 
 
 def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
     with pytest.raises(RunFailed, match=r"step 1, epoch 1, .*; there is no checkpoint before"):
-        train.train(in_directory(tmp_path, max_loss=1e-3))
+        loop.train(in_directory(tmp_path, max_loss=1e-3))
 
 
 def test_a_step_that_does_not_fit_is_refused_with_the_estimate(run, monkeypatch):
@@ -137,7 +138,7 @@ def test_a_step_that_does_not_fit_is_refused_with_the_estimate(run, monkeypatch)
     with pytest.raises(
         InvalidInput, match=r"a step takes 0\.\d+ GiB a device, which has 0\.00: lower config\.batch_size"
     ):
-        train.train(run)
+        loop.train(run)
 
 
 @pytest.mark.parametrize(
@@ -171,10 +172,10 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, whole, monkeypat
     state = None
     for count, stop in ((1, 3), (8, 6), (1, 99)):
         asked = iter([False] * stop)
-        monkeypatch.setattr(stopping, "requested", lambda asked=asked: next(asked, True))
+        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
         run = in_directory(tmp_path)._replace(mesh=create_run("standard", count).mesh)
         try:
-            state = train.train(run)
+            state = loop.train(run)
         except Stopped:
             assert [path.name for path in checkpoint.finished(tmp_path)]
     for one, other in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(jax.device_get(state)), strict=True):

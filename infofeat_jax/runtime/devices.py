@@ -1,4 +1,4 @@
-"""Devices and hosts; the only file that knows them.
+"""Programs over all devices; the only file that knows how a batch is split.
 
 "jit" (default): one program over a mesh, the batch split, the state replicated. The semantics are those of
 the whole batch on any number of devices: BatchNorm, batch-coupled attacks and random numbers do not change.
@@ -7,81 +7,17 @@ see their device's examples, gradients and statistics are averaged. jax.pmap is 
 and in those terms it is written here.
 """
 
-import os
-import platform
-import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from infofeat_jax.types import InvalidInput, PRNGKey, RunFailed
+from infofeat_jax.types import InvalidInput, PRNGKey
 
 AXIS = "batch"
-PATIENCE = 60  # seconds
-_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-
-
-def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Joins the processes of a multi-host run.
-
-    `coordinator` is "host:port" of process 0; "auto" finds everything itself (TPU pods, SLURM); "" is one process.
-    A process that is not heard of for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
-    """
-    timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
-    if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:
-        raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
-    try:
-        if coordinator == "auto":
-            jax.distributed.initialize(**timeouts)
-        elif coordinator:
-            jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
-    except (RuntimeError, ValueError) as error:
-        raise RunFailed(f"--coordinator={coordinator}: no connection: {' '.join(str(error).split())[:300]}") from error
-
-
-def leave(status: int) -> None:
-    """Ends this process after an error; of several, without waiting for the others as JAX would, which may hang."""
-    if jax.distributed.is_initialized():
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def is_writer() -> bool:
-    """Whether this process writes files and prints."""
-    return jax.process_index() == 0
-
-
-def keep_compiled() -> None:
-    """Has JAX keep compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where.
-
-    One directory a host, because programs for the CPU are made for its very model.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.join(root, "infofeat_jax", platform.node() or "host"))
-
-
-def tune_cpu() -> None:
-    """Has XLA:CPU convolve with Eigen instead of YNNPACK, unless XLA_FLAGS choose; before JAX meets its devices.
-
-    YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10.2) and can be half as fast at 256 and more
-    (0.11.2): docs/performance.md. Matrix products stay with it. Accelerators do not notice.
-    """
-    flags = os.environ.get("XLA_FLAGS", "")
-    if _YNNPACK not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=-individual_convolution".strip()
-
-
-def barrier(name: str) -> None:
-    """Waits for all processes of the run."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def mesh() -> Mesh:

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from infofeat_jax.data import augment
+from infofeat_jax.experiment import Run, State
 from infofeat_jax.methods import Batch
-from infofeat_jax.run import Run, State
 from infofeat_jax.types import Images, Outputs, PRNGKey
 
 

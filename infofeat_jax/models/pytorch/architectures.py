@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 
+from infofeat_jax.models.pytorch.names import StateDict, listing
 from infofeat_jax.models.resnet import PreActResNet, ResNet
-from infofeat_jax.models.torch_names import StateDict, listing
 from infofeat_jax.models.wide_resnet import WideResNet
 from infofeat_jax.types import InvalidInput
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from infofeat_jax.models.torch_names import StateDict
+from infofeat_jax.models.pytorch.names import StateDict
 from infofeat_jax.types import InvalidInput
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool
 
-from infofeat_jax.probes import MORE_STEPS, RESTARTS, STEPS, Probes
+from infofeat_jax.evaluation.probes import MORE_STEPS, RESTARTS, STEPS, Probes
 
 RANDOM = 1e-3  # relative difference of logits; rounding by another place in the batch stays far below
 # A difference counts from this many examples on, and from this share of them:

@@ -11,10 +11,11 @@ from flax.linen import Module
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infofeat_jax import attacks, parallel, stopping
+from infofeat_jax import attacks
 from infofeat_jax import config as configs
 from infofeat_jax.data import Split
 from infofeat_jax.data.batches import padded_batches
+from infofeat_jax.runtime import devices, signals
 from infofeat_jax.types import Attack, InvalidInput
 
 # Attacks whose name is followed by the number of steps ("pgd20"); all take config.eval.step_size.
@@ -86,12 +87,12 @@ def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Mo
             images = attack(partial((source or module).apply, other), key, images, labels)
         return module.apply(own, images).logits.argmax(-1) == labels
 
-    return parallel.parallelize_batch(one_batch, mesh)
+    return devices.parallelize_batch(one_batch, mesh)
 
 
 def correct(one_batch: OneBatch, mesh: Mesh, variables, key, split: Split, batch_size: int) -> Iterator[np.ndarray]:
     """Yields the results of `one_batch` (such as which examples stay correct) without those of padding."""
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size)):
-        stopping.check()
-        batch = parallel.shard(mesh, (images, labels))
+        signals.check()
+        batch = devices.shard(mesh, (images, labels))
         yield np.asarray(one_batch(variables, jax.random.fold_in(key, index), batch))[mask]

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from infofeat_jax.models.pytorch.architectures import choose
+from infofeat_jax.models.pytorch.files import write_checkpoint
+from infofeat_jax.models.pytorch.names import StateDict, Variables, match, to_state_dict
+from infofeat_jax.models.pytorch.reading import normalization
 from infofeat_jax.models.resnet import Normalization
-from infofeat_jax.models.torch_architectures import choose
-from infofeat_jax.models.torch_files import write_checkpoint
-from infofeat_jax.models.torch_import import normalization
-from infofeat_jax.models.torch_names import StateDict, Variables, match, to_state_dict
 from infofeat_jax.types import InvalidInput
 
 

@@ -5,9 +5,10 @@ import json
 import math
 import pathlib
 
-from infofeat_jax import checkpoint, metrics, parallel
 from infofeat_jax.data.batches import batch_indices
-from infofeat_jax.run import Run
+from infofeat_jax.experiment import Run
+from infofeat_jax.runtime import files, processes
+from infofeat_jax.training import checkpoint, records
 from infofeat_jax.types import RunFailed
 
 SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that were left out
@@ -43,11 +44,11 @@ def skip(run: Run, bad: BadNumbers) -> None:
             f"{what}; {good}: lower config.optimizer.learning_rate in another --workdir, or go back to it"
             f" and leave this batch out with --config.skip_batches={len(before) + 1}"
         )
-    parallel.barrier("skipped batches read")
-    if parallel.is_writer():
-        metrics.write_atomically(run.workdir / SKIPPED, json.dumps([*before, batch]) + "\n")
+    processes.barrier("skipped batches read")
+    if processes.is_writer():
+        files.write_atomically(run.workdir / SKIPPED, json.dumps([*before, batch]) + "\n")
         print(f"warning: {what}; {good}: going back, this batch is left out", flush=True)
-    parallel.barrier("skipped batches written")
+    processes.barrier("skipped batches written")
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
@@ -76,7 +77,7 @@ def has_collapsed(run: Run, rates: dict[str, float]) -> bool:
     """
     if run.method.attack is None:
         return False
-    earlier = [record for record in metrics.read(run.workdir / "metrics.jsonl") if "epoch" in record]
+    earlier = [record for record in records.read(run.workdir / "metrics.jsonl") if "epoch" in record]
     best = {name: max((r[f"validation_{name}_accuracy"] for r in earlier), default=0.0) for name in rates}
     robust = best["robust"] > 2 / run.data.num_classes and rates["robust"] < best["robust"] / 2
     return robust and rates["clean"] > best["clean"] / 2

@@ -10,16 +10,18 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, data, methods, models, optim, parallel, run
+from infofeat_jax import attacks, data, experiment, methods, models
 from infofeat_jax import config as configs
 from infofeat_jax.data import augment
-from infofeat_jax.update import update
+from infofeat_jax.runtime import devices
+from infofeat_jax.training import optimizers
+from infofeat_jax.training.step import update
 
 METHODS = ("standard", "infofeature", "feature_scatter", "trades")
 
 
 @cache
-def create_run(method: str, count: int = 1, mode: str = "jit") -> run.Run:
+def create_run(method: str, count: int = 1, mode: str = "jit") -> experiment.Run:
     """A run on random pictures and the first `count` devices."""
     config = configs.default()
     config.method.name = method
@@ -32,19 +34,19 @@ def create_run(method: str, count: int = 1, mode: str = "jit") -> run.Run:
     images, labels = (np.asarray(part) for part in small.batch(32))
     split = data.Split((255 * images).astype(np.uint8), labels.astype(np.int32))
     dataset = data.Dataset(split, split, split, 5, "noise")
-    schedule = optim.step_schedule(0.1, (1.0, 2.0), 0.1, 2)
-    mesh = jax.sharding.Mesh(jax.devices()[:count], (parallel.AXIS,))
-    return run.Run(
-        config, Path("."), dataset, mesh, module, run.create_method(config, 5),
-        optim.sgd(schedule, 0.9, 2e-4), schedule, 2,
+    schedule = optimizers.step_schedule(0.1, (1.0, 2.0), 0.1, 2)
+    mesh = jax.sharding.Mesh(jax.devices()[:count], (devices.AXIS,))
+    return experiment.Run(
+        config, Path("."), dataset, mesh, module, experiment.create_method(config, 5),
+        optimizers.sgd(schedule, 0.9, 2e-4), schedule, 2,
     )  # fmt: skip
 
 
-def steps(the_run: run.Run, num_steps: int = 3):
+def steps(the_run: experiment.Run, num_steps: int = 3):
     """(final state, metrics of the last step) after a few steps on the same batch."""
-    step = parallel.parallelize_update(partial(update, the_run), the_run.mesh, the_run.config.parallel)
-    batch = parallel.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
-    state = run.create_state(the_run)
+    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, the_run.config.parallel)
+    batch = devices.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
+    state = experiment.create_state(the_run)
     for _ in range(num_steps):
         state, values = step(state, batch, jax.random.key(0))
     return jax.device_get(state), jax.device_get(values)
@@ -59,7 +61,7 @@ def distance(a, b) -> float:
 def test_a_madry_step_is_the_plain_one():
     """Augmentation, PGD with BatchNorm in evaluation mode, one SGD step with coupled decay: by hand."""
     the_run = create_run("madry")
-    state = jax.device_get(run.create_state(the_run))
+    state = jax.device_get(experiment.create_state(the_run))
     labels = jnp.asarray(the_run.data.train.labels[:16])
     images = jnp.asarray(the_run.data.train.images[:16], jnp.float32) / 255
     value, params, moved = jax.jit(partial(plain_madry_step, the_run.module))(state, images, labels)
@@ -98,7 +100,7 @@ def plain_madry_step(module, state, images, labels):
 
 def test_sgd_is_pytorchs():
     """v = m v + (g + wd p); p -= lr v, with the rate dropping at its milestones."""
-    optimizer = optim.sgd(optim.step_schedule(0.1, (1.0, 1.5), 0.1, 2), 0.9, 0.01)
+    optimizer = optimizers.sgd(optimizers.step_schedule(0.1, (1.0, 1.5), 0.1, 2), 0.9, 0.01)
     p, v = np.array([1.0, -2.0]), np.zeros(2)
     params, state = jnp.asarray(p), optimizer.init(jnp.asarray(p))
     for step, rate in enumerate([0.1, 0.1, 0.01, 0.001]):
@@ -136,7 +138,7 @@ def test_pmap_gradients_are_means_not_sums():
     assert 0.7 < bias["pmap"] / bias["jit"] < 1.4
 
 
-def without_randomness(the_run: run.Run, **changes) -> run.Run:
+def without_randomness(the_run: experiment.Run, **changes) -> experiment.Run:
     """No augmentation, PGD without a random start: nothing depends on how keys are split."""
     config = the_run.config.copy_and_resolve_references()
     config.data.crop_padding, config.data.flip = 0, False
@@ -169,7 +171,7 @@ def test_accumulation_moves_the_statistics_with_each_part():
     double = without_randomness(plain, accumulate_steps=2)._replace(data=plain.data._replace(train=twice))
     (one, _), (two, _) = steps(half, 1), steps(double, 1)
     assert distance(one.params, two.params) < 1e-4
-    start = jax.device_get(run.create_state(plain)).batch_stats["bn1"]["mean"]
+    start = jax.device_get(experiment.create_state(plain)).batch_stats["bn1"]["mean"]
     first, second = (after.batch_stats["bn1"]["mean"] for after in (one, two))
     np.testing.assert_allclose(second - first, 0.9 * (first - start), rtol=1e-3, atol=1e-6)
 
@@ -197,17 +199,17 @@ def test_rematerialised_blocks_compute_the_same(name):
 
 
 def test_the_schedule_steps_at_its_milestones():
-    schedule = optim.step_schedule(0.1, (60.0, 90.0), 0.1, 10)
+    schedule = optimizers.step_schedule(0.1, (60.0, 90.0), 0.1, 10)
     np.testing.assert_allclose([schedule(599), schedule(600), schedule(900)], [0.1, 0.01, 0.001], rtol=1e-5)
 
 
 @pytest.mark.parametrize("milestones", [(90.0, 60.0), (0.0,), (float("nan"),), (float("inf"),)])
 def test_milestones_are_checked(milestones):
     with pytest.raises(methods.InvalidInput, match="increasing epochs"):
-        optim.step_schedule(0.1, milestones, 0.1, 10)
+        optimizers.step_schedule(0.1, milestones, 0.1, 10)
 
 
 @pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
 def test_decay_is_checked(decay):
     with pytest.raises(methods.InvalidInput, match=r"optimizer\.decay = "):
-        optim.step_schedule(0.1, (60.0,), decay, 10)
+        optimizers.step_schedule(0.1, (60.0,), decay, 10)

@@ -1,0 +1,1 @@
+"""Evaluation: attacks by name, AutoAttack that resumes, and heuristics for overestimated robustness."""

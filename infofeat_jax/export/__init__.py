@@ -1,0 +1,1 @@
+"""Commands that carry trained weights elsewhere: PyTorch files, StableHLO programs, RobustBench entries."""

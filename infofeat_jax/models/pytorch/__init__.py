@@ -1,0 +1,1 @@
+"""PyTorch checkpoints in and out: state_dicts of the public classes."""

@@ -1,0 +1,30 @@
+"""Files that are replaced as a whole: a reader, or a kill, sees the old content or the new."""
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Replaces `path` as a whole: readers and kills see the old content or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def write_arrays_atomically(path: pathlib.Path, arrays: Mapping) -> None:
+    """The same for an .npz of arrays."""
+    partial = path.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
+def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz of the same "setting"; None if there is no such file, or it is damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            arrays = dict(saved)
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        return None
+    return arrays if str(arrays.pop("setting", "")) == setting else None

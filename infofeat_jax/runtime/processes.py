@@ -1,0 +1,48 @@
+"""The processes of a multi-host run: how they find each other, which one writes, and how they end."""
+
+import os
+import sys
+
+import jax
+from jax.experimental import multihost_utils
+
+from infofeat_jax.types import InvalidInput, RunFailed
+
+PATIENCE = 60  # seconds
+
+
+def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
+    """Joins the processes of a multi-host run.
+
+    `coordinator` is "host:port" of process 0; "auto" finds everything itself (TPU pods, SLURM); "" is one process.
+    A process that is not heard of for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
+    """
+    timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
+    if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:
+        raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize(**timeouts)
+        elif coordinator:
+            jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
+    except (RuntimeError, ValueError) as error:
+        raise RunFailed(f"--coordinator={coordinator}: no connection: {' '.join(str(error).split())[:300]}") from error
+
+
+def leave(status: int) -> None:
+    """Ends this process after an error; of several, without waiting for the others as JAX would, which may hang."""
+    if jax.distributed.is_initialized():
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def is_writer() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits for all processes of the run."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
