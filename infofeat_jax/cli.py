@@ -6,19 +6,21 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import experiment, report, study, weights
-from infofeat_jax.evaluation import accuracy, evaluate
-from infofeat_jax.runtime import compilation, files, lock, processes, signals
-from infofeat_jax.training import loop, records
+from infofeat_jax import experiment as experiments
+from infofeat_jax import report, run, study, weights
+from infofeat_jax.evaluation import attack_names, evaluate
+from infofeat_jax.experiment import Experiment
+from infofeat_jax.runtime import compilation, processes, signals
+from infofeat_jax.training import records
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 
@@ -48,26 +50,26 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     if config.eval.torch_checkpoint:
         raise InvalidInput("config.eval.torch_checkpoint: one file is no study: give the --config of a single run")
     planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
-    for planned_run in planned:
-        check(planned_run.config, directory / planned_run.name, mode, coming=[other.name for other in planned])
+    for one in planned:
+        check(one.config, directory / one.name, mode, coming=[other.name for other in planned])
     if processes.is_writer():
         study.describe(config, planned, directory)
-    study.run_all(planned, directory, partial(execute_run, mode=mode))
+    for act in modes(mode):  # all are trained before the first is evaluated: attacks may be crafted on any of them
+        study.run_all(planned, directory, lambda config, workdir, act=act: act(experiments.create(config, workdir)))
     if processes.is_writer():
         report.write(directory)
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is evaluate) and evaluates one run of a resolved, checked configuration."""
-    the_run = experiment.create(config, directory)
-    if processes.is_writer():
-        directory.mkdir(parents=True, exist_ok=True)
-    with lock.lock(directory) if processes.is_writer() else nullcontext():
-        if mode == "train":
-            if processes.is_writer():
-                files.write_atomically(directory / "config.json", configs.to_json(config))
-            loop.train(the_run)
-        evaluate.evaluate(the_run)
+    experiment = experiments.create(config, directory)
+    for act in modes(mode):
+        act(experiment)
+
+
+def modes(mode: str) -> list[Callable[[Experiment], Any]]:
+    """What a mode does with a run, in order."""
+    return [run.evaluate_run] if mode == "evaluate" else [run.train, run.evaluate_run]
 
 
 def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collection[str] = ()) -> None:
@@ -75,9 +77,9 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
     `coming`: neighbouring runs that need not be there yet to craft transferred attacks on.
     """
-    accuracy.check_attacks(config)
-    for source in {accuracy.split_name(name)[1] for name in config.eval.attacks} - {"", *coming}:
-        experiment.check_source(directory, source)
+    evaluate.check_names(config.eval.attacks, config.eval.distances, config.eval.validation_attack)
+    for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
+        run.check_source(directory, source)
     if config.eval.torch_checkpoint:
         check_only_evaluated(config.eval.torch_checkpoint, directory, mode)
     elif mode == "evaluate" and not (directory / "checkpoints").is_dir():
@@ -86,7 +88,7 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     check_continues(directory, config, mode)
     if config.tensorboard:
         records.import_metric_writers()
-    experiment.create_method(config, 10)
+    experiments.create_method(config, 10)
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
@@ -176,7 +178,7 @@ def one_line_errors() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         brief = " ".join(str(error).split())[:300]
         if "RESOURCE_EXHAUSTED" in brief:  # beside the step, whose memory is estimated before it runs
-            advice = f"{loop.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
+            advice = f"{experiments.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
             status, text = 1, f"error: a device has too little memory ({brief}): {advice}"
         elif jax.distributed.is_initialized():
             status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"

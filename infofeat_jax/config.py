@@ -51,6 +51,7 @@ def default() -> ConfigDict:
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
     config.data.note = ""  # what reports should say of the data, such as "JPEG re-encoding"
+    config.data.split_seed = 0
     config.data.crop_padding = 4
     config.data.flip = True
 
@@ -69,6 +70,9 @@ def default() -> ConfigDict:
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
 
     config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"
+    config.optimizer.schedule = "piecewise"
+    config.optimizer.nesterov = False
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9
     config.optimizer.weight_decay = 2e-4
@@ -79,7 +83,7 @@ def default() -> ConfigDict:
     # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the neighbouring run RUN
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20", "autoattack")
     config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
-    config.eval.pictures = 8  # test images whose class activation maps are kept for the report
+    config.eval.cam_images = 8  # test images whose class activation maps are kept for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
     config.eval.step_size = 2.0
     config.eval.batch_size = 250
@@ -195,7 +199,7 @@ def _check(config: ConfigDict) -> None:
         ("eval.autoattack_examples", config.eval.autoattack_examples >= 0, "0 (all) or more"),
         ("eval.probe_examples", config.eval.probe_examples >= 0, "0 (none) or more"),
         ("eval.checkpoint", config.eval.checkpoint in ("best", "latest", "both"), "best, latest or both"),
-        ("eval.pictures", config.eval.pictures >= 0, "0 or more"),
+        ("eval.cam_images", config.eval.cam_images >= 0, "0 or more"),
         ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
     ]
     fields = dict(flatten(config.to_dict()))

@@ -1,44 +1,31 @@
-"""A run: configuration, data, model and devices put together, and the state that training moves."""
+"""An experiment: the parts that a resolved configuration describes. No module below reads a configuration."""
 
-import json
 import os
 import pathlib
 import platform
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, methods, weights
+from infofeat_jax import data, methods, streams, weights
+from infofeat_jax.data import augment
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.training.state import State, initial_state, state_shapes
+from infofeat_jax.training.step import make_step
+
+LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 
 
-class State(NamedTuple):
-    """All that training moves. With the configuration it determines the rest of the run."""
-
-    step: Int[Array, ""]
-    params: PyTree
-    batch_stats: PyTree
-    opt_state: PyTree
-
-    @property
-    def variables(self) -> dict[str, PyTree]:
-        """What `module.apply` takes for the frozen model."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-class Run(NamedTuple):
+class Experiment(NamedTuple):
     """What a configuration means on this machine."""
 
     config: ConfigDict
@@ -49,49 +36,49 @@ class Run(NamedTuple):
     method: methods.Method
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    steps_per_epoch: int
-    initial: weights.Variables | None = None  # of config.eval.torch_checkpoint or config.init_from
+    initial: weights.Variables | None = None  # weights that the configuration names, to start from or to evaluate
 
-    def facts(self) -> dict:
-        """What a reader needs to judge a figure."""
-        device = jax.devices()[0]
-        return {
-            "data": self.data.name,
-            "train_images": len(self.data.train.labels),
-            "hardware": f"{jax.device_count()} x {device.device_kind}" + _processor(device.platform),
-            "jax": jax.__version__,
-        }
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(h, w, c)."""
+        return self.data.train.images.shape[1:]
+
+    @property
+    def total_steps(self) -> int:
+        """Training steps in all."""
+        return self.config.num_epochs * steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
 
 
-def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Run:
+def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Experiment:
     """Checks everything that can be checked without computing, then loads the data unless it is given.
 
     Raises InvalidInput.
     """
     devices.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
     devices.check_divisible("eval.batch_size", config.eval.batch_size)
-    make_method = partial(create_method, config)
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
-    make_method(10), make_module(10)  # errors before the data is read
+    create_method(config, 10), create_optimizer(config, 10), make_module(10)  # errors before the data is read
     path, initial = weights.named(config, workdir) or ("", None)
-    dataset = dataset or data.load(
-        config.data.name, data_dir=config.data.data_dir or None, validation_size=config.data.validation_size,
-        train_size=config.data.train_size or None, test_size=config.data.test_size or None, seed=config.seed,
-    )  # fmt: skip
+    dataset = dataset or load_data(config)
     if initial is not None:
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
-    steps = steps_per_epoch(len(dataset.train.labels), config.batch_size)
-    options = config.optimizer
-    schedule = optimizers.step_schedule(options.learning_rate, options.milestones, options.decay, steps)
-    return Run(
-        config, workdir, dataset, devices.mesh(), make_module(dataset.num_classes),
-        make_method(dataset.num_classes), optimizers.sgd(schedule, options.momentum, options.weight_decay), schedule,
-        steps, initial,
+    optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
+    method = create_method(config, dataset.num_classes)
+    module = make_module(dataset.num_classes)
+    return Experiment(config, workdir, dataset, devices.mesh(), module, method, optimizer, schedule, initial)
+
+
+def load_data(config: ConfigDict) -> data.Dataset:
+    """The data of a resolved configuration. Raises InvalidInput."""
+    options = config.data
+    return data.load(
+        options.name, data_dir=options.data_dir or None, validation_size=options.validation_size,
+        train_size=options.train_size or None, test_size=options.test_size or None, seed=options.split_seed,
     )  # fmt: skip
 
 
 def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
-    """The training method of a resolved configuration, budgets converted to the images' units."""
+    """The training method of a resolved configuration, budgets converted to the images' units. Raises InvalidInput."""
     attack = {
         "norm": config.attack.norm,
         "epsilon": config.attack.epsilon / configs.LEVELS,
@@ -102,56 +89,64 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
     return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
 
 
-def create_state(run: Run) -> State:
+def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """(optimizer, schedule) of a resolved configuration, of `epoch_steps` steps an epoch. Raises InvalidInput."""
+    options = config.optimizer
+    schedule = optimizers.create_schedule(
+        options.schedule, learning_rate=options.learning_rate, milestones=options.milestones, decay=options.decay,
+        steps_per_epoch=epoch_steps, num_epochs=config.num_epochs,
+    )  # fmt: skip
+    given = {"momentum": options.momentum, "weight_decay": options.weight_decay, "nesterov": options.nesterov}
+    return optimizers.create_optimizer(options.name, schedule, **given), schedule
+
+
+def create_budget(config: ConfigDict) -> Budget:
+    """The threat model of the evaluation in the images' units."""
+    norm, epsilon = config.attack.norm, config.attack.epsilon
+    return Budget(norm, epsilon / configs.LEVELS, config.eval.step_size / configs.LEVELS)
+
+
+def compile_step(experiment: Experiment):
+    """The training step over all devices, refused with the estimate if it does not fit their memory."""
+    config = experiment.config
+    step = make_step(
+        experiment.module, experiment.method, experiment.optimizer, accumulate_steps=config.accumulate_steps,
+        augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
+    )  # fmt: skip
+    return devices.parallelize_update(step, experiment.mesh, config.parallel)
+
+
+def create_state(experiment: Experiment) -> State:
     """The initial state, a function of the seed alone or of the weights to start from, on all devices."""
-    state = jax.jit(partial(_initial_state, run))(jax.random.key(run.config.seed))
-    if run.initial is not None:
-        state = state._replace(**run.initial)
-    return devices.replicate(run.mesh, jax.tree.map(np.asarray, state))
+    parts = experiment.module, experiment.optimizer
+    key = streams.key(experiment.config.seed, "initial_weights")
+    begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given))
+    return devices.replicate(experiment.mesh, begin(key, experiment.initial))
 
 
-def describe_state(run: Run) -> State:
+def describe_state(experiment: Experiment) -> State:
     """Shapes, types and places of the state's arrays, without computing them."""
-    return devices.replicated(run.mesh, jax.eval_shape(partial(_initial_state, run), jax.random.key(0)))
+    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape)
+    return devices.replicated(experiment.mesh, shapes)
 
 
-def _initial_state(run: Run, key) -> State:
-    variables = run.module.init(key, jnp.zeros((1, *run.data.train.images.shape[1:])))
-    params = variables["params"]
-    return State(jnp.zeros((), jnp.int32), params, variables["batch_stats"], run.optimizer.init(params))
-
-
-def restore(run: Run, which: str) -> State:
-    """The state in the run's "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit.
+def restore(experiment: Experiment, which: str) -> State:
+    """The state in the "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit.
 
     With config.eval.torch_checkpoint the initial one, which holds that file's weights.
     """
-    if run.config.eval.torch_checkpoint:
-        return create_state(run)
-    return checkpoint.restore(run.workdir, which, describe_state(run))
+    if experiment.config.eval.torch_checkpoint:
+        return create_state(experiment)
+    return checkpoint.restore(experiment.workdir, which, describe_state(experiment))
 
 
-def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
-    """The configuration of the run beside `workdir` that transferred attacks are crafted on. Raises InvalidInput."""
-    directory = workdir.absolute().parent / name
-    try:
-        return ConfigDict(configs.complete(json.loads((directory / "config.json").read_text())))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory} ({error}): train it first") from None
-
-
-def source(run: Run, name: str) -> Run:
-    """The run that transferred attacks are crafted on: a neighbour of `run`, or a path from their directory.
-
-    It must have been trained on the same data. Raises InvalidInput.
-    """
-    config = check_source(run.workdir, name)
-    if config.data.name != run.config.data.name:
-        raise InvalidInput(
-            f"attacks crafted on {name!r}: it was trained on {config.data.name}, not on {run.config.data.name}"
-        )
-    return create(config, run.workdir.absolute().parent / name, run.data)
-
-
-def _processor(platform_name: str) -> str:
-    return f" ({os.cpu_count()} {platform.machine()} cores)" if platform_name == "cpu" else ""
+def facts(experiment: Experiment) -> dict[str, Any]:
+    """What a reader needs to judge a result."""
+    device = jax.devices()[0]
+    processor = f" ({os.cpu_count()} {platform.machine()} cores)" if device.platform == "cpu" else ""
+    return {
+        "data": experiment.data.name,
+        "train_images": len(experiment.data.train.labels),
+        "hardware": f"{jax.device_count()} x {device.device_kind}{processor}",
+        "jax": jax.__version__,
+    }

@@ -5,12 +5,12 @@ import json
 import pathlib
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax.evaluation import evaluate
+from infofeat_jax import run
 from infofeat_jax.report import collect
 from infofeat_jax.runtime import files, processes
 from infofeat_jax.types import InvalidInput
@@ -35,7 +35,7 @@ def plan(config: ConfigDict) -> list[Planned]:
     if not config.study.seeds:
         raise InvalidInput("config.study.seeds is empty: expected seeds such as (0, 1, 2)")
     planned = [Planned(*plan_run(config, text, seed)) for seed in config.study.seeds for text in config.study.rows]
-    names = [run.name for run in planned]
+    names = [one.name for one in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InvalidInput(f"config.study has {', '.join(twice)} twice: give the rows different labels")
     return planned
@@ -68,21 +68,21 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
     """
     path = directory / "study.json"
     earlier = collect.read_description(path)
-    runs = earlier.get("runs", {}) | {run.name: {"row": run.row, "seed": run.config.seed} for run in planned}
+    runs = earlier.get("runs", {}) | {one.name: {"row": one.row, "seed": one.config.seed} for one in planned}
     values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note}
     values = {name: earlier.get(name) or value for name, value in values.items()} | {"runs": runs}
     directory.mkdir(parents=True, exist_ok=True)
     files.write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def run_all(planned: list[Planned], directory: pathlib.Path, one: Callable[[ConfigDict, pathlib.Path], None]) -> None:
-    """Calls `one(config, workdir)` for each run that is not finished."""
-    for index, run in enumerate(planned):
-        finished = evaluate.is_finished(run.config, directory / run.name)
+def run_all(planned: list[Planned], directory: pathlib.Path, act: Callable[[ConfigDict, pathlib.Path], Any]) -> None:
+    """Calls `act(config, workdir)`, which trains or evaluates, for each run that is not finished."""
+    for index, one in enumerate(planned):
+        finished = run.is_finished(one.config, directory / one.name)
         if processes.is_writer():
-            print(f"\n[{index + 1}/{len(planned)}] {run.name}{': finished' if finished else ''}", flush=True)
+            print(f"\n[{index + 1}/{len(planned)}] {one.name}{': finished' if finished else ''}", flush=True)
         if not finished:
-            one(run.config, directory / run.name)
+            act(one.config, directory / one.name)
 
 
 def _literal(text: str) -> object:

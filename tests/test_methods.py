@@ -90,7 +90,7 @@ def loss_and_gradients(method, clean, perturbed, y):
 
     def mean(clean, perturbed):
         batch = Batch(clean[:, None, None], perturbed[:, None, None], y, targets)
-        return method.loss(read_logits, batch).mean()
+        return method.loss(read_logits, batch)[0].mean()
 
     return jax.value_and_grad(mean, argnums=(0, 1))(clean, perturbed)
 
@@ -132,7 +132,7 @@ def test_cross_entropies_and_margin(scale):
 
     def soft(outputs, clean, y):
         images = outputs.logits[:, None, None]
-        return losses.adversarial_cross_entropy(read_logits, Batch(images, images, y, smoothed))
+        return losses.adversarial_cross_entropy(read_logits, Batch(images, images, y, smoothed))[0]
 
     cases = (
         ("ce", objectives.cross_entropy, "ce_grad", 1),
@@ -180,7 +180,7 @@ def loss_and_statistics(method, training, images, perturbed, y):
     """(the method's loss, its number of passes, the statistics after the last)."""
     forward, passes = training()
     targets = method.targets(None, images, y)
-    value = method.loss(forward, Batch(images, perturbed, y, targets)).mean()
+    value = method.loss(forward, Batch(images, perturbed, y, targets))[0].mean()
     return value, len(passes) - 1, passes[-1]
 
 
@@ -293,7 +293,7 @@ def cross_entropy(logits, targets):
 @pytest.mark.parametrize("variant", VARIANTS["alp"])
 def test_logit_pairing(variant):
     forward, batch, arrays = pairing_batch()
-    found = methods.create("alp", Options(5, {}, 0.3, variant=variant)).loss(forward, batch)
+    found = methods.create("alp", Options(5, {}, 0.3, variant=variant)).loss(forward, batch)[0]
     clean, perturbed = arrays["logits"][:4], arrays["logits"][4:]
     expected = cross_entropy(perturbed, batch.targets)
     if variant == "code":
@@ -305,7 +305,7 @@ def test_logit_pairing(variant):
 def test_feature_matching(variant):
     forward, batch, arrays = pairing_batch()
     method = methods.create("feature_matching", Options(5, {}, 0.3, distance="l1", variant=variant))
-    found = method.loss(forward, batch)
+    found = method.loss(forward, batch)[0]
     clean, perturbed = arrays["logits"][:4], arrays["logits"][4:]
     expected = cross_entropy(perturbed, batch.targets)
     if variant == "code":

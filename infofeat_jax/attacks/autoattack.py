@@ -1,8 +1,8 @@
 """AutoAttack (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020).
 
 Each stage attacks what the earlier ones left. `autoattack` does it all in one call. An evaluator that wants
-to go on after a stop builds a `plan` and walks through `steps`, which yields after every batch where it
-stands: save that `Standing`, and pass it back to resume. A resumed run equals an uninterrupted one.
+to resume after a stop builds a `plan` and walks through `steps`, which yields a `ResumeState` after every batch:
+save it, and pass it back to go on. A resumed run equals an uninterrupted one.
 
 A plan compiles one program with the network's gradient for each stage and bucket size that occurs (see
 `survivors`). `forward` may close over its weights, which are then compiled in. As
@@ -15,7 +15,7 @@ a tenth to four tenths more, and twice the state (APGD's: 6 copies of the image)
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from infofeat_jax.attacks.survivors import Batch, Found, Stage
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey, check_choice
 
-ROBUST = -1  # in Standing.broken_by
+ROBUST = -1  # in ResumeState.broken_by
 
 # The official "rand" averages over a randomised model; a forward here is a pure function of the images.
 VERSIONS = {
@@ -41,17 +41,17 @@ VERSIONS = {
     "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
 }
 
-# (threat, number of classes, (height, width)) -> Search. The number in a name counts restarts.
-STAGES: dict[str, Callable[[Threat, int, tuple[int, int]], Search]] = {
-    "apgd-ce": lambda threat, k, size: apgd_search(threat, k, loss="ce"),
-    "apgd-ce-5": lambda threat, k, size: apgd_search(threat, k, loss="ce", restarts=5),
-    "apgd-dlr": lambda threat, k, size: apgd_search(threat, k, loss="dlr"),
-    "apgd-dlr-5": lambda threat, k, size: apgd_search(threat, k, loss="dlr", restarts=5),
-    "apgd-t": lambda threat, k, size: apgd_search(threat, k, loss="dlr_targeted"),
-    "fab": lambda threat, k, size: fab_search(threat, k, targeted=False),
-    "fab-5": lambda threat, k, size: fab_search(threat, k, targeted=False, restarts=5),
-    "fab-t": lambda threat, k, size: fab_search(threat, k),
-    "square": lambda threat, k, size: square_search(threat, size),
+# (threat, number of classes, (height, width), options of the search) -> Search. The number in a name counts restarts.
+STAGES: dict[str, Callable[..., Search]] = {
+    "apgd-ce": lambda threat, k, size, **options: apgd_search(threat, k, loss="ce", **options),
+    "apgd-ce-5": lambda threat, k, size, **options: apgd_search(threat, k, loss="ce", **{"restarts": 5, **options}),
+    "apgd-dlr": lambda threat, k, size, **options: apgd_search(threat, k, loss="dlr", **options),
+    "apgd-dlr-5": lambda threat, k, size, **options: apgd_search(threat, k, loss="dlr", **{"restarts": 5, **options}),
+    "apgd-t": lambda threat, k, size, **options: apgd_search(threat, k, loss="dlr_targeted", **options),
+    "fab": lambda threat, k, size, **options: fab_search(threat, k, targeted=False, **options),
+    "fab-5": lambda threat, k, size, **options: fab_search(threat, k, targeted=False, **{"restarts": 5, **options}),
+    "fab-t": lambda threat, k, size, **options: fab_search(threat, k, **options),
+    "square": lambda threat, k, size, **options: square_search(threat, size, **options),
 }
 
 
@@ -62,8 +62,8 @@ class Plan(NamedTuple):
     predict: Callable  # (forward, images, labels) -> (logits, misclassified), compiled
 
 
-class Standing(NamedTuple):
-    """Where an evaluation stands: plain numbers and NumPy arrays, enough to resume from."""
+class ResumeState(NamedTuple):
+    """How far an evaluation has come: plain numbers and NumPy arrays, enough to resume from."""
 
     stage: int  # 0: the clean predictions; i: the plan's i-th stage
     cursor: int  # examples before it are done in this stage
@@ -111,8 +111,8 @@ def autoattack(
     num_classes = jax.eval_shape(as_forward(forward), images[:1]).logits.shape[-1]
     the_plan = plan(threat, num_classes, images.shape[1:3], version=version, attacks=attacks)
     inputs = np.asarray(images), np.asarray(labels)
-    for progress, standing in steps(the_plan, forward, key, *inputs, batch_size=batch_size):
-        adversarial = standing.adversarial
+    for progress, state in steps(the_plan, forward, key, *inputs, batch_size=batch_size):
+        adversarial = state.adversarial
         if on_progress is not None:
             on_progress(progress)
     return jnp.asarray(adversarial)
@@ -120,16 +120,19 @@ def autoattack(
 
 def plan(
     threat: Threat, num_classes: int, image_size: tuple[int, int], *, version: str = "standard",
-    attacks: Sequence[str] | None = None,
+    attacks: Sequence[str] | None = None, options: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
-    """The stages of `version`, or those that `attacks` names. Raises InvalidInput for unknown names."""
+    """The stages of `version`, or those that `attacks` names, with `options` (such as num_steps) for each.
+
+    Raises InvalidInput for unknown names.
+    """
     check_choice("AutoAttack version", version, VERSIONS)
     names = VERSIONS[version] if attacks is None else attacks
     for name in names:
         check_choice("AutoAttack stage", name, STAGES)
     if len(set(names)) < len(names):
         raise InvalidInput(f"attacks {', '.join(names)}: expected each at most once")
-    return plan_of({name: STAGES[name](threat, num_classes, image_size) for name in names})
+    return plan_of({name: STAGES[name](threat, num_classes, image_size, **(options or {})) for name in names})
 
 
 def plan_of(searches: Mapping[str, Search]) -> Plan:
@@ -141,32 +144,32 @@ def plan_of(searches: Mapping[str, Search]) -> Plan:
 
 def steps(
     plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
-    batch_size: int = 250, standing: Standing | None = None, place: Callable = jnp.asarray,
-) -> Iterator[tuple[Progress, Standing]]:  # fmt: skip
-    """Yields after each batch of each stage, from `standing` on. Images are not checked; see `autoattack`.
+    batch_size: int = 250, state: ResumeState | None = None, place: Callable = jnp.asarray,
+) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
+    """Yields after each batch of each stage, from `state` on. Images are not checked; see `autoattack`.
 
     `place` makes a host array [b, ...] a device array, for example sharded. The sizes b are multiples of 8,
     but for `batch_size` itself.
     """
     if batch_size < 1:
         raise InvalidInput(f"batch_size {batch_size}: expected 1 or more")
-    if standing is None:
-        standing = Standing(0, 0, np.full(len(labels), ROBUST, np.int32), np.array(images, np.float32), 0)
+    if state is None:
+        state = ResumeState(0, 0, np.full(len(labels), ROBUST, np.int32), np.array(images, np.float32), 0)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    for index in range(standing.stage, len(plan.stages) + 1):
-        while (rows := _pending(standing)[:batch_size]).size:
+    for index in range(state.stage, len(plan.stages) + 1):
+        while (rows := _pending(state)[:batch_size]).size:
             inputs = np.asarray(images[rows], np.float32), np.asarray(labels[rows], np.int32)
             sizes = survivors.bucket_sizes(batch_size, len(rows))
             batch = Batch(forward, *inputs, np.empty(0), sizes, place)
             batch_key = jax.random.fold_in(jax.random.fold_in(key, index), int(rows[0]))
-            standing = _settle(standing, rows, _attack(plan, index, batch_key, batch))
-            yield _progress(plan, standing), standing
-        standing = standing._replace(stage=index + 1, cursor=0)
+            state = _settle(state, rows, _attack(plan, index, batch_key, batch))
+            yield _progress(plan, state), state
+        state = state._replace(stage=index + 1, cursor=0)
 
 
-def _pending(standing: Standing) -> np.ndarray:
-    rows = np.flatnonzero(standing.broken_by == ROBUST)
-    return rows[rows >= standing.cursor]
+def _pending(state: ResumeState) -> np.ndarray:
+    rows = np.flatnonzero(state.broken_by == ROBUST)
+    return rows[rows >= state.cursor]
 
 
 def _attack(plan: Plan, index: int, key: PRNGKey, batch: Batch) -> Found:
@@ -180,22 +183,22 @@ def _attack(plan: Plan, index: int, key: PRNGKey, batch: Batch) -> Found:
     return found._replace(broken=found.broken & confirmed, queries=found.queries + 2 * count)
 
 
-def _settle(standing: Standing, rows: np.ndarray, found: Found) -> Standing:
-    broken_by, adversarial = standing.broken_by.copy(), standing.adversarial.copy()
-    broken_by[rows[found.broken]] = standing.stage
+def _settle(state: ResumeState, rows: np.ndarray, found: Found) -> ResumeState:
+    broken_by, adversarial = state.broken_by.copy(), state.adversarial.copy()
+    broken_by[rows[found.broken]] = state.stage
     adversarial[rows[found.broken]] = found.adversarial[found.broken]
-    queries = standing.queries + found.queries
-    return Standing(standing.stage, int(rows[-1]) + 1, broken_by, adversarial, queries)
+    queries = state.queries + found.queries
+    return ResumeState(state.stage, int(rows[-1]) + 1, broken_by, adversarial, queries)
 
 
-def _progress(plan: Plan, standing: Standing) -> Progress:
+def _progress(plan: Plan, state: ResumeState) -> Progress:
     parts = [stage.search for stage in plan.stages]
     costs = [1, *(p.num_attempts * p.num_steps * p.queries + 2 for p in parts)]
-    alive = int((standing.broken_by == ROBUST).sum())
-    ahead = len(_pending(standing)) * costs[standing.stage] + alive * sum(costs[standing.stage + 1 :])
-    name = ("clean", *(stage.name for stage in plan.stages))[standing.stage]
-    done = standing.queries / (standing.queries + ahead)
-    return Progress(name, alive, len(standing.broken_by), standing.queries, done)
+    alive = int((state.broken_by == ROBUST).sum())
+    ahead = len(_pending(state)) * costs[state.stage] + alive * sum(costs[state.stage + 1 :])
+    name = ("clean", *(stage.name for stage in plan.stages))[state.stage]
+    done = state.queries / (state.queries + ahead)
+    return Progress(name, alive, len(state.broken_by), state.queries, done)
 
 
 def _predictions(plan: Plan, batch: Batch, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,12 @@ from infofeat_jax.data.arrays import Dataset, Split
 from infofeat_jax.data.sources import SOURCES, npz
 from infofeat_jax.types import InvalidInput
 
-__all__ = ["Dataset", "Split", "load"]
+__all__ = ["Dataset", "Split", "load", "to_unit"]
+
+
+def to_unit(images):
+    return images.astype(np.float32) * np.float32(1 / 255)
+
 
 VALIDATION_STREAM = 0x76616C  # keeps this permutation apart from other uses of the same seed
 

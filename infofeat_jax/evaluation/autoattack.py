@@ -1,89 +1,98 @@
-"""AutoAttack on a trained model, its standing saved on the way: a stopped evaluation goes on where it was."""
+"""AutoAttack, or one of its stages, on a trained model: a stopped evaluation goes on where it was."""
 
 import json
 import pathlib
+import re
 import time
-from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Bool
 
-from infofeat_jax import config as configs
-from infofeat_jax import threat
-from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Progress, Standing, plan, steps
-from infofeat_jax.data import Split
-from infofeat_jax.experiment import Run
+from infofeat_jax import streams, threat
+from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Plan, ResumeState, plan, steps
+from infofeat_jax.data import to_unit
+from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation.attack_names import AttackSpec
+from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import devices, files, processes, signals
 from infofeat_jax.types import Stopped
 
-FILE = "autoattack.npz"
 SAVE_EVERY = 30.0  # seconds
 
 
-def attack(
-    run: Run, variables, split: Split, evaluation: str, on_progress: Callable[[Progress], None]
-) -> Bool[np.ndarray, " n"]:
-    """Which of the first config.eval.autoattack_examples (0: all) of `split` standard AutoAttack leaves correct.
+class Saved(NamedTuple):
+    """Where the resume state of an attack is kept, and what it has to agree in."""
 
-    The standing lies in autoattack.npz beside the results, with the adversarial images found. It is taken up
-    again by the same `evaluation` (a text that tells it from others) of as many examples only. Each of several
-    processes computes all of it on its own devices, and finds the same.
+    path: pathlib.Path
+    setting: str
+
+
+def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
+    """Which of the first `autoattack_examples` (0: all) images the attack leaves correct.
+
+    The resume state, with the adversarial images found, lies in autoattack.npz (of a stage: apgd-t.npz), and is taken
+    up by an evaluation of the same setting and as many examples only. Each of several processes computes all of it on
+    its own devices, and finds the same.
     """
-    config = run.config
-    images, labels = (array[: config.eval.autoattack_examples or None] for array in split)
-    images = images.astype(np.float32) / 255
-    model = threat.threat(config.attack.norm, config.attack.epsilon / configs.LEVELS)
-    stages = plan(model, run.data.num_classes, images.shape[1:3])
-    setting = describe_setting(evaluation, len(labels))
-    path, saved = run.workdir / FILE, time.monotonic()
-    standing = load(path, setting)
-    processes.barrier("AutoAttack's standing read")  # before one process saves the next
-    key = jax.random.fold_in(jax.random.key(config.seed), 2)
-    mesh, variables = devices.own_part(run.mesh, variables)  # the loop over survivors runs on the host
+    spec = attack_names.parse(name)
+    count = subject.autoattack_examples or None
+    images, labels = np.asarray(to_unit(subject.split.images[:count])), subject.split.labels[:count]
+    stages = create_plan(subject, spec, images.shape[1:3])
+    saved, last = where(subject, spec), time.monotonic()
+    state = load(saved)
+    processes.barrier(f"{name}: resume state read")  # before one process saves the next
+    mesh, variables = devices.own_part(subject.mesh, subject.variables)  # the loop over survivors runs on the host
     batches = steps(
-        stages, Partial(run.module.apply, variables), key, images, labels,
-        batch_size=config.eval.batch_size, standing=standing, place=partial(devices.place, mesh),
+        stages, Partial(subject.module.apply, variables), streams.key(subject.seed, "autoattack"), images, labels,
+        batch_size=subject.batch_size, state=state, place=partial(devices.place, mesh),
     )  # fmt: skip
-    for progress, standing in batches:
-        on_progress(progress)
+    for progress, state in batches:
+        tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left", progress.done)
         stop = signals.requested()
-        if processes.is_writer() and (stop or time.monotonic() - saved > SAVE_EVERY):
-            save(path, setting, standing)
-            saved = time.monotonic()
+        if processes.is_writer() and (stop or time.monotonic() - last > SAVE_EVERY):
+            save(saved, state)
+            last = time.monotonic()
         if stop:
-            raise Stopped("stopped in AutoAttack; its standing is saved: the same command goes on from there")
+            raise Stopped(f"stopped in {name}; what it has found is saved: the same command goes on from there")
     if processes.is_writer():
-        save(path, setting, standing)
-    return standing.broken_by == ROBUST
+        save(saved, state)
+    return state.broken_by == ROBUST
 
 
-def after_stages(workdir: pathlib.Path, evaluation: str, count: int) -> dict[str, Bool[np.ndarray, " n"]]:
-    """{stage: which of `count` examples were still correct after it} of a finished evaluation.
-
-    Empty where autoattack.npz holds another evaluation's standing.
-    """
-    standing = load(workdir / FILE, describe_setting(evaluation, count))
-    names = VERSIONS["standard"] if standing else ()
-    stages = enumerate(names, 1)
-    return {name: (standing.broken_by == ROBUST) | (standing.broken_by > stage) for stage, name in stages}
+def create_plan(subject: Subject, spec: AttackSpec, image_size: tuple[int, int]) -> Plan:
+    """The stages behind a name, in the evaluation's threat model or with the epsilon that the name gives."""
+    options = attack_names.in_images_units(spec)
+    model = threat.threat(subject.budget.norm, options.pop("epsilon", subject.budget.epsilon))
+    if spec.attack == "autoattack":
+        return plan(model, subject.num_classes, image_size, version=options.pop("version", "standard"))
+    return plan(model, subject.num_classes, image_size, attacks=(spec.attack,), options=options)
 
 
-def describe_setting(evaluation: str, count: int) -> str:
-    """What a standing has to agree in."""
-    return json.dumps([evaluation, count])
+def after_stages(subject: Subject) -> dict[str, Bool[np.ndarray, " n"]]:
+    """{stage: which examples were still correct after it} of standard AutoAttack, if it was measured."""
+    state = load(where(subject, AttackSpec("autoattack")))
+    stages = enumerate(VERSIONS["standard"] if state else (), 1)
+    return {name: (state.broken_by == ROBUST) | (state.broken_by > stage) for stage, name in stages}
 
 
-def save(path: pathlib.Path, setting: str, standing: Standing) -> None:
+def where(subject: Subject, spec: AttackSpec) -> Saved:
+    """Where and under which setting an attack's resume state is kept."""
+    count = len(subject.split.labels[: subject.autoattack_examples or None])
+    name = [] if spec.name == "autoattack" else [spec.name]
+    return Saved(subject.file(re.sub(r"[^\w.+-]+", "_", spec.name)), json.dumps([subject.setting, count, *name]))
+
+
+def save(saved: Saved, state: ResumeState) -> None:
     """Replaces the file as a whole."""
-    files.write_arrays_atomically(path, {"setting": setting, **standing._asdict()})
+    files.write_arrays_atomically(saved.path, {"setting": saved.setting, **state._asdict()})
 
 
-def load(path: pathlib.Path, setting: str) -> Standing | None:
-    """The standing saved for the same setting, if any."""
-    saved = files.read_arrays(path, setting)
-    if saved is None or saved.keys() != set(Standing._fields):
+def load(saved: Saved) -> ResumeState | None:
+    """The resume state saved for the same setting, if any."""
+    arrays = files.read_arrays(saved.path, saved.setting)
+    if arrays is None or arrays.keys() != set(ResumeState._fields):
         return None
-    return Standing(**{name: value if value.ndim else int(value) for name, value in saved.items()})
+    return ResumeState(**{name: value if value.ndim else int(value) for name, value in arrays.items()})

@@ -1,34 +1,44 @@
 """How far the perturbations of other attacks lie from PGD's: Table 2 of the paper."""
 
-import re
 from functools import partial
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from infofeat_jax import threat
-from infofeat_jax.data import Split
-from infofeat_jax.evaluation import accuracy
-from infofeat_jax.experiment import Run
+from infofeat_jax import streams, threat
+from infofeat_jax.data import to_unit
+from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation.robustness import in_batches
+from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import devices
+from infofeat_jax.types import InvalidInput
 
 
-def to_pgd(run: Run, name: str, variables, key, split: Split) -> Float[np.ndarray, " n"]:
+def check(name: str) -> None:
+    """Raises InvalidInput unless `name` is an iterated attack on the attacked model itself."""
+    spec = attack_names.parse(name)
+    if spec.steps is None or spec.source:
+        raise InvalidInput(f"config.eval.distances: {name!r} is no iterated attack: expected names such as 'cw5'")
+
+
+def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
     """Euclidean distance, in [0, 1] pixel units, between the perturbations of the iterated attack `name` and of PGD.
 
     Both take the same number and size of steps from the same random start within the box. The paper's Table 2
     does not state its normalisation; this is the plain norm over all pixels and channels of an example.
     """
-    budget = accuracy.budget(run.config)
-    attack = partial(accuracy.create_attack(name, **budget), clip_start=True)
-    pgd = accuracy.create_attack("pgd" + re.search(r"\d+$", name)[0], **budget)
+    del tell
+    spec = attack_names.parse(name)
+    inside = spec._replace(options=(*spec.options, ("clip_start", True)))
+    specs = inside, attack_names.AttackSpec("pgd", spec.steps)
+    attack, pgd = (attack_names.create(one, subject.budget) for one in specs)
 
     def one_batch(variables, key, batch):
-        images, labels = batch[0].astype(jnp.float32) / 255, batch[1]
-        forward = partial(run.module.apply, variables)
+        images, labels = to_unit(batch[0]), batch[1]
+        forward = partial(subject.module.apply, variables)
         return threat.size("l2", attack(forward, key, images, labels) - pgd(forward, key, images, labels))
 
-    one_batch = devices.parallelize_batch(one_batch, run.mesh)
-    parts = accuracy.correct(one_batch, run.mesh, variables, key, split, run.config.eval.batch_size)
+    one_batch = devices.parallelize_batch(one_batch, subject.mesh)
+    key = streams.key(subject.seed, "evaluation")
+    parts = in_batches(one_batch, subject.mesh, subject.variables, key, subject.split, subject.batch_size)
     return np.concatenate(list(parts))

@@ -19,9 +19,9 @@ from absl import logging
 
 from infofeat_jax import cli, models, weights
 from infofeat_jax import config as configs
-from infofeat_jax.experiment import State
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint, optimizers
+from infofeat_jax.training.state import State
 from infofeat_jax.types import InvalidInput
 
 TORCH_FILES = (".pt", ".pth", ".safetensors", ".npz")
@@ -100,7 +100,7 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
     """Writes what evaluation needs of a run: the configuration's model, and one checkpoint, of step 0."""
     config = configs.default()
-    optimizer = optimizers.sgd(lambda _: 0.0, config.optimizer.momentum, config.optimizer.weight_decay)
+    optimizer = optimizers.sgd(lambda _: 0.0)
     state = State(jnp.zeros((), jnp.int32), *(variables[name] for name in ("params", "batch_stats")), None)
     state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
     with checkpoint.opened(directory) as checkpoints:

@@ -1,7 +1,8 @@
-"""The losses of the update: (training forward, batch) -> [b], of which the train step takes the mean.
+"""The losses of the update: (training forward, batch) -> the loss [b], whose mean is descended, and logits [b, k].
 
-Each call of `forward` is one training-mode pass that moves BatchNorm's statistics, in the order written.
-Losses and gradients are finite for finite logits.
+The logits are those of the perturbed images, for the training accuracy. Each call of `forward` is one
+training-mode pass that moves BatchNorm's statistics, in the order written. Losses and gradients
+are finite for finite logits.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ class Batch(NamedTuple):
     targets: Probabilities
 
 
-Loss = Callable[[Forward, Batch], PerExample]
+Logits = Float[Array, "b k"]
+Loss = Callable[[Forward, Batch], tuple[PerExample, Logits]]
 
 # Feature Matching's code adds 1e-5 to the RMS of d(mean of 128 x 10 logits) / d(8 x 8 map). Here it is kept
 # at that, as a number beside the RMS of the weights, so that the loss does not depend on the batch size.
@@ -33,9 +35,10 @@ _RMS_FLOOR = 1e-5 * (128 * 10) * (8 * 8)
 _MATCHED_LOGITS = 2.0  # the weight of the logit pairing in Feature Matching's code for CIFAR-10
 
 
-def adversarial_cross_entropy(forward: Forward, batch: Batch) -> PerExample:
+def adversarial_cross_entropy(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
     """Eq. 4 and 8: cross-entropy of the perturbed images, and of nothing else."""
-    return optax.softmax_cross_entropy(forward(batch.perturbed).logits, batch.targets)
+    logits = forward(batch.perturbed).logits
+    return optax.softmax_cross_entropy(logits, batch.targets), logits
 
 
 def logit_pairing(weight: float, *, clean_term: bool = False) -> Loss:
@@ -47,10 +50,10 @@ def logit_pairing(weight: float, *, clean_term: bool = False) -> Loss:
     perturbed images pass as one batch, as there.
     """
 
-    def loss(forward: Forward, batch: Batch) -> PerExample:
+    def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
         clean, perturbed = _forward_both(forward, batch)
         pairing = jnp.square(clean.logits - perturbed.logits).mean(-1)
-        return _cross_entropy(clean, perturbed, batch, clean_term=clean_term) + weight * pairing
+        return _cross_entropy(clean, perturbed, batch, clean_term=clean_term) + weight * pairing, perturbed.logits
 
     return loss
 
@@ -63,13 +66,13 @@ def map_matching(weight: float) -> Loss:
     is detached.
     """
 
-    def loss(forward: Forward, batch: Batch) -> PerExample:
+    def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
         clean, perturbed = _forward_both(forward, batch)
         maps = [grad_cam(outputs, batch.labels) for outputs in (clean, perturbed)]
         matching = jnp.square(maps[0] - maps[1]).mean((1, 2))
         pairing = jnp.square(clean.logits - perturbed.logits).mean(-1)
         classification = _cross_entropy(clean, perturbed, batch, clean_term=True)
-        return classification + weight * matching + _MATCHED_LOGITS * pairing
+        return classification + weight * matching + _MATCHED_LOGITS * pairing, perturbed.logits
 
     return loss
 
@@ -81,10 +84,10 @@ def cam_pairing(weight: float, distance: str, classes: str) -> Loss:
     """
     between = objectives.cam_distance(distance, classes)
 
-    def loss(forward: Forward, batch: Batch) -> PerExample:
+    def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
         clean, perturbed = _forward_both(forward, batch)
         matching = between(perturbed, clean, batch.labels)
-        return _cross_entropy(clean, perturbed, batch, clean_term=False) + weight * matching
+        return _cross_entropy(clean, perturbed, batch, clean_term=False) + weight * matching, perturbed.logits
 
     return loss
 
@@ -110,11 +113,11 @@ def trades(weight: float) -> Loss:
     Three passes as in the authors' code: x, x', and x again, which only moves BatchNorm once more.
     """
 
-    def loss(forward: Forward, batch: Batch) -> PerExample:
+    def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
         natural = optax.softmax_cross_entropy(forward(batch.images).logits, batch.targets)
         perturbed = forward(batch.perturbed)
         clean = forward(batch.images)
-        return natural + weight * objectives.kl_divergence(perturbed, clean, batch.labels)
+        return natural + weight * objectives.kl_divergence(perturbed, clean, batch.labels), perturbed.logits
 
     return loss
 
@@ -125,7 +128,7 @@ def mart(weight: float) -> Loss:
     CE(z', y) - log(1.0001 - max_{k != y} p'_k) + weight * KL(p || p') * (1 - p_y). Two passes: x, x'.
     """
 
-    def loss(forward: Forward, batch: Batch) -> PerExample:
+    def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
         clean = jax.nn.log_softmax(forward(batch.images).logits)
         logits = forward(batch.perturbed).logits
         perturbed = jnp.exp(jax.nn.log_softmax(logits))
@@ -134,7 +137,7 @@ def mart(weight: float) -> Loss:
         boosted = optax.softmax_cross_entropy(logits, batch.targets) - jnp.log(1.0001 - rival + 1e-12)
         divergence = (jnp.exp(clean) * (clean - jnp.log(perturbed + 1e-12))).sum(-1)
         doubt = 1.0000001 - jnp.exp(objectives.label_logit(clean, batch.labels))
-        return boosted + weight * divergence * doubt
+        return boosted + weight * divergence * doubt, logits
 
     return loss
 

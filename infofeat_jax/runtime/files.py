@@ -1,5 +1,6 @@
 """Files that are replaced as a whole: a reader, or a kill, sees the old content or the new."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 
@@ -28,3 +29,10 @@ def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | Non
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         return None
     return arrays if str(arrays.pop("setting", "")) == setting else None
+
+
+def read_json(path: pathlib.Path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return None

@@ -1,185 +1,232 @@
-"""The training loop: one compiled update a step; validation, early stopping and a checkpoint an epoch."""
+"""The training loop: one compiled step after the other; validation, early stopping and a checkpoint an epoch."""
 
+import hashlib
+import pathlib
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
-import numpy as np
+import optax
 from clu import parameter_overview
+from jax.sharding import Mesh
 
-from infofeat_jax.data.batches import batch_indices
-from infofeat_jax.evaluation import accuracy
-from infofeat_jax.experiment import Run, State, create_state, describe_state
-from infofeat_jax.runtime import console, devices, files, memory, processes, signals
+from infofeat_jax.data import Split
+from infofeat_jax.data.batches import batch_indices, steps_per_epoch
+from infofeat_jax.runtime import console, devices, files, processes, signals
 from infofeat_jax.training import checkpoint, health, records
-from infofeat_jax.training.step import update
-from infofeat_jax.types import Stopped
+from infofeat_jax.training.state import State
+from infofeat_jax.types import PRNGKey, Stopped
 
-LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 AHEAD = 4  # steps that may wait for the device, so that a request to stop is heeded soon
-VALIDATION_STREAM = 2**32 - 1  # apart from the steps, which fold their number into the same key
+
+Step = Callable[..., tuple[State, dict]]  # compiled: (state, batch, key) -> (state, metrics)
+Validation = Callable[[State], float]  # accuracy on the validation images; may raise Stopped
 
 
-class Loop(NamedTuple):
-    """What the steps of a run share: compiled functions, the root key, and where to report."""
+class Settings(NamedTuple):
+    """What the loop reads of a configuration."""
 
-    run: Run
-    step: Callable  # (state, batch, key) -> (state, {loss, accuracy, parameter_norm})
-    validations: dict[str, Callable]  # name -> compiled attack
-    key: jax.Array
-    skipped: frozenset[int]  # steps whose batches are left out
+    batch_size: int
+    num_epochs: int
+    seed: int = 0  # of the order of the examples
+    log_every: int = 20  # steps
+    max_loss: float = 1e4
+    skip_batches: int = 0
+    keep: int = 2  # newest checkpoints, besides the best
+    tensorboard: bool = False
+
+
+class Training(NamedTuple):
+    """What is trained, on what, and how: the parts of the loop, each a plain value."""
+
+    workdir: pathlib.Path
+    settings: Settings
+    data: Split
+    num_classes: int
+    mesh: Mesh
+    step: Step
+    key: PRNGKey  # of all steps
+    schedule: optax.Schedule  # for the records
+    initial: Callable[[], State]
+    like: State  # shapes, types and places of the state's arrays
+    validations: Mapping[str, Validation]  # "clean" and "robust"
+    judge: str  # the validation whose accuracy early stopping judges by
+    robust_name: str = "robust"  # of the attack, for people
+    title: str = ""  # what is trained, for people
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch."""
+        return steps_per_epoch(len(self.data.labels), self.settings.batch_size)
+
+    @property
+    def total(self) -> int:
+        """Steps in all."""
+        return self.settings.num_epochs * self.steps_per_epoch
+
+
+class Reporting(NamedTuple):
+    """Where one go of the loop writes, and what it leaves out."""
+
     checkpoints: checkpoint.Checkpoints
     write: records.Write
     show: Callable
+    skipped: frozenset[int]  # steps whose batches are left out
 
 
-def train(run: Run) -> State:
-    """Trains the run to its end, from its newest checkpoint if it has one; returns the final state.
+def train(training: Training) -> State:
+    """Trains to the end, from the newest checkpoint if there is one; returns the final state.
 
-    Raises Stopped when asked to stop, RunFailed when the loss is no number or too large, or the disk is full.
+    Raises Stopped when asked to stop, RunFailed when the loss is non-finite or too large, or the disk is full.
     """
     while True:
         try:
-            return train_on(run)
-        except health.BadNumbers as bad:
-            health.skip(run, bad)
+            return train_on(training)
+        except health.UnsoundStep as unsound:
+            skip(training, unsound)
 
 
-def train_on(run: Run) -> State:
+def train_on(training: Training) -> State:
     """Trains from the newest checkpoint to the end."""
-    config, active = run.config, processes.is_writer()
-    total = config.num_epochs * run.steps_per_epoch
-    with checkpoint.opened(run.workdir, config.checkpoint.keep) as checkpoints:
-        state = checkpoint.restore_newest(checkpoints, describe_state(run))
-        state = create_state(run) if state is None else state
+    workdir, settings, active = training.workdir, training.settings, processes.is_writer()
+    total = training.total
+    with checkpoint.opened(workdir, settings.keep) as checkpoints:
+        state = checkpoint.restore_newest(checkpoints, training.like)
+        state = training.initial() if state is None else state
         start = int(state.step)
         if active:
-            records.rewind(run.workdir / "metrics.jsonl", start)
-            describe(run, state, start, total)
+            records.rewind(workdir / "metrics.jsonl", start)
+            describe(training, state, start)
         with (
-            records.records(run.workdir, active=active, tensorboard=config.tensorboard) as write,
+            records.records(workdir, active=active, tensorboard=settings.tensorboard) as write,
             console.progress(total, start, active=active and start < total) as show,
         ):
-            loop = create_loop(run, checkpoints, write, show)
-            if start and start % run.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
-                finish_epoch(loop, state, start, 0.0)  # stopped in the validation
+            reporting = Reporting(checkpoints, write, show, health.skipped(workdir))
+            if start and start % training.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
+                finish_epoch(training, reporting, state, start, 0.0)  # stopped in the validation
             while start < total:
-                state = train_epoch(loop, state, start)
+                state = train_epoch(training, reporting, state, start)
                 start = int(state.step)
     return state
 
 
-def create_loop(run: Run, checkpoints: checkpoint.Checkpoints, write: records.Write, show: Callable) -> Loop:
-    """Compiles (at first use) what a run's steps and validations need."""
-    step = devices.parallelize_update(partial(update, run), run.mesh, run.config.parallel)
-    step = memory.checked(step, LESS_MEMORY)
-    attack = accuracy.create_attack(run.config.eval.validation_attack, **accuracy.budget(run.config))
-    validations = {
-        "clean": accuracy.compile_attack(run.module, None, run.mesh),
-        "robust": accuracy.compile_attack(run.module, attack, run.mesh),
-    }
-    key, skipped = jax.random.key(run.config.seed), frozenset(health.skipped(run.workdir))
-    return Loop(run, step, validations, key, skipped, checkpoints, write, show)
-
-
-def train_epoch(loop: Loop, state: State, start: int) -> State:
+def train_epoch(training: Training, reporting: Reporting, state: State, start: int) -> State:
     """The steps from `start` to the end of their epoch, then validation and a checkpoint."""
-    run, config = loop.run, loop.run.config
-    end = (start // run.steps_per_epoch + 1) * run.steps_per_epoch
+    settings = training.settings
+    end = (start // training.steps_per_epoch + 1) * training.steps_per_epoch
     began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and since then
     for step in range(start, end):
         if signals.requested():
-            report_steps(loop, due, start, began)
-            health.check(run, jax.device_get(recent))
-            interrupt(loop, state, time.perf_counter() - began)
-        if step in loop.skipped:
+            report_steps(training, reporting, due, start, began)
+            health.check(jax.device_get(recent), settings.max_loss)
+            interrupt(training, reporting, state, time.perf_counter() - began)
+        if step in reporting.skipped:
             state = state._replace(step=state.step + 1)
             continue
-        rows = batch_indices(config.seed, step, len(run.data.train.labels), config.batch_size)
-        batch = devices.shard(run.mesh, (run.data.train.images[rows], run.data.train.labels[rows]))
-        state, values = loop.step(state, batch, loop.key)
+        state, values = training.step(state, load_batch(training, step), training.key)
         recent.append((step + 1, values))
-        if (step + 1) % config.log_every == 0:
-            report_steps(loop, due, start, began)  # of the time before: the device is not left without work meanwhile
+        if (step + 1) % settings.log_every == 0:
+            report_steps(training, reporting, due, start, began)  # earlier ones: the device has work meanwhile
             due, recent = recent, []
         if len(recent) >= AHEAD:
             jax.block_until_ready(recent[-AHEAD])
     for steps in (due, recent):
-        report_steps(loop, steps, start, began)
-    finish_epoch(loop, state, end, time.perf_counter() - began)
+        report_steps(training, reporting, steps, start, began)
+    finish_epoch(training, reporting, state, end, time.perf_counter() - began)
     return state
 
 
-def report_steps(loop: Loop, recent: list[tuple[int, dict]], start: int, began: float) -> None:
+def load_batch(training: Training, step: int):
+    """(images, labels) of a step on the devices."""
+    rows = batch_rows(training, step)
+    return devices.shard(training.mesh, (training.data.images[rows], training.data.labels[rows]))
+
+
+def batch_rows(training: Training, step: int):
+    """The indices of a step's examples."""
+    settings = training.settings
+    return batch_indices(settings.seed, step, len(training.data.labels), settings.batch_size)
+
+
+def report_steps(
+    training: Training, reporting: Reporting, recent: list[tuple[int, dict]], start: int, began: float
+) -> None:
     """Waits for the steps' metrics, checks them, logs the last and moves the bar; the rate counts from `start`.
 
-    Raises BadNumbers: what is checkpointed afterwards is sound.
+    Raises UnsoundStep: what is checkpointed afterwards is sound.
     """
     if not recent:
         return
+    settings = training.settings
     recent = jax.device_get(recent)
-    health.check(loop.run, recent)
+    health.check(recent, settings.max_loss)
     step, values = recent[-1]
     values = {name: float(value) for name, value in values.items()}
-    rate = (step - start) * loop.run.config.batch_size / (time.perf_counter() - began)
-    learning_rate = float(loop.run.schedule(step - 1))
-    loop.write(step, {**values, "images_per_second": round(rate, 2), "learning_rate": learning_rate})
-    epoch = -(-step // loop.run.steps_per_epoch)
-    loop.show(step, f"epoch {epoch}/{loop.run.config.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
+    rate = (step - start) * settings.batch_size / (time.perf_counter() - began)
+    learning_rate = float(training.schedule(step - 1))
+    reporting.write(step, {**values, "images_per_second": round(rate, 2), "learning_rate": learning_rate})
+    epoch = -(-step // training.steps_per_epoch)
+    reporting.show(step, f"epoch {epoch}/{settings.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
 
 
-def interrupt(loop: Loop, state: State, seconds: float) -> None:
+def interrupt(training: Training, reporting: Reporting, state: State, seconds: float) -> None:
     """Saves the state where it is, and raises Stopped."""
-    step = int(state.step)
-    if step and step not in {*loop.checkpoints.epochs.all_steps(), *loop.checkpoints.interrupted.all_steps()}:
-        checkpoint.save(loop.checkpoints.interrupted, step, state)
-        loop.write(step, {"interrupted": True, "epoch_seconds": round(seconds, 2)})
-    for manager in loop.checkpoints:
+    step, checkpoints = int(state.step), reporting.checkpoints
+    if step and step not in {*checkpoints.epochs.all_steps(), *checkpoints.interrupted.all_steps()}:
+        checkpoint.save(checkpoints.interrupted, step, state)
+        reporting.write(step, {"interrupted": True, "epoch_seconds": round(seconds, 2)})
+    for manager in checkpoints:
         checkpoint.finish(manager)
-    total = loop.run.config.num_epochs * loop.run.steps_per_epoch
+    total = training.total
     raise Stopped(f"stopped at step {step} of {total}; the state is saved: the same command goes on from there")
 
 
-def finish_epoch(loop: Loop, state: State, step: int, seconds: float) -> None:
+def finish_epoch(training: Training, reporting: Reporting, state: State, step: int, seconds: float) -> None:
     """Validates, logs, and starts saving a checkpoint."""
     try:
-        rates = {name: validate(loop, one_batch, state) for name, one_batch in loop.validations.items()}
+        rates = {name: validate(state) for name, validate in training.validations.items()}
     except Stopped:
-        interrupt(loop, state, seconds)
-    trained_on = "clean" if loop.run.method.attack is None else "robust"
-    epoch, config = step // loop.run.steps_per_epoch, loop.run.config
-    text = (
-        f"epoch {epoch}/{config.num_epochs}  validation: clean {rates['clean']:.1%},"
-        f" {config.eval.validation_attack} {rates['robust']:.1%}"
-    )
+        interrupt(training, reporting, state, seconds)
+    epoch, of = step // training.steps_per_epoch, training.settings.num_epochs
+    note = f"{training.robust_name} {rates['robust']:.1%}"
+    text = f"epoch {epoch}/{of}  validation: clean {rates['clean']:.1%}, {note}"
     values = {f"validation_{name}_accuracy": rate for name, rate in rates.items()}
-    if health.has_collapsed(loop.run, rates):
+    if training.judge == "robust" and health.has_collapsed(rates, earlier_records(training), training.num_classes):
         values["catastrophic_overfitting"] = True
         text += "  CATASTROPHIC OVERFITTING: robust accuracy has collapsed"
-    loop.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
-    checkpoint.save(loop.checkpoints.epochs, step, state, rates[trained_on])  # early stopping judges by this
-    note = f"{config.eval.validation_attack} {rates['robust']:.1%}"
-    loop.show(step, f"epoch {epoch}/{config.num_epochs}", f"{text}  ({seconds:.0f} s)", note)
+    reporting.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
+    checkpoint.save(reporting.checkpoints.epochs, step, state, rates[training.judge])
+    reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({seconds:.0f} s)", note)
 
 
-def validate(loop: Loop, one_batch: Callable, state: State) -> float:
-    """Accuracy on the validation images; the same random starts each epoch."""
-    key = jax.random.fold_in(loop.key, VALIDATION_STREAM)
-    size = loop.run.config.eval.batch_size
-    parts = accuracy.correct(one_batch, loop.run.mesh, state.variables, key, loop.run.data.validation, size)
-    return float(np.concatenate(list(parts)).mean())
+def earlier_records(training: Training) -> list[dict]:
+    """What metrics.jsonl holds so far."""
+    return records.read(training.workdir / "metrics.jsonl")
 
 
-def describe(run: Run, state: State, start: int, total: int) -> None:
+def skip(training: Training, unsound: health.UnsoundStep) -> None:
+    """Notes the batch of the unsound step as one to leave out. Raises RunFailed if no (further) one may be."""
+    rows = batch_rows(training, unsound.step - 1)
+    batch = {
+        "step": unsound.step,
+        "epoch": (unsound.step - 1) // training.steps_per_epoch + 1,
+        "images": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12],
+    }
+    last, settings = checkpoint.latest_step(training.workdir), training.settings
+    limits = {"max_loss": settings.max_loss, "skip_batches": settings.skip_batches}
+    health.skip(training.workdir, unsound, batch, last=last, **limits)
+
+
+def describe(training: Training, state: State, start: int) -> None:
     """Says what is about to run, and writes the table of parameters."""
     overview = parameter_overview.get_parameter_overview(state.params)
-    files.write_atomically(run.workdir / "parameters.txt", overview + "\n")
-    count = parameter_overview.count_parameters(state.params)
+    files.write_atomically(training.workdir / "parameters.txt", overview + "\n")
+    count, total = parameter_overview.count_parameters(state.params), training.total
     what = f"continuing at step {start} of" if start else "training for"
-    done = "finished already;" if start >= total else f"{what} {total} steps of {run.config.batch_size} images;"
+    size = training.settings.batch_size
+    done = "finished already;" if start >= total else f"{what} {total} steps of {size} images;"
     print(
-        f"{run.config.method.name}, {run.config.model.name} ({count:,} parameters), {run.data.name}: {done}"
-        f" {jax.device_count()} {jax.devices()[0].device_kind} device(s); everything goes to {run.workdir}"
+        f"{training.title} ({count:,} parameters): {done} {jax.device_count()} {jax.devices()[0].device_kind}"
+        f" device(s); everything goes to {training.workdir}"
     )

@@ -1,25 +1,79 @@
-"""The paper's optimizer: SGD with momentum, coupled weight decay on all parameters, a step schedule."""
+"""Optimizers and learning-rate schedules by name.
+
+Adding one adds an entry to OPTIMIZERS or SCHEDULES.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import jax
 import optax
+from jaxtyping import Array, Int, PyTree
 
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, check_choice
 
 
-def step_schedule(
-    learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int
+def piecewise(
+    learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int = 0
 ) -> optax.Schedule:
-    """`learning_rate`, multiplied by `decay` at each of the `milestones` (epochs). Raises InvalidInput."""
+    """The paper's: `learning_rate`, multiplied by `decay` at each of the `milestones` (epochs). Raises InvalidInput."""
+    del num_epochs
     if list(milestones) != sorted(set(milestones)) or not all(0 < m < math.inf for m in milestones):
         raise InvalidInput(f"optimizer.milestones {tuple(milestones)}: expected increasing epochs above 0")
     if not 0 <= decay < math.inf:
         raise InvalidInput(f"optimizer.decay = {decay}: expected 0 or more")
-    boundaries = {round(m * steps_per_epoch): decay for m in milestones}
+    boundaries: dict[int, float] = {}
+    for milestone in milestones:  # two may fall on the same step
+        step = round(milestone * steps_per_epoch)
+        boundaries[step] = boundaries.get(step, 1.0) * decay
     return optax.piecewise_constant_schedule(learning_rate, boundaries)
 
 
-def sgd(schedule: optax.Schedule, momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay is added to the gradient before the momentum."""
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum or None))
+def cosine(
+    learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int
+) -> optax.Schedule:
+    """Half a cosine from `learning_rate` to 0 (Loshchilov & Hutter, 2017); milestones and decay are unused."""
+    del milestones, decay
+    return optax.cosine_decay_schedule(learning_rate, max(steps_per_epoch * num_epochs, 1))
+
+
+def sgd(
+    schedule: optax.Schedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """PyTorch's SGD: weight decay, of all parameters, is added to the gradient before the momentum."""
+    momentum_or_none = momentum or None
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum_or_none, nesterov))
+
+
+def adamw(
+    schedule: optax.Schedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Adam with decoupled weight decay (Loshchilov & Hutter, 2019); `momentum` is its beta_1."""
+    return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, nesterov=nesterov)
+
+
+def at_step(opt_state: PyTree, step: Int[Array, ""]) -> PyTree:
+    """`opt_state` whose schedules stand at `step`: the state's own counter, which skipped batches move too."""
+
+    def moved(part):
+        return part._replace(count=step) if isinstance(part, optax.ScaleByScheduleState) else part
+
+    return jax.tree.map(moved, opt_state, is_leaf=lambda part: isinstance(part, optax.ScaleByScheduleState))
+
+
+def create_schedule(name: str, **options) -> optax.Schedule:
+    """The schedule `name` of SCHEDULES: step -> learning rate. Raises InvalidInput."""
+    check_choice("optimizer.schedule", name, SCHEDULES)
+    return SCHEDULES[name](**options)
+
+
+def create_optimizer(name: str, schedule: optax.Schedule, **options) -> optax.GradientTransformation:
+    """The optimizer `name` of OPTIMIZERS. Raises InvalidInput."""
+    check_choice("optimizer", name, OPTIMIZERS)
+    return OPTIMIZERS[name](schedule, **options)
+
+
+# (learning_rate, milestones, decay, steps_per_epoch, num_epochs) -> schedule.
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"piecewise": piecewise, "cosine": cosine}
+# (schedule, momentum, weight_decay, nesterov) -> optimizer.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adamw": adamw}

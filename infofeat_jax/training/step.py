@@ -2,40 +2,38 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from infofeat_jax.data import augment
-from infofeat_jax.experiment import Run, State
-from infofeat_jax.methods import Batch
+from infofeat_jax.data import to_unit
+from infofeat_jax.methods import Batch, Method
+from infofeat_jax.training.optimizers import at_step
+from infofeat_jax.training.state import State
 from infofeat_jax.types import Images, Outputs, PRNGKey
 
+Augment = Callable[[PRNGKey, Images], Images]
+Average = Callable[[PyTree], PyTree]  # over devices, where each computes only its own part of a batch
+Metrics = dict[str, Float[Array, ""]]
 
-def update(run: Run, state: State, batch, key: PRNGKey, *, average: Callable) -> tuple[State, dict]:
-    """One step: augment, attack the frozen model, learn from what the method's loss says.
 
-    `batch` is (images uint8 [b, h, w, c], labels [b]); `average` takes means over devices where each device
-    computes only its own (see parallel.py). A pure function; randomness is `key` folded with the step.
-    The metrics: mean loss and accuracy of the batch before the step, norm of all parameters after it.
-    """
-    augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
-    images = batch[0].astype(jnp.float32) / 255
-    data = run.config.data
-    images = augment.crop_and_flip(augment_key, images, padding=data.crop_padding, flip=data.flip)
-    whole = gradients if run.config.accumulate_steps == 1 else accumulated_gradients
-    found = average(whole(run, state.variables, state.batch_stats, attack_key, images, batch[1]))
-    changes, opt_state = run.optimizer.update(found.params, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, changes)
-    values = {"loss": found.loss, "accuracy": found.accuracy, "parameter_norm": optax.tree.norm(params)}
-    return State(state.step + 1, params, found.batch_stats, opt_state), values
+class Step(Protocol):
+    """(state, batch, key) -> (state, metrics)."""
+
+    def __call__(self, state: State, batch, key: PRNGKey, *, average: Average = ...) -> tuple[State, Metrics]:
+        """`batch` is (images uint8 [b, h, w, c], labels [b]); randomness is `key` folded with the step.
+
+        The metrics: the mean loss, and the accuracy on the perturbed images, of the batch before the step; the norm
+        of all parameters after it.
+        """
 
 
 class Gradients(NamedTuple):
-    """Of the mean loss of a batch; and BatchNorm's statistics after it."""
+    """The gradient of a batch's mean loss, and BatchNorm's statistics after it."""
 
     params: PyTree
     batch_stats: PyTree
@@ -43,47 +41,83 @@ class Gradients(NamedTuple):
     accuracy: Float[Array, ""]
 
 
-def accumulated_gradients(run: Run, frozen: PyTree, batch_stats: PyTree, key: PRNGKey, images, labels) -> Gradients:
-    """The mean over config.accumulate_steps parts of the batch, one after the other in the memory of one.
+def make_step(
+    module: nn.Module,
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    *,
+    augment: Augment = lambda key, images: images,
+    accumulate_steps: int = 1,
+) -> Step:
+    """A step that augments, attacks the frozen model, and learns from the method's loss.
+
+    `accumulate_steps` parts of a batch are done one after the other, in the memory of one.
+    """
+    one_part = partial(gradients, module, method)
+    whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
+
+    def step(state: State, batch, key: PRNGKey, *, average: Average = lambda tree: tree) -> tuple[State, Metrics]:
+        augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+        images = augment(augment_key, to_unit(batch[0]))
+        found = average(whole(state.params, state.variables, state.batch_stats, attack_key, images, batch[1]))
+        opt_state = at_step(state.opt_state, state.step)
+        changes, opt_state = optimizer.update(found.params, opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        metrics = {"loss": found.loss, "accuracy": found.accuracy, "parameter_norm": optax.tree.norm(params)}
+        return State(state.step + 1, params, found.batch_stats, opt_state), metrics
+
+    return step
+
+
+def gradients(
+    module: nn.Module, method: Method, params: PyTree, frozen: PyTree, batch_stats: PyTree, key: PRNGKey, images, labels
+) -> Gradients:
+    """Attacks the model of the `frozen` variables, and differentiates the method's loss at `params`.
+
+    `images` float32 [b, h, w, c] in [0, 1], `labels` [b]. `params` are those of `frozen`, or perturbed ones.
+    """
+    forward = partial(module.apply, frozen)
+    perturbed = images if method.attack is None else method.attack(forward, key, images, labels)
+    perturbed = jax.lax.stop_gradient(perturbed)
+    batch = Batch(images, perturbed, labels, jax.lax.stop_gradient(method.targets(forward, images, labels)))
+
+    def loss(params):
+        statistics = [batch_stats]  # before and after each forward pass, in order
+
+        def train(x: Images) -> Outputs:
+            variables = {"params": params, "batch_stats": statistics[-1]}
+            outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            statistics.append(moved.get("batch_stats", {}))
+            return outputs
+
+        values, logits = method.loss(train, batch)
+        return values.mean(), (logits, statistics[-1])
+
+    (value, (logits, moved)), found = jax.value_and_grad(loss, has_aux=True)(params)
+    return Gradients(found, moved, value, (logits.argmax(-1) == labels).mean())
+
+
+def accumulated_gradients(
+    one_part: Callable[..., Gradients],
+    parts: int,
+    params: PyTree,
+    frozen: PyTree,
+    batch_stats: PyTree,
+    key: PRNGKey,
+    images,
+    labels,
+) -> Gradients:
+    """The mean of `one_part` (as `gradients`, of module and method) over `parts` parts of the batch.
 
     All parts attack the same frozen model, each with a key of its own. BatchNorm's batch statistics and batch-coupled
     methods are those of a part; its running statistics move with each. Of b examples, part i has i, i + parts, ...:
     so every part lies on all devices.
     """
-    parts = run.config.accumulate_steps
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (images, labels))
 
     def one(batch_stats, part):
-        found = gradients(run, frozen, batch_stats, jax.random.fold_in(key, part[0]), *part[1])
+        found = one_part(params, frozen, batch_stats, jax.random.fold_in(key, part[0]), *part[1])
         return found.batch_stats, found._replace(batch_stats=None)
 
     batch_stats, found = jax.lax.scan(one, batch_stats, (jnp.arange(parts), split))
     return jax.tree.map(lambda x: x.mean(0), found)._replace(batch_stats=batch_stats)
-
-
-def gradients(run: Run, frozen: PyTree, batch_stats: PyTree, key: PRNGKey, images, labels) -> Gradients:
-    """Attacks the `frozen` variables, and differentiates the method's loss at their parameters.
-
-    `images` float32 [b, h, w, c] in [0, 1], `labels` [b].
-    """
-    forward = partial(run.module.apply, frozen)
-    attack = run.method.attack
-    perturbed = images if attack is None else attack(forward, key, images, labels)
-    perturbed = jax.lax.stop_gradient(perturbed)
-    batch = Batch(images, perturbed, labels, jax.lax.stop_gradient(run.method.targets(forward, images, labels)))
-
-    def loss(params):
-        passes = []  # (outputs, statistics) of each forward pass, in order
-
-        def train(x: Images) -> Outputs:
-            variables = {"params": params, "batch_stats": passes[-1][1] if passes else batch_stats}
-            outputs, moved = run.module.apply(variables, x, train=True, mutable=["batch_stats"])
-            passes.append((outputs, moved["batch_stats"]))
-            return outputs
-
-        value = run.method.loss(train, batch).mean()
-        return value, passes[-1]
-
-    (value, (outputs, moved)), found = jax.value_and_grad(loss, has_aux=True)(frozen["params"])
-    accuracy = (outputs.logits[-len(labels) :].argmax(-1) == labels).mean()
-    return Gradients(found, moved, value, accuracy)

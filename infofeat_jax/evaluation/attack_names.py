@@ -1,0 +1,154 @@
+"""Attacks by name: what config.eval.attacks may say, parsed in this one place.
+
+    NAME      = ATTACK [STEPS] [(OPTION=VALUE, ...)] [@RUN]
+    clean     fgsm     noise     pgd20     cw20     infofeature7     autoattack     apgd-t     fab-t     square
+    pgd20(step_size=1,restarts=5)     fgsm(step_size=4)     square(num_queries=1000)     pgd10@madry-seed0
+
+STEPS is the number of iterations of an iterated attack; epsilon and step_size are in 8-bit levels; `@RUN` crafts the
+attack on the model of another run.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from infofeat_jax import attacks
+from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
+from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.types import Attack, InvalidInput
+
+LEVELS = 255.0
+MOST_STEPS = 100_000
+IN_LEVELS = ("epsilon", "step_size")
+# Attacks whose name is followed by the number of steps.
+ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
+SINGLE = ("clean", "fgsm", "noise")
+CASCADES = ("autoattack", *STAGES)  # searches that drop broken examples; see attacks.autoattack
+# Options of an attack function that a name cannot give.
+FIXED = ("forward", "key", "images", "labels", "norm", "bounds", "num_steps", "targeted", "objective", "start")
+CASCADE_OPTIONS = {
+    "autoattack": ("version",), "apgd": ("num_steps", "restarts"), "fab": ("num_steps", "restarts"),
+    "square": ("num_queries", "restarts", "initial_share"),
+}  # fmt: skip
+
+
+class Budget(NamedTuple):
+    """The threat model of an evaluation and the step size of its attacks, in the images' units."""
+
+    norm: str
+    epsilon: float
+    step_size: float
+
+
+class AttackSpec(NamedTuple):
+    """A parsed name."""
+
+    attack: str  # of SINGLE, ITERATED or CASCADES
+    steps: int | None = None  # of an iterated one
+    options: tuple[tuple[str, Any], ...] = ()
+    source: str = ""  # the run that it is crafted on; "": the attacked one
+
+    @property
+    def base(self) -> str:
+        """The attack and its number of steps: "pgd20" of "pgd20(step_size=1)@madry"."""
+        return self.attack + ("" if self.steps is None else str(self.steps))
+
+    @property
+    def name(self) -> str:
+        """The name, spelled in the one way under which its outcomes are kept."""
+        given = ",".join(f"{option}={value}" for option, value in sorted(self.options))
+        return self.base + (f"({given})" if given else "") + (f"@{self.source}" if self.source else "")
+
+    @property
+    def is_cascade(self) -> bool:
+        """Whether it is AutoAttack or one of its stages."""
+        return self.attack in CASCADES
+
+    @property
+    def has_own_epsilon(self) -> bool:
+        """Whether it leaves the threat model of the evaluation."""
+        return "epsilon" in dict(self.options)
+
+
+def parse(name: str) -> AttackSpec:
+    """The attack behind a name. Raises InvalidInput."""
+    match = re.fullmatch(r"\s*([a-z_]+(?:-[a-z]+)*(?:-\d+)?)(\d*)\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name))
+    if not isinstance(name, str) or not match:
+        raise _unknown(name)
+    attack, steps, options, source = match[1], match[2], match[3] or "", match[4] or ""
+    if attack in ITERATED:
+        if not steps or not 1 <= int(steps[:9]) <= MOST_STEPS or len(steps) > 9:
+            raise InvalidInput(f"attack {name!r}: expected 1 to {MOST_STEPS} steps, as {attack}20")
+    elif attack not in (*SINGLE, *CASCADES) or steps:
+        raise _unknown(name)
+    if source and attack in CASCADES:
+        raise InvalidInput(f"attack {name!r}: {attack} cannot be crafted on another run: choose pgdN, cwN, ...")
+    return AttackSpec(attack, int(steps) if steps else None, _parse_options(name, attack, options), source)
+
+
+def create(spec: AttackSpec, budget: Budget) -> Attack | None:
+    """The attack function of a name that is no cascade; None for "clean"."""
+    if spec.attack == "clean":
+        return None
+    options = in_images_units(spec)
+    common = {"norm": budget.norm, "epsilon": budget.epsilon}
+    if spec.attack == "fgsm":
+        return partial(attacks.fgsm, **common | options)
+    if spec.attack == "noise":
+        return partial(attacks.pgd, **common | {"num_steps": 0} | options)
+    defaults = common | {"step_size": budget.step_size, "num_steps": spec.steps}
+    return partial(attacks.ATTACKS[spec.attack], **defaults | options)
+
+
+def in_images_units(spec: AttackSpec) -> dict[str, Any]:
+    """The options, those in 8-bit levels converted."""
+    return {name: value / LEVELS if name in IN_LEVELS else value for name, value in spec.options}
+
+
+def allowed_options(attack: str) -> tuple[str, ...]:
+    """What may stand in the brackets behind an attack."""
+    if attack in CASCADES:
+        return ("epsilon", *CASCADE_OPTIONS[attack.partition("-")[0]])
+    if attack in ("clean", "noise"):
+        return () if attack == "clean" else ("epsilon",)
+    parameters = {**inspect.signature(projected_ascent).parameters, **_parameters(attack)}
+    return tuple(name for name, one in parameters.items() if name not in FIXED and one.kind != one.VAR_KEYWORD)
+
+
+def _parameters(attack: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(attacks.ATTACKS[attack]).parameters
+
+
+def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], ...]:
+    options, allowed = {}, allowed_options(attack)
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        option, _, value = (piece.strip() for piece in part.partition("="))
+        if option not in allowed or not value or option in options:
+            choices = f"expected OPTION=VALUE of {', '.join(allowed)}" if allowed else "it takes no options"
+            raise InvalidInput(f"attack {name!r}: {part!r}: {choices}")
+        options[option] = _literal(value)
+    for option in IN_LEVELS:
+        value = options.get(option, 0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise InvalidInput(f"attack {name!r}: {option}={value}: expected 0 or more 8-bit levels")
+    if "version" in options and options["version"] not in VERSIONS:
+        raise InvalidInput(f"attack {name!r}: version={options['version']}: choose one of {', '.join(VERSIONS)}")
+    return tuple(sorted(options.items()))
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _unknown(name: object) -> InvalidInput:
+    choices = ", ".join([*SINGLE, *(f"{attack}N" for attack in ITERATED), *CASCADES])
+    return InvalidInput(
+        f"unknown attack {name!r} in config.eval: choose of {choices}"
+        " (N steps, as pgd20; pgd20(step_size=1): with options; pgd20@RUN: crafted on another run)"
+    )

@@ -1,0 +1,57 @@
+"""What is evaluated: a model, the images, the threat model, and the places where results are kept."""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+
+from infofeat_jax.data import Split
+from infofeat_jax.evaluation.attack_names import Budget
+
+Tell = Callable[..., None]  # (text, share done in [0, 1]): progress of one measurement
+
+
+class Source(NamedTuple):
+    """Another model, on which transferred attacks are crafted."""
+
+    module: nn.Module
+    variables: PyTree
+    digest: str  # of the variables
+
+
+class Subject(NamedTuple):
+    """A model and how it is evaluated, as plain values."""
+
+    module: nn.Module
+    variables: PyTree
+    split: Split  # the test images that are evaluated
+    num_classes: int
+    mesh: Mesh
+    budget: Budget
+    workdir: pathlib.Path
+    setting: str  # all that outcomes depend on but the attack: those of one setting belong side by side
+    source: Callable[[str], Source]  # of the RUN in pgd10@RUN
+    seed: int = 0
+    batch_size: int = 250
+    autoattack_examples: int = 0  # the first n images for AutoAttack and its stages; 0: all
+    probe_examples: int = 32  # the first n for the flags; 0: none
+    cam_images: int = 8  # the first n whose class activation maps are kept
+    suffix: str = ""  # of the files' names, where one run's directory keeps two models' results
+
+    def file(self, name: str) -> pathlib.Path:
+        """Where `name` is kept: autoattack.npz, outcomes_latest.npz."""
+        return self.workdir / f"{name}{self.suffix}.npz"
+
+
+def digest(variables: PyTree) -> str:
+    """What tells weights from others."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()

@@ -1,0 +1,207 @@
+"""A run, from its experiment: what is trained, what is evaluated, and the results that it leaves."""
+
+import json
+import pathlib
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from infofeat_jax import config as configs
+from infofeat_jax import experiment as experiments
+from infofeat_jax import streams, weights
+from infofeat_jax.data import Split
+from infofeat_jax.evaluation import attack_names, evaluate, robustness
+from infofeat_jax.evaluation.subject import Source, Subject, digest
+from infofeat_jax.experiment import Experiment
+from infofeat_jax.report import terminal
+from infofeat_jax.runtime import devices, files, lock, memory, processes
+from infofeat_jax.training import checkpoint, loop, records
+from infofeat_jax.training.state import State
+from infofeat_jax.types import InvalidInput
+
+
+def train(experiment: Experiment) -> State:
+    """Trains to the end, from the newest checkpoint if there is one. Raises InvalidInput, RunFailed, Stopped."""
+    with own_directory(experiment.workdir):
+        if processes.is_writer():
+            files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
+        return loop.train(create_training(experiment))
+
+
+def evaluate_run(experiment: Experiment) -> dict[str, Any]:
+    """Evaluates the checkpoints under config.eval; writes results.json and shows the table.
+
+    What an earlier evaluation in the same setting has measured is taken over, not measured again. Raises InvalidInput,
+    Stopped.
+    """
+    with own_directory(experiment.workdir):
+        which, workdir = experiment.config.eval.checkpoint, experiment.workdir
+        results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
+        if which == "both":
+            results["latest"] = evaluate_checkpoint(experiment, "latest", suffix="_latest")
+        epochs = records.read(workdir / "metrics.jsonl")
+        results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
+        results["finished"] = is_trained(experiment)
+        if experiment.config.eval.torch_checkpoint:
+            results["checkpoint"] = experiment.config.eval.torch_checkpoint
+        results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
+        if processes.is_writer():
+            files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+            terminal.show(workdir)
+    return results
+
+
+def own_directory(workdir: pathlib.Path) -> AbstractContextManager:
+    """Makes the run's directory, and keeps other processes out of it. Raises InvalidInput."""
+    if not processes.is_writer():
+        return nullcontext()
+    workdir.mkdir(parents=True, exist_ok=True)
+    return lock.lock(workdir)
+
+
+# Training.
+
+
+def create_training(experiment: Experiment) -> loop.Training:
+    """The parts of the training loop."""
+    config = experiment.config
+    settings = loop.Settings(
+        config.batch_size, config.num_epochs, config.seed, config.log_every, config.max_loss, config.skip_batches,
+        config.checkpoint.keep, config.tensorboard,
+    )  # fmt: skip
+    return loop.Training(
+        experiment.workdir, settings, experiment.data.train, experiment.data.num_classes, experiment.mesh,
+        memory.checked(experiments.compile_step(experiment), experiments.LESS_MEMORY),
+        streams.key(config.seed, "training"), experiment.schedule,
+        partial(experiments.create_state, experiment), experiments.describe_state(experiment),
+        create_validations(experiment),
+        judge="clean" if experiment.method.attack is None else "robust",
+        robust_name=config.eval.validation_attack,
+        title=f"{config.method.name}, {config.model.name}, {experiment.data.name}",
+    )  # fmt: skip
+
+
+def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
+    """Accuracy on the held-out images, clean and under config.eval.validation_attack."""
+    config, mesh = experiment.config, experiment.mesh
+    spec = attack_names.parse(config.eval.validation_attack)
+    attacks = {"clean": None, "robust": attack_names.create(spec, experiments.create_budget(config))}
+    key, split, size = streams.key(config.seed, "validation"), experiment.data.validation, config.eval.batch_size
+
+    def accuracy(one_batch: robustness.OneBatch, state: State) -> float:
+        parts = robustness.in_batches(one_batch, mesh, state.evaluated, key, split, size)
+        return float(np.concatenate(list(parts)).mean())
+
+    compiled = {name: robustness.compile_attack(experiment.module, attack, mesh) for name, attack in attacks.items()}
+    return {name: partial(accuracy, one_batch) for name, one_batch in compiled.items()}
+
+
+def is_trained(experiment: Experiment) -> bool:
+    """Whether training has come to its end."""
+    return checkpoint.latest_step(experiment.workdir) == experiment.total_steps
+
+
+# Evaluation.
+
+
+def evaluate_checkpoint(experiment: Experiment, which: str, suffix: str = "") -> dict[str, Any]:
+    """The results of the "best" or "latest" checkpoint; files of its measurements end in `suffix`."""
+    state, options = experiments.restore(experiment, which), experiment.config.eval
+    subject = create_subject(experiment, state.evaluated, suffix)
+    results = evaluate.evaluate(subject, options.attacks, options.distances)
+    return results | {"checkpoint": which, "checkpoint_step": int(state.step)}
+
+
+def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") -> Subject:
+    """What config.eval says of the evaluation of these weights."""
+    config, options = experiment.config, experiment.config.eval
+    split = Split(*(array[: options.num_examples or None] for array in experiment.data.test))
+    return Subject(
+        experiment.module, variables, split, experiment.data.num_classes, experiment.mesh,
+        experiments.create_budget(config), experiment.workdir,
+        describe_setting(experiment, variables, len(split.labels)),
+        source=cache(partial(load_source, experiment)),
+        seed=config.seed, batch_size=options.batch_size, autoattack_examples=options.autoattack_examples,
+        probe_examples=options.probe_examples, cam_images=0 if suffix else options.cam_images, suffix=suffix,
+    )  # fmt: skip
+
+
+def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> str:
+    """All that an outcome depends on but the attack: two outcomes of one setting belong side by side."""
+    config = experiment.config
+    fields = {"weights": digest(variables), **experiments.create_budget(config)._asdict()}
+    if config.model.mean or config.model.std or config.model.options:
+        fields["model"] = configs.to_json(config.model)
+    fields |= {"seed": config.seed, "num_examples": count, "batch_size": config.eval.batch_size}
+    return json.dumps(fields | {"dtype": config.dtype, "data": experiment.data.name})
+
+
+def load_source(experiment: Experiment, name: str) -> Source:
+    """The model that attacks on `experiment` are crafted on: the best checkpoint of the run `name` beside it.
+
+    Raises InvalidInput unless that has been trained to its end, on the same data.
+    """
+    config = check_source(experiment.workdir, name)
+    if config.data.name != experiment.config.data.name:
+        raise InvalidInput(
+            f"attacks crafted on {name!r}: it was trained on {config.data.name}, not on {experiment.config.data.name}"
+        )
+    module, variables = weights.load(source_directory(experiment.workdir, name), which="best")
+    module = module.clone(dtype=jnp.dtype(config.dtype))
+    return Source(module, devices.replicate(experiment.mesh, variables), digest(variables))
+
+
+def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
+    """The configuration of the run that transferred attacks are crafted on.
+
+    Raises InvalidInput unless there is one that has been trained to its end.
+    """
+    directory = source_directory(workdir, name)
+    stored = weights.read_config(directory)
+    if stored is None:
+        raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory}: train it first")
+    config, step = ConfigDict(stored), checkpoint.latest_step(directory)
+    ended = (record for record in records.read(directory / "metrics.jsonl") if record.get("epoch") == config.num_epochs)
+    if not weights.is_converted(config) and all(record["step"] != step for record in ended):
+        raise InvalidInput(
+            f"attacks crafted on {name!r}: the run in {directory} has not been trained to its end"
+            f" ({config.num_epochs} epochs): train it first"
+        )
+    return config
+
+
+def source_directory(workdir: pathlib.Path, name: str) -> pathlib.Path:
+    """The run `name` beside `workdir`, or a path from their directory."""
+    return workdir.absolute().parent / name
+
+
+# Runs that are done already.
+
+
+def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Whether `workdir` holds a trained run with the results that `config` asks for, of the sources as they are now."""
+    results = files.read_json(workdir / "results.json")
+    if not isinstance(results, dict) or not results.get("finished"):
+        return False
+    if json.dumps(configs.complete(results.get("config")), sort_keys=True) != json.dumps(
+        config.to_dict(), sort_keys=True
+    ):
+        return False
+    sources = results.get("sources") or {}
+    return all(is_current(workdir, name, sources.get(name)) for name in config.eval.attacks)
+
+
+def is_current(workdir: pathlib.Path, attack: str, source: str | None) -> bool:
+    """Whether a transferred attack was crafted on the weights that its source has now; True of other attacks."""
+    spec = attack_names.parse(attack)
+    if not spec.source:
+        return True
+    try:
+        return source == digest(weights.load(source_directory(workdir, spec.source), which="best")[1])
+    except InvalidInput:
+        return False
