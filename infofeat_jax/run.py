@@ -167,7 +167,7 @@ def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
         raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory}: train it first")
     config, step = ConfigDict(stored), checkpoint.latest_step(directory)
     ended = (record for record in records.read(directory / "metrics.jsonl") if record.get("epoch") == config.num_epochs)
-    if not weights.is_converted(config) and all(record["step"] != step for record in ended):
+    if not weights.is_converted(stored) and all(record["step"] != step for record in ended):
         raise InvalidInput(
             f"attacks crafted on {name!r}: the run in {directory} has not been trained to its end"
             f" ({config.num_epochs} epochs): train it first"

@@ -1,41 +1,53 @@
-"""AutoAttack's standing on disk: taken up by the same evaluation, ignored by any other."""
+"""AutoAttack's resume state on disk: taken up by the same evaluation, ignored by any other."""
 
 import numpy as np
 
-from infofeat_jax.attacks.autoattack import Standing
+from infofeat_jax.attacks.autoattack import ResumeState
+from infofeat_jax.data import Split
 from infofeat_jax.evaluation import autoattack
+from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
+from infofeat_jax.evaluation.subject import Subject
 
 
-def standing(cursor: int = 3) -> Standing:
+def state(cursor: int = 3) -> ResumeState:
     rng = np.random.default_rng(0)
-    return Standing(2, cursor, np.array([-1, 0, 2], np.int32), rng.uniform(size=(3, 2, 2, 1)).astype(np.float32), 77)
+    return ResumeState(2, cursor, np.array([-1, 0, 2], np.int32), rng.uniform(size=(3, 2, 2, 1)).astype(np.float32), 77)
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    path = tmp_path / "autoattack.npz"
-    assert autoattack.load(path, "a") is None
-    autoattack.save(path, "a", standing())
-    loaded = autoattack.load(path, "a")
-    for value, expected in zip(loaded, standing(), strict=True):
+    saved = autoattack.Saved(tmp_path / "autoattack.npz", "a")
+    assert autoattack.load(saved) is None
+    autoattack.save(saved, state())
+    loaded = autoattack.load(saved)
+    for value, expected in zip(loaded, state(), strict=True):
         np.testing.assert_array_equal(value, expected)
     assert [type(value) for value in loaded] == [int, int, np.ndarray, np.ndarray, int]
     assert [file.name for file in tmp_path.iterdir()] == ["autoattack.npz"]
 
 
 def test_another_setting_starts_anew(tmp_path):
-    autoattack.save(tmp_path / "autoattack.npz", "a", standing())
-    assert autoattack.load(tmp_path / "autoattack.npz", "b") is None
+    path = tmp_path / "autoattack.npz"
+    autoattack.save(autoattack.Saved(path, "a"), state())
+    assert autoattack.load(autoattack.Saved(path, "b")) is None
 
 
 def test_what_each_stage_left(tmp_path):
     broken_by = np.array([-1, 0, 1, 2, 3, 4], np.int32)
-    done = Standing(4, 6, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77)
-    autoattack.save(tmp_path / autoattack.FILE, autoattack.describe_setting("a", 6), done)
-    left = autoattack.after_stages(tmp_path, "a", 6)
+    done = ResumeState(4, 6, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77)
+    one = subject(tmp_path, "a", 6)
+    autoattack.save(autoattack.where(one, AttackSpec("autoattack")), done)
+    left = autoattack.after_stages(one)
     assert {name: correct.tolist() for name, correct in left.items()} == {
         "apgd-ce": [True, False, False, True, True, True],
         "apgd-t": [True, False, False, False, True, True],
         "fab-t": [True, False, False, False, False, True],
         "square": [True, False, False, False, False, False],
     }
-    assert autoattack.after_stages(tmp_path, "a", 5) == autoattack.after_stages(tmp_path, "b", 6) == {}
+    for setting, count in (("a", 5), ("b", 6)):
+        assert autoattack.after_stages(subject(tmp_path, setting, count)) == {}
+
+
+def subject(workdir, setting: str, count: int) -> Subject:
+    split = Split(np.zeros((count, 2, 2, 1), np.uint8), np.zeros(count, np.int32))
+    budget = Budget("linf", 8 / 255, 2 / 255)
+    return Subject(None, None, split, 3, None, budget, workdir, setting, source=lambda name: None)

@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 from test_evaluate import COUNT, make, outcomes
 from torch_helpers import assert_equal_trees, package_for, small
 
-from infofeat_jax import cli, experiment, models, weights
+from infofeat_jax import cli, models, run, weights
 from infofeat_jax import config as configs
-from infofeat_jax.evaluation import evaluate
+from infofeat_jax import experiment as experiments
 from infofeat_jax.export import convert, robustbench
-from infofeat_jax.training import loop
 from infofeat_jax.types import InvalidInput
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,10 +24,10 @@ ATTACKS = ("clean", "pgd2")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> experiment.Run:
+def trained(tmp_path_factory) -> experiments.Experiment:
     """A run's directory, evaluated."""
     the_run = make(tmp_path_factory.mktemp("runs") / "trained", attacks=ATTACKS, seed=3)
-    evaluate.evaluate(the_run)
+    run.evaluate_run(the_run)
     return the_run
 
 
@@ -40,7 +39,7 @@ def file(trained) -> pathlib.Path:
     return path
 
 
-def configured(the_run: experiment.Run, directory: pathlib.Path, changes: dict) -> ConfigDict:
+def configured(the_run: experiments.Experiment, directory: pathlib.Path, changes: dict) -> ConfigDict:
     """The run's configuration with changes, but another model: weights say what they are."""
     config = ConfigDict(the_run.config.to_dict())
     config.model = configs.default().model
@@ -48,14 +47,14 @@ def configured(the_run: experiment.Run, directory: pathlib.Path, changes: dict) 
     return weights.adopt(configs.resolve(config), directory)
 
 
-def variables(the_run: experiment.Run):
-    return jax.device_get(experiment.restore(the_run, "latest").variables)
+def variables(the_run: experiments.Experiment):
+    return jax.device_get(experiments.restore(the_run, "latest").variables)
 
 
 def test_a_file_is_evaluated_as_its_run(trained, file, tmp_path):
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file)})
     cli.check(config, tmp_path, "evaluate")
-    results = evaluate.evaluate(experiment.create(config, tmp_path))
+    results = run.evaluate_run(experiments.create(config, tmp_path))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(tmp_path)[name], outcomes(trained.workdir)[name])
     assert results["checkpoint"] == str(file)
@@ -68,18 +67,18 @@ def test_its_normalisation_goes_with_it_or_is_given(trained, file, tmp_path):
     config = configured(
         trained, tmp_path, {"eval.torch_checkpoint": str(file), "model.mean": (0.25,), "model.std": (0.125,)}
     )
-    assert (experiment.create(config, tmp_path).module.mean, experiment.create(config, tmp_path).module.std) == (
+    assert (experiments.create(config, tmp_path).module.mean, experiments.create(config, tmp_path).module.std) == (
         0.25,
         0.125,
     )
     convert.main([str(trained.workdir), str(tmp_path / "bare.npz"), "--bare"])
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(tmp_path / "bare.npz")})
-    assert (experiment.create(config, tmp_path).module.mean, experiment.create(config, tmp_path).module.std) == (
+    assert (experiments.create(config, tmp_path).module.mean, experiments.create(config, tmp_path).module.std) == (
         0.0,
         1.0,
     )
-    setting = evaluate.describe_setting(experiment.create(config, tmp_path), variables(trained), COUNT)
-    assert setting != evaluate.describe_setting(trained, variables(trained), COUNT)  # outcomes are not mixed up
+    setting = run.describe_setting(experiments.create(config, tmp_path), variables(trained), COUNT)
+    assert setting != run.describe_setting(trained, variables(trained), COUNT)  # outcomes are not mixed up
 
 
 def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
@@ -87,7 +86,7 @@ def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     convert.main([str(file), str(directory)])
     config = configured(trained, directory, {})
     cli.check(config, directory, "evaluate")
-    evaluate.evaluate(experiment.create(config, directory))
+    run.evaluate_run(experiments.create(config, directory))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
     with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, --config\.init_from="):
@@ -108,10 +107,10 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
         "batch_size": 64, "attack.num_steps": 1, "eval.validation_attack": "pgd1",
     }  # fmt: skip
     workdir = tmp_path / "run"
-    the_run = experiment.create(configured(trained, workdir, changes), workdir)
+    the_run = experiments.create(configured(trained, workdir, changes), workdir)
     workdir.mkdir()
     (workdir / "config.json").write_text(configs.to_json(the_run.config))
-    loop.train(the_run)
+    run.train(the_run)
     after, before = variables(the_run), variables(trained)
     assert_equal_trees(after["params"], before["params"])
     moved = jax.tree.map(lambda a, b: bool((a != b).all()), after["batch_stats"], before["batch_stats"])
@@ -120,7 +119,7 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
     again = configured(trained, workdir, changes)
     cli.check(again, workdir, "train")
     assert again.to_dict() == the_run.config.to_dict()
-    assert int(loop.train(experiment.create(again, workdir)).step) == 1
+    assert int(run.train(experiments.create(again, workdir)).step) == 1
 
 
 def test_runs_of_before_these_fields_go_on(trained):
@@ -261,7 +260,7 @@ def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, 
     elif kind == "truncated":
         path.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(InvalidInput) as caught:
-        experiment.create(configured(trained, workdir, {field: str(path)}), workdir)
+        experiments.create(configured(trained, workdir, {field: str(path)}), workdir)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -1,19 +1,20 @@
 """What a training step costs, counted in the compiled program: no clock is read."""
 
 import re
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from test_step import create_run
+from test_step import create_experiment
 
-from infofeat_jax import experiment, models
+from infofeat_jax import experiment as experiments
+from infofeat_jax import models, run
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
-from infofeat_jax.training.step import update
+from infofeat_jax.training.state import state_shapes
 
 SHAPE = (8, 16, 16, 3)
 MODELS = {"resnet10": 8, "wrn_10_1": 16}  # name: width
@@ -22,14 +23,11 @@ MODELS = {"resnet10": 8, "wrn_10_1": 16}  # name: width
 @cache
 def compiled(method: str, model: str = "resnet10"):
     """One step of `method`, attack in a loop, on one device."""
-    the_run = create_run(method)._replace(module=models.create(model, num_classes=5, width=MODELS[model]))
+    experiment = create_experiment(method)._replace(module=models.create(model, num_classes=5, width=MODELS[model]))
     images, labels = small.batch(SHAPE[0], SHAPE[1])
     batch = np.asarray(255 * images, np.uint8), np.asarray(labels)
-    state = jax.eval_shape(lambda: the_run.module.init(jax.random.key(0), images))
-    opt_state = jax.eval_shape(the_run.optimizer.init, state["params"])
-    state = experiment.State(jnp.int32(0), state["params"], state["batch_stats"], opt_state)
-    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
-    return step.lower(state, batch, jax.random.key(0)).compile()
+    state = state_shapes(experiment.module, experiment.optimizer, SHAPE[1:])
+    return experiments.compile_step(experiment).lower(state, batch, jax.random.key(0)).compile()
 
 
 def forward_flops(model: str) -> float:
@@ -70,10 +68,10 @@ def test_activations_are_not_computed_again_where_they_are_transposed():
 
 def test_nothing_is_reduced_between_devices_inside_the_attack():
     """All communication stays outside the attack's loop."""
-    the_run = create_run("infofeature", 8)
-    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
-    batch = devices.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
-    text = step.lower(experiment.create_state(the_run), batch, jax.random.key(0)).compile().as_text()
+    experiment = create_experiment("infofeature", 8)
+    train, state = experiment.data.train, experiments.create_state(experiment)
+    batch = devices.shard(experiment.mesh, (train.images[:16], train.labels[:16]))
+    text = experiments.compile_step(experiment).lower(state, batch, jax.random.key(0)).compile().as_text()
     assert "all-reduce" in text
     assert in_loops(text, " dot(")  # the small network's convolution, of few inputs
     assert not in_loops(text, "all-reduce")
@@ -82,8 +80,8 @@ def test_nothing_is_reduced_between_devices_inside_the_attack():
 
 def test_each_program_is_compiled_once(tmp_path):
     """In the first epoch; later ones, and a later validation, use the same programs."""
-    the_run = create_run("madry")
-    config = the_run.config.copy_and_resolve_references()
+    experiment = create_experiment("madry")
+    config = experiment.config.copy_and_resolve_references()
     config.num_epochs, config.eval.validation_attack, config.eval.batch_size = 3, "pgd2", 32
     epochs, compilations = [], []
     jax.monitoring.register_event_duration_secs_listener(
@@ -92,7 +90,7 @@ def test_each_program_is_compiled_once(tmp_path):
     finish = loop.finish_epoch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "finish_epoch", lambda *args: (finish(*args), epochs.append(len(compilations))))
-        loop.train(the_run._replace(config=config, workdir=tmp_path))
+        loop.train(run.create_training(experiment._replace(config=config, workdir=tmp_path)))
     assert epochs[0] > 0
     assert epochs[0] == epochs[1] == epochs[2]
 

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infofeat_jax import attacks, experiment
+from infofeat_jax import attacks, run, streams
 from infofeat_jax import config as configs
+from infofeat_jax import experiment as experiments
+from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import evaluate, probes
 from infofeat_jax.evaluation.probes import Probes
+from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
@@ -19,22 +22,23 @@ from infofeat_jax.types import InvalidInput
 COUNT = 20
 
 
-def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> experiment.Run:
-    """A run of a small network with one checkpoint, its initial state."""
+def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
+    """A run of a small network, trained to its end as far as its files tell; its one checkpoint is its initial state."""
     config = configs.default()
     config.seed = seed
     config.model.name, config.model.width = "wrn_10_1", 4
     config.data.name = "digits"
     config.attack.epsilon = 48.0
-    small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "pictures": 3, "probe_examples": 0}
+    small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "cam_images": 3, "probe_examples": 0}
     config.eval.update(small | evaluation)
     config = configs.resolve(config)
-    the_run = experiment.create(config, directory)
+    the_run = experiments.create(config, directory)
     if not (directory / "config.json").exists():
         directory.mkdir(parents=True)
         files.write_atomically(directory / "config.json", configs.to_json(config))
+        files.write_atomically(directory / "metrics.jsonl", json.dumps({"step": 7, "epoch": config.num_epochs}) + "\n")
         with checkpoint.opened(directory) as checkpoints:
-            checkpoint.save(checkpoints.epochs, 7, experiment.create_state(the_run), 0.5)
+            checkpoint.save(checkpoints.epochs, 7, experiments.create_state(the_run), 0.5)
     return the_run
 
 
@@ -48,24 +52,24 @@ def outcomes(workdir: pathlib.Path) -> dict[str, np.ndarray]:
         return dict(saved)
 
 
-def batches(the_run: experiment.Run):
+def batches(the_run: Experiment):
     """(key, images, labels) as the evaluation cuts and numbers them, the last batch filled up."""
-    root = jax.random.fold_in(jax.random.key(the_run.config.seed), evaluate.RANDOM_STARTS)
+    root = streams.key(the_run.config.seed, "evaluation")
     for index, start in enumerate(range(0, COUNT, 16)):
         rows = np.minimum(np.arange(start, start + 16), COUNT - 1)
-        images = jnp.asarray(the_run.data.test.images[rows] / 255, jnp.float32)
+        images = to_unit(jnp.asarray(the_run.data.test.images[rows]))
         yield jax.random.fold_in(root, index), images, jnp.asarray(the_run.data.test.labels[rows])
 
 
-def forward(the_run: experiment.Run):
-    variables = experiment.restore(the_run, "latest").variables
+def forward(the_run: Experiment):
+    variables = experiments.restore(the_run, "latest").variables
     return jax.jit(lambda images: the_run.module.apply(variables, images))
 
 
 def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(directory):
     target = make(directory / "target", attacks=("clean", "pgd2", "pgd2@source"))
     source = make(directory / "source", seed=5)
-    results = evaluate.evaluate(target)
+    results = run.evaluate_run(target)
     expected = []
     for key, images, labels in batches(target):
         perturbed = attacks.pgd(
@@ -81,7 +85,7 @@ def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(
 
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     target = make(directory / "target", attacks=("clean",), distances=("cw2",))
-    results = evaluate.evaluate(target)
+    results = run.evaluate_run(target)
     budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 2}
     expected = [
         np.sqrt(np.sum((attacks.cw(*args, **budget) - attacks.pgd(*args, **budget)) ** 2, axis=(1, 2, 3)))
@@ -94,44 +98,44 @@ def test_distances_are_norms_of_the_difference_to_pgd(directory):
 
 def test_what_was_measured_is_taken_over_in_the_same_setting_only(directory, monkeypatch):
     measured = []
-    monkeypatch.setattr(evaluate, "measure_one", lambda run, name, *_: measured.append(name) or np.ones(COUNT, bool))
+    monkeypatch.setattr(evaluate, "measure_one", lambda _, name, *__: measured.append(name) or np.ones(COUNT, bool))
     workdir = directory / "again"
-    evaluate.evaluate(make(workdir, attacks=("clean",), pictures=0))
+    run.evaluate_run(make(workdir, attacks=("clean",), cam_images=0))
     first = json.loads((workdir / "results.json").read_text())
-    evaluate.evaluate(make(workdir, attacks=("clean", "pgd2"), pictures=0))
+    run.evaluate_run(make(workdir, attacks=("clean", "pgd2"), cam_images=0))
     assert measured == ["clean", "pgd2"]
-    evaluate.evaluate(make(workdir, attacks=("pgd2",), pictures=0, checkpoint="both"))
+    run.evaluate_run(make(workdir, attacks=("pgd2",), cam_images=0, checkpoint="both"))
     assert measured == ["clean", "pgd2"]  # the best is the latest
     results = json.loads((workdir / "results.json").read_text())
     assert first["clean"] == results["clean"] == results["pgd2"] == results["latest"]["pgd2"] == 1.0
-    evaluate.evaluate(make(workdir, attacks=("clean",), pictures=0, step_size=3.0))
+    run.evaluate_run(make(workdir, attacks=("clean",), cam_images=0, step_size=3.0))
     assert measured == ["clean", "pgd2", "clean"]
     assert "pgd2" not in json.loads((workdir / "results.json").read_text())
 
 
 def test_other_weights_are_measured_anew(directory, monkeypatch):
     measured = []
-    monkeypatch.setattr(evaluate, "measure_one", lambda run, name, *_: measured.append(name) or np.ones(COUNT, bool))
-    the_run = make(directory / "weights", attacks=("clean",), pictures=0)
-    evaluate.evaluate(the_run)
-    state = experiment.restore(the_run, "best")
+    monkeypatch.setattr(evaluate, "measure_one", lambda _, name, *__: measured.append(name) or np.ones(COUNT, bool))
+    the_run = make(directory / "weights", attacks=("clean",), cam_images=0)
+    run.evaluate_run(the_run)
+    state = experiments.restore(the_run, "best")
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
         checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
-    evaluate.evaluate(the_run)
+    run.evaluate_run(the_run)
     assert measured == ["clean", "clean"]
 
 
 def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     counts = []
 
-    def measure_one(the_run, name, *_):
-        counts.append(the_run.config.eval.autoattack_examples or COUNT)
+    def measure_one(subject, name, *_):
+        counts.append(subject.autoattack_examples or COUNT)
         return np.ones(counts[-1], bool)
 
     monkeypatch.setattr(evaluate, "measure_one", measure_one)
     for count in (5, 5, 10, 0):
-        evaluate.evaluate(make(directory / "few", attacks=("autoattack",), pictures=0, autoattack_examples=count))
+        run.evaluate_run(make(directory / "few", attacks=("autoattack",), cam_images=0, autoattack_examples=count))
     assert counts == [5, 10, COUNT]
 
 
@@ -145,30 +149,30 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
         names = ("clean", "one step", "steps", "more steps", "restarts", "large budget")
         return Probes(never, never, np.zeros(4, np.float32), ~never, dict.fromkeys(names, never))
 
-    monkeypatch.setattr(evaluate, "measure_one", lambda run, name, *_: np.arange(COUNT) < correct[name])
+    monkeypatch.setattr(evaluate, "measure_one", lambda subject, name, *_: np.arange(COUNT) < correct[name])
     monkeypatch.setattr(probes, "probe", probe)
-    target = make(directory / "flagged", attacks=("fgsm", "pgd20"), pictures=0, probe_examples=4)
-    results = evaluate.evaluate(target)
+    target = make(directory / "flagged", attacks=("fgsm", "pgd20"), cam_images=0, probe_examples=4)
+    results = run.evaluate_run(target)
     assert [flag.split(":")[0] for flag in results["flags"]] == ["outputs are probabilities", "one step beats many"]
     ((logits, images, labels, budget),) = seen
-    np.testing.assert_array_equal(images, np.float32(target.data.test.images[:4] / 255))
+    np.testing.assert_array_equal(images, to_unit(target.data.test.images[:4]))
     np.testing.assert_array_equal(labels, target.data.test.labels[:4])
     np.testing.assert_allclose(logits, forward(target)(images).logits, rtol=1e-5)
     assert budget == {"norm": "linf", "epsilon": 48 / 255, "step_size": 12 / 255}
 
 
-def test_pictures_are_what_the_network_sees(directory):
+def test_cam_images_are_what_the_network_sees(directory):
     the_run = make(directory / "target", attacks=("clean",))
-    evaluate.evaluate(the_run)
-    with np.load(the_run.workdir / "pictures.npz", allow_pickle=False) as pictures:
-        images, perturbed, labels = (jnp.asarray(pictures[name]) for name in ("images", "perturbed", "labels"))
+    run.evaluate_run(the_run)
+    with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
+        images, perturbed, labels = (jnp.asarray(kept[name]) for name in ("images", "perturbed", "labels"))
         for name, x in (("clean", images), ("perturbed", perturbed)):
             outputs = forward(the_run)(x)
-            np.testing.assert_array_equal(pictures[f"predicted_{name}"], outputs.logits.argmax(-1))
+            np.testing.assert_array_equal(kept[f"predicted_{name}"], outputs.logits.argmax(-1))
             label_maps = np.stack([cam[..., label] for cam, label in zip(outputs.cam, labels, strict=True)])
-            np.testing.assert_allclose(pictures[f"cam_{name}"], label_maps, atol=1e-5)
+            np.testing.assert_allclose(kept[f"cam_{name}"], label_maps, atol=1e-5)
         assert images.shape == perturbed.shape == (3, 8, 8, 1)
-        assert 0 < np.abs(perturbed - images).max() <= pictures["epsilon"] == 48 / 255
+        assert 0 < np.abs(perturbed - images).max() <= kept["epsilon"] == 48 / 255
 
 
 def test_a_source_of_other_data_is_refused(directory):
@@ -177,7 +181,73 @@ def test_a_source_of_other_data_is_refused(directory):
     before = path.read_text()
     path.write_text(before.replace('"digits"', '"cifar10"'))
     with pytest.raises(InvalidInput, match="crafted on 'source': it was trained on cifar10, not on digits"):
-        experiment.source(target, "source")
+        run.load_source(target, "source")
     path.write_text(before)
     with pytest.raises(InvalidInput, match="crafted on 'nobody': no run in"):
-        experiment.check_source(target.workdir, "nobody")
+        run.check_source(target.workdir, "nobody")
+
+
+def test_a_source_that_has_not_been_trained_to_its_end_is_refused(directory):
+    target, source = make(directory / "target"), make(directory / "unfinished", seed=5)
+    (source.workdir / "metrics.jsonl").write_text(json.dumps({"step": 7, "epoch": 3}) + "\n")
+    for check in (
+        lambda: run.check_source(target.workdir, "unfinished"),
+        lambda: run.load_source(target, "unfinished"),
+    ):
+        with pytest.raises(
+            InvalidInput, match=r"crafted on 'unfinished': .* not been trained to its end \(120 epochs\)"
+        ):
+            check()
+
+
+def test_a_transferred_attack_is_measured_anew_when_its_source_was_trained_anew(directory, monkeypatch):
+    measured = []
+    monkeypatch.setattr(evaluate, "measure_one", lambda _, name, *__: measured.append(name) or np.ones(COUNT, bool))
+    source = make(directory / "moving", seed=5)
+    target = make(directory / "attacked", attacks=("clean", "pgd2@moving"), cam_images=0)
+    for _ in range(2):
+        run.evaluate_run(target)
+    assert measured == ["clean", "pgd2@moving"]
+    stored = json.loads((target.workdir / "results.json").read_text())["sources"]["pgd2@moving"]
+    assert run.is_current(target.workdir, "pgd2@moving", stored)
+    state = experiments.restore(source, "best")
+    with checkpoint.opened(source.workdir) as checkpoints:
+        moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
+    files.write_atomically(source.workdir / "metrics.jsonl", json.dumps({"step": 8, "epoch": 120}) + "\n")
+    assert not run.is_current(target.workdir, "pgd2@moving", stored)
+    run.evaluate_run(target)
+    assert measured == ["clean", "pgd2@moving", "pgd2@moving"]
+
+
+def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
+    the_run = make(
+        directory / "both", attacks=("clean", "autoattack"), cam_images=0, checkpoint="both", autoattack_examples=4,
+        num_examples=8,
+    )  # fmt: skip
+    state = experiments.restore(the_run, "best")
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
+        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+    first, second = run.evaluate_run(the_run), run.evaluate_run(the_run)
+    assert list(first["autoattack_stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    for results in (second, second["latest"]):
+        assert results["autoattack_stages"]["square"] == results["autoattack"]
+    assert first["autoattack_stages"] == second["autoattack_stages"]
+
+
+def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):
+    names = ("pgd2(epsilon=24,step_size=6)", "pgd2(restarts=2)", "square(num_queries=3)", "apgd-ce(num_steps=2)")
+    target = make(directory / "named", attacks=names, cam_images=0, autoattack_examples=8)
+    results = run.evaluate_run(target)
+    assert set(names[1:]) < results.keys()
+    assert results["examples"] == {names[0]: COUNT, names[1]: COUNT, names[2]: 8, names[3]: 8}
+    expected = []
+    for key, images, labels in batches(target):
+        budget = {"epsilon": 24 / 255, "step_size": 6 / 255, "num_steps": 2}
+        perturbed = attacks.pgd(forward(target), key, images, labels, **budget)
+        expected.append(forward(target)(perturbed).logits.argmax(-1) == labels)
+    found = outcomes(target.workdir)
+    np.testing.assert_array_equal(found["pgd2(epsilon=24,step_size=6)"], np.concatenate(expected)[:COUNT])
+    inside = [found[name][:8] for name in names[1:]]  # the first has an epsilon of its own
+    assert results["worst_case"] == np.all(inside, axis=0).mean()

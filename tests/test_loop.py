@@ -1,5 +1,6 @@
 """The loop in this process, on a tiny network: stopped anywhere it goes on to the same bits; bad numbers; collapse."""
 
+import hashlib
 import itertools
 import json
 import time
@@ -7,29 +8,30 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_step import create_run
+from test_step import create_experiment
 
-from infofeat_jax import experiment as runs
+from infofeat_jax import experiment as experiments
+from infofeat_jax import run as runs
 from infofeat_jax.runtime import memory, signals
 from infofeat_jax.training import checkpoint, health, loop
-from infofeat_jax.training.step import update
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 EPOCHS = 3  # of 2 steps each
 
 
 @pytest.fixture
-def run(tmp_path) -> runs.Run:
+def training(tmp_path) -> loop.Training:
     """Three epochs of standard training in an empty directory."""
     return in_directory(tmp_path)
 
 
-def in_directory(workdir, **changes) -> runs.Run:
-    one = create_run("standard")
+def in_directory(workdir, count: int = 1, **changes) -> loop.Training:
+    one = create_experiment("standard", count)
     config = one.config.copy_and_resolve_references()
     config.update({"num_epochs": EPOCHS, "log_every": 2, **changes})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 32
-    return one._replace(config=config, workdir=workdir)
+    workdir.mkdir(exist_ok=True)
+    return runs.create_training(one._replace(config=config, workdir=workdir))
 
 
 @pytest.fixture(scope="module")
@@ -49,28 +51,28 @@ def same(one, other) -> bool:
     return all(np.array_equal(x, y) for x, y in pairs)
 
 
-def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(run, whole, monkeypatch):
+def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training, whole, monkeypatch):
     """The second time it goes backwards."""
     moments = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(moments))
-    assert same(whole[0], loop.train(run))
-    assert checkpoint.latest_step(run.workdir) == 2 * EPOCHS
+    assert same(whole[0], loop.train(training))
+    assert checkpoint.latest_step(training.workdir) == 2 * EPOCHS
 
 
-def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(run, whole, monkeypatch):
+def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(training, whole, monkeypatch):
     """Every place where the run asks whether to stop is one to stop at; each time it goes on from there."""
     stops = 0
     while True:
         asked = iter([False, False, True])  # a step or a validation further each time
         monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
         try:
-            state = loop.train(run)
+            state = loop.train(training)
             break
         except Stopped:
             stops += 1
     assert stops >= 4
     assert same(whole[0], state)
-    kept = [record for record in records(run.workdir) if "interrupted" not in record]
+    kept = [record for record in records(training.workdir) if "interrupted" not in record]
     assert [(r["step"], r.get("loss"), r.get("epoch")) for r in kept] == [
         (r["step"], r.get("loss"), r.get("epoch")) for r in whole[1]
     ]
@@ -78,52 +80,48 @@ def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(run
         assert ours.get("validation_robust_accuracy") == theirs.get("validation_robust_accuracy")
 
 
-def poisoned(at: int, leaf: str):
-    """The update, but what it returns is no number after step `at` (counted from 1)."""
+def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
+    """The same, but what the step returns is not finite after step `at` (counted from 1)."""
 
-    def one_step(run, state, batch, key, *, average):
-        moved, values = update(run, state, batch, key, average=average)
+    @jax.jit
+    def poison(moved, values):
         factor = jax.numpy.where(moved.step == at, jax.numpy.nan, 1.0)
         if leaf == "loss":
             return moved, values | {"loss": values["loss"] * factor}
-        norm = values["parameter_norm"] * factor
-        return moved._replace(params=jax.tree.map(lambda p: p * factor, moved.params)), values | {
-            "parameter_norm": norm
-        }
+        params = jax.tree.map(lambda p: p * factor, moved.params)
+        return moved._replace(params=params), values | {"parameter_norm": values["parameter_norm"] * factor}
 
-    return one_step
+    return training._replace(step=lambda *arguments: poison(*training.step(*arguments)))
 
 
 @pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (4, "parameters")])
-def test_numbers_that_go_bad_stop_the_run_before_they_are_saved(run, monkeypatch, at, leaf):
-    monkeypatch.setattr(loop, "update", poisoned(at, leaf))
-    digest = health.describe_batch(run, at - 1)["images"]
+def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at, leaf):
+    rows = loop.batch_rows(training, at - 1)
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
+    training = poisoned(training, at, leaf)
     expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last checkpoint before is of step 2.*skip_batches=1"
     with pytest.raises(RunFailed, match=expected):
-        loop.train(run)
-    assert checkpoint.latest_step(run.workdir) == 2
-    assert all(np.isfinite(record.get("loss", 0.0)) for record in records(run.workdir))
+        loop.train(training)
+    assert checkpoint.latest_step(training.workdir) == 2
+    assert all(np.isfinite(record.get("loss", 0.0)) for record in records(training.workdir))
 
 
-def test_stopping_while_numbers_are_bad_saves_nothing(run, monkeypatch):
-    monkeypatch.setattr(loop, "update", poisoned(3, "parameters"))
+def test_stopping_while_parameters_are_not_finite_saves_nothing(training, monkeypatch):
+    training = poisoned(training, 3, "parameters")
     asked = iter([False] * 5 + [True])  # 2 steps, 2 validations, 1 step
     monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
     with pytest.raises(RunFailed, match="step 3"):
-        loop.train(run)
-    assert [path.name for path in checkpoint.finished(run.workdir)] == ["2"]
+        loop.train(training)
+    assert [path.name for path in checkpoint.finished(training.workdir)] == ["2"]
 
 
-def test_a_bad_batch_can_be_left_out(tmp_path, monkeypatch, capsys):
+def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
     """As if its step had not been taken; and so again when the run is continued."""
-    monkeypatch.setattr(loop, "update", poisoned(3, "parameters"))
-    state = jax.device_get(loop.train(in_directory(tmp_path / "poisoned", skip_batches=1)))
+    state = jax.device_get(loop.train(poisoned(in_directory(tmp_path / "poisoned", skip_batches=1), 3, "parameters")))
     assert "going back, this batch is left out" in capsys.readouterr().out
     assert [batch["step"] for batch in health.read(tmp_path / "poisoned")] == [3]
     assert state.step == 2 * EPOCHS
-    monkeypatch.undo()
     clean = in_directory(tmp_path / "clean")
-    clean.workdir.mkdir()
     (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
     assert same(state, loop.train(clean))
 
@@ -133,12 +131,12 @@ def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
         loop.train(in_directory(tmp_path, max_loss=1e-3))
 
 
-def test_a_step_that_does_not_fit_is_refused_with_the_estimate(run, monkeypatch):
+def test_a_step_that_does_not_fit_is_refused_with_the_estimate(training, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 2**10)
     with pytest.raises(
         InvalidInput, match=r"a step takes 0\.\d+ GiB a device, which has 0\.00: lower config\.batch_size"
     ):
-        loop.train(run)
+        loop.train(training)
 
 
 @pytest.mark.parametrize(
@@ -152,16 +150,25 @@ def test_a_step_that_does_not_fit_is_refused_with_the_estimate(run, monkeypatch)
         ("standard", [(0.7, 0.50)], (0.8, 0.05), False),  # was not trained to be robust
     ],
 )
-def test_collapse_of_robust_accuracy(tmp_path, method, history, now, collapsed):
+def test_collapse_of_robust_accuracy(tmp_path, monkeypatch, method, history, now, collapsed):
     names = "validation_clean_accuracy", "validation_robust_accuracy"
     lines = [json.dumps({"step": 2, "epoch": 1} | dict(zip(names, rates, strict=True))) for rates in history]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    run = create_run(method)._replace(workdir=tmp_path)
-    assert health.has_collapsed(run, dict(zip(("clean", "robust"), now, strict=True))) is collapsed
+    saved = []
+    monkeypatch.setattr(loop.checkpoint, "save", lambda *arguments: saved.append(arguments))
+    validations = {name: lambda state, rate=rate: rate for name, rate in zip(("clean", "robust"), now, strict=True)}
+    experiment = create_experiment(method)._replace(workdir=tmp_path)
+    training = runs.create_training(experiment)._replace(validations=validations)
+    written, none = [], checkpoint.Checkpoints(None, None)
+    reporting = loop.Reporting(none, lambda step, values: written.append(values), lambda *texts: None, frozenset())
+    loop.finish_epoch(training, reporting, experiments.create_state(experiment), 4, 0.0)
+    assert written[0].get("catastrophic_overfitting", False) is collapsed
+    assert saved[0][-1] == now[0 if method == "standard" else 1]  # what early stopping judges by
 
 
-def test_the_template_of_a_restored_state_is_the_state(run):
-    described, state = runs.describe_state(run), runs.create_state(run)
+def test_the_template_of_a_restored_state_is_the_state():
+    experiment = create_experiment("standard")
+    described, state = experiments.describe_state(experiment), experiments.create_state(experiment)
     assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), described) == jax.tree.map(
         lambda x: (x.shape, x.dtype, x.sharding), state
     )
@@ -173,9 +180,9 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, whole, monkeypat
     for count, stop in ((1, 3), (8, 6), (1, 99)):
         asked = iter([False] * stop)
         monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
-        run = in_directory(tmp_path)._replace(mesh=create_run("standard", count).mesh)
+        training = in_directory(tmp_path, count)
         try:
-            state = loop.train(run)
+            state = loop.train(training)
         except Stopped:
             assert [path.name for path in checkpoint.finished(tmp_path)]
     for one, other in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(jax.device_get(state)), strict=True):

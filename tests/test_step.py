@@ -10,43 +10,42 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, data, experiment, methods, models
+from infofeat_jax import attacks, data, methods, models
 from infofeat_jax import config as configs
+from infofeat_jax import experiment as experiments
 from infofeat_jax.data import augment
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import optimizers
-from infofeat_jax.training.step import update
+from infofeat_jax.training.state import initial_state
+from infofeat_jax.training.step import make_step
 
 METHODS = ("standard", "infofeature", "feature_scatter", "trades")
 
 
 @cache
-def create_run(method: str, count: int = 1, mode: str = "jit") -> experiment.Run:
-    """A run on random pictures and the first `count` devices."""
+def create_experiment(method: str, count: int = 1, mode: str = "jit") -> experiments.Experiment:
+    """An experiment on random images and the first `count` devices."""
     config = configs.default()
     config.method.name = method
     config.attack.num_steps = 2
     config.data.crop_padding = 1
-    config.batch_size = 16
+    config.batch_size, config.eval.batch_size = 16, 32
+    config.optimizer.milestones = (1.0, 2.0)
     config.parallel = mode
-    config = configs.resolve(config)
-    module = small.TinyNet()
     images, labels = (np.asarray(part) for part in small.batch(32))
     split = data.Split((255 * images).astype(np.uint8), labels.astype(np.int32))
     dataset = data.Dataset(split, split, split, 5, "noise")
-    schedule = optimizers.step_schedule(0.1, (1.0, 2.0), 0.1, 2)
+    experiment = experiments.create(configs.resolve(config), Path("."), dataset)
     mesh = jax.sharding.Mesh(jax.devices()[:count], (devices.AXIS,))
-    return experiment.Run(
-        config, Path("."), dataset, mesh, module, experiment.create_method(config, 5),
-        optimizers.sgd(schedule, 0.9, 2e-4), schedule, 2,
-    )  # fmt: skip
+    return experiment._replace(module=small.TinyNet(), mesh=mesh)
 
 
-def steps(the_run: experiment.Run, num_steps: int = 3):
+def steps(experiment: experiments.Experiment, num_steps: int = 3):
     """(final state, metrics of the last step) after a few steps on the same batch."""
-    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, the_run.config.parallel)
-    batch = devices.shard(the_run.mesh, (the_run.data.train.images[:16], the_run.data.train.labels[:16]))
-    state = experiment.create_state(the_run)
+    step = experiments.compile_step(experiment)
+    train = experiment.data.train
+    batch = devices.shard(experiment.mesh, (train.images[:16], train.labels[:16]))
+    state = experiments.create_state(experiment)
     for _ in range(num_steps):
         state, values = step(state, batch, jax.random.key(0))
     return jax.device_get(state), jax.device_get(values)
@@ -60,12 +59,12 @@ def distance(a, b) -> float:
 
 def test_a_madry_step_is_the_plain_one():
     """Augmentation, PGD with BatchNorm in evaluation mode, one SGD step with coupled decay: by hand."""
-    the_run = create_run("madry")
-    state = jax.device_get(experiment.create_state(the_run))
-    labels = jnp.asarray(the_run.data.train.labels[:16])
-    images = jnp.asarray(the_run.data.train.images[:16], jnp.float32) / 255
-    value, params, moved = jax.jit(partial(plain_madry_step, the_run.module))(state, images, labels)
-    after, values = steps(the_run, 1)
+    experiment = create_experiment("madry")
+    state = jax.device_get(experiments.create_state(experiment))
+    labels = jnp.asarray(experiment.data.train.labels[:16])
+    images = jnp.asarray(experiment.data.train.images[:16], jnp.float32) / 255
+    value, params, moved = jax.jit(partial(plain_madry_step, experiment.module))(state, images, labels)
+    after, values = steps(experiment, 1)
     np.testing.assert_allclose(values["loss"], value, rtol=1e-4)
     assert distance(jax.device_get(params), after.params) < 1e-3
     assert distance(jax.device_get(moved), after.batch_stats) < 1e-3
@@ -98,9 +97,58 @@ def plain_madry_step(module, state, images, labels):
     return value, jax.tree.map(lambda p, g: p - 0.1 * (g + 2e-4 * p), state.params, gradient), moved
 
 
+def test_the_schedule_follows_the_states_own_counter():
+    """A batch that is left out moves state.step, and with it every later milestone."""
+    schedule = optimizers.piecewise(1.0, (2.0,), 0.1, 2)
+    optimizer = optimizers.sgd(schedule, momentum=0.0)
+    module, (images, labels) = small.TinyNet(), small.batch(4)
+    method = methods.create("standard", methods.Options(5, {}))
+    state = initial_state(module, optimizer, jax.random.key(0), images.shape[1:])
+    step = jax.jit(make_step(module, method, optimizer))
+    batch = jnp.asarray(255 * images, jnp.uint8), labels
+    moved = {}
+    for start in (3, 4):  # the milestone's step is the fifth
+        after, _ = step(state._replace(step=jnp.int32(start)), batch, jax.random.key(0))
+        moved[start] = np.linalg.norm(after.params["linear"]["kernel"] - state.params["linear"]["kernel"])
+        assert after.step == start + 1
+    np.testing.assert_allclose(moved[4] / moved[3], 0.1, rtol=1e-4)
+
+
+def test_milestones_that_fall_on_one_step_both_count():
+    schedule = optimizers.piecewise(1.0, (1.0, 1.1), 0.1, 2)
+    np.testing.assert_allclose([schedule(1), schedule(2)], [1.0, 0.01], rtol=1e-6)
+
+
+def test_cosine_schedule_ends_at_zero():
+    schedule = optimizers.create_schedule(
+        "cosine", learning_rate=0.2, milestones=(), decay=0.1, steps_per_epoch=5, num_epochs=4
+    )
+    np.testing.assert_allclose([schedule(0), schedule(10), schedule(20)], [0.2, 0.1, 0.0], atol=1e-7)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_optimizers_by_name(nesterov):
+    """One step from zero moments, by hand: SGD with momentum and decay, AdamW."""
+    p, g = np.array([1.0, -2.0]), np.array([0.3, -0.1])
+    options = {"momentum": 0.5, "weight_decay": 0.01, "nesterov": nesterov}
+    found = {}
+    for name in optimizers.OPTIMIZERS:
+        optimizer = optimizers.create_optimizer(name, lambda step: 0.1, **options)
+        changes, _ = optimizer.update(jnp.asarray(g), optimizer.init(jnp.asarray(p)), jnp.asarray(p))
+        found[name] = p + np.asarray(changes)
+    v = g + 0.01 * p
+    np.testing.assert_allclose(found["sgd"], p - 0.1 * (v + 0.5 * v if nesterov else v), rtol=1e-5)
+    if not nesterov:
+        np.testing.assert_allclose(found["adamw"], p - 0.1 * (np.sign(g) + 0.01 * p), rtol=1e-4)
+    with pytest.raises(methods.InvalidInput, match="unknown optimizer 'lion': choose one of adamw, sgd"):
+        optimizers.create_optimizer("lion", lambda step: 0.1)
+    with pytest.raises(methods.InvalidInput, match="unknown optimizer.schedule .steps.: choose one of cosine"):
+        optimizers.create_schedule("steps")
+
+
 def test_sgd_is_pytorchs():
     """v = m v + (g + wd p); p -= lr v, with the rate dropping at its milestones."""
-    optimizer = optimizers.sgd(optimizers.step_schedule(0.1, (1.0, 1.5), 0.1, 2), 0.9, 0.01)
+    optimizer = optimizers.sgd(optimizers.piecewise(0.1, (1.0, 1.5), 0.1, 2), 0.9, 0.01)
     p, v = np.array([1.0, -2.0]), np.zeros(2)
     params, state = jnp.asarray(p), optimizer.init(jnp.asarray(p))
     for step, rate in enumerate([0.1, 0.1, 0.01, 0.001]):
@@ -115,17 +163,17 @@ def test_sgd_is_pytorchs():
 @pytest.mark.parametrize("method", METHODS)
 def test_eight_devices_compute_what_one_does(method):
     """The default mode has the semantics of the whole batch: BatchNorm, coupled attacks, random numbers."""
-    (one, one_values), (eight, eight_values) = (steps(create_run(method, n)) for n in (1, 8))
+    (one, one_values), (eight, eight_values) = (steps(create_experiment(method, n)) for n in (1, 8))
     assert distance(one, eight) < 2e-3  # three steps; a sign at a gradient near zero may differ
     np.testing.assert_allclose(one_values["loss"], eight_values["loss"], rtol=1e-3)
 
 
 def test_pmap_mode_averages_over_devices():
     """On one device the same as jit up to the device's key; on several finite, and the state agrees everywhere."""
-    after, values = steps(create_run("standard", 2, "pmap"))
+    after, values = steps(create_experiment("standard", 2, "pmap"))
     assert np.isfinite(values["loss"])
     # BatchNorm saw 8 images a device: close to, but not, the whole batch's result.
-    whole, _ = steps(create_run("standard", 2))
+    whole, _ = steps(create_experiment("standard", 2))
     assert 1e-6 < distance(whole.batch_stats, after.batch_stats) < 0.5
 
 
@@ -133,24 +181,24 @@ def test_pmap_gradients_are_means_not_sums():
     """One step of standard training: the change of the linear layer's bias is of the same size in both modes."""
     bias = {}
     for mode in ("jit", "pmap"):
-        after, _ = steps(create_run("standard", 8, mode), 1)
+        after, _ = steps(create_experiment("standard", 8, mode), 1)
         bias[mode] = np.linalg.norm(after.params["linear"]["bias"])
     assert 0.7 < bias["pmap"] / bias["jit"] < 1.4
 
 
-def without_randomness(the_run: experiment.Run, **changes) -> experiment.Run:
+def without_randomness(experiment: experiments.Experiment, **changes) -> experiments.Experiment:
     """No augmentation, PGD without a random start: nothing depends on how keys are split."""
-    config = the_run.config.copy_and_resolve_references()
+    config = experiment.config.copy_and_resolve_references()
     config.data.crop_padding, config.data.flip = 0, False
     config.update(changes)
     pgd = partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=2, random_start=False)
-    return the_run._replace(config=config, method=the_run.method._replace(attack=pgd))
+    return experiment._replace(config=config, method=experiment.method._replace(attack=pgd))
 
 
 @pytest.mark.parametrize("count", [1, 8])
 def test_accumulated_gradients_are_the_whole_batches(count):
     """Four parts in turn, on a network without BatchNorm: the same step to float tolerance."""
-    plain = without_randomness(create_run("madry", count))
+    plain = without_randomness(create_experiment("madry", count))
     plain = plain._replace(
         module=small.TinyNet(norm=False),
         data=plain.data._replace(train=data.Split(*(x.repeat(2, 0) for x in plain.data.train))),
@@ -164,14 +212,14 @@ def test_accumulated_gradients_are_the_whole_batches(count):
 
 def test_accumulation_moves_the_statistics_with_each_part():
     """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
-    plain = without_randomness(create_run("madry"))
+    plain = without_randomness(create_experiment("madry"))
     images, labels = (array[:8] for array in plain.data.train)
     half = plain._replace(data=plain.data._replace(train=data.Split(images, labels)))
     twice = data.Split(images.repeat(2, 0), labels.repeat(2, 0))  # parts take every other example
     double = without_randomness(plain, accumulate_steps=2)._replace(data=plain.data._replace(train=twice))
     (one, _), (two, _) = steps(half, 1), steps(double, 1)
     assert distance(one.params, two.params) < 1e-4
-    start = jax.device_get(experiment.create_state(plain)).batch_stats["bn1"]["mean"]
+    start = jax.device_get(experiments.create_state(plain)).batch_stats["bn1"]["mean"]
     first, second = (after.batch_stats["bn1"]["mean"] for after in (one, two))
     np.testing.assert_allclose(second - first, 0.9 * (first - start), rtol=1e-3, atol=1e-6)
 
@@ -199,17 +247,17 @@ def test_rematerialised_blocks_compute_the_same(name):
 
 
 def test_the_schedule_steps_at_its_milestones():
-    schedule = optimizers.step_schedule(0.1, (60.0, 90.0), 0.1, 10)
+    schedule = optimizers.piecewise(0.1, (60.0, 90.0), 0.1, 10)
     np.testing.assert_allclose([schedule(599), schedule(600), schedule(900)], [0.1, 0.01, 0.001], rtol=1e-5)
 
 
 @pytest.mark.parametrize("milestones", [(90.0, 60.0), (0.0,), (float("nan"),), (float("inf"),)])
 def test_milestones_are_checked(milestones):
     with pytest.raises(methods.InvalidInput, match="increasing epochs"):
-        optimizers.step_schedule(0.1, milestones, 0.1, 10)
+        optimizers.piecewise(0.1, milestones, 0.1, 10)
 
 
 @pytest.mark.parametrize("decay", [-0.1, float("nan"), float("inf")])
 def test_decay_is_checked(decay):
     with pytest.raises(methods.InvalidInput, match=r"optimizer\.decay = "):
-        optimizers.step_schedule(0.1, (60.0,), decay, 10)
+        optimizers.piecewise(0.1, (60.0,), decay, 10)

@@ -8,7 +8,7 @@ import pytest
 
 from infofeat_jax import config as configs
 from infofeat_jax import study
-from infofeat_jax.evaluation import accuracy
+from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.types import InvalidInput
 
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))
@@ -69,8 +69,8 @@ def test_every_study_can_be_planned_at_every_scale(path, monkeypatch):
         planned = study.plan(module.get_config(*scale))
         assert planned
         for run in planned:
-            accuracy.check_attacks(run.config)
-            sources = {accuracy.split_name(name)[1] for name in run.config.eval.attacks} - {""}
+            evaluate.check_names(run.config.eval.attacks, run.config.eval.distances)
+            sources = {attack_names.parse(name).source for name in run.config.eval.attacks} - {""}
             assert run.name not in sources  # else it is no transferred attack
 
 

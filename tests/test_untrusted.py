@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from hypothesis.extra.numpy import arrays as arrays_of
 
-from infofeat_jax import cli, data, experiment, models
+from infofeat_jax import cli, data, models
 from infofeat_jax import config as configs
 from infofeat_jax.data import sources
-from infofeat_jax.evaluation import accuracy, autoattack
+from infofeat_jax.evaluation import autoattack, evaluate
 from infofeat_jax.runtime import files
 from infofeat_jax.training import optimizers
 from infofeat_jax.types import InvalidInput
@@ -52,7 +52,7 @@ def test_any_npz_is_a_data_set_or_one_line(changes, end):
             assert loaded.train.images.dtype == np.uint8
             assert loaded.train.labels.max() < loaded.num_classes
         assert files.read_arrays(path, "none") is None
-        assert autoattack.load(path, "none") is None
+        assert autoattack.load(autoattack.Saved(path, "none")) is None
 
 
 dtypes = st.sampled_from(["uint8", "int8", "int64", "uint64", "bool", "float32", "complex64", "U2", "M8[s]"])
@@ -127,11 +127,11 @@ def test_any_configuration_is_valid_or_answered_in_one_line(drawn):
         config.update_from_flattened_dict({name: drawn.draw(like(FIELDS[name]), name)})
     try:
         config = configs.resolve(config)
-        accuracy.check_attacks(config)
-        experiment.create_method(config, 10)
+        evaluate.check_names(config.eval.attacks, config.eval.distances, config.eval.validation_attack)
+        experiments.create_method(config, 10)
         models.create(config.model.name, num_classes=10, width=config.model.width, dtype=config.dtype)
         options = config.optimizer
-        optimizers.step_schedule(options.learning_rate, options.milestones, options.decay, 10)
+        optimizers.piecewise(options.learning_rate, options.milestones, options.decay, 10)
     except InvalidInput as error:
         assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
 

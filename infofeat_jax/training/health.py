@@ -19,7 +19,7 @@ class UnsoundStep(Exception):
         self.step, self.loss, self.norm = step, loss, norm
 
 
-def check(recent: Iterable[tuple[int, Mapping[str, float]]], max_loss: float) -> None:
+def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
     """Raises UnsoundStep for the first unsound one of the steps (counted from 1); takes host values."""
     for step, values in recent:
         loss, norm = float(values["loss"]), float(values["parameter_norm"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,15 +21,7 @@ Average = Callable[[PyTree], PyTree]  # over devices, where each computes only i
 Metrics = dict[str, Float[Array, ""]]
 
 
-class Step(Protocol):
-    """(state, batch, key) -> (state, metrics)."""
-
-    def __call__(self, state: State, batch, key: PRNGKey, *, average: Average = ...) -> tuple[State, Metrics]:
-        """`batch` is (images uint8 [b, h, w, c], labels [b]); randomness is `key` folded with the step.
-
-        The metrics: the mean loss, and the accuracy on the perturbed images, of the batch before the step; the norm
-        of all parameters after it.
-        """
+Step = Callable[..., tuple[State, Metrics]]  # (state, batch, key, *, average), pure; see `make_step`
 
 
 class Gradients(NamedTuple):
@@ -51,7 +43,9 @@ def make_step(
 ) -> Step:
     """A step that augments, attacks the frozen model, and learns from the method's loss.
 
-    `accumulate_steps` parts of a batch are done one after the other, in the memory of one.
+    Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
+    are the mean loss, and the accuracy on the perturbed images, of the batch before the step, and the norm of all
+    parameters after it. `accumulate_steps` parts of a batch are done one after the other, in the memory of one.
     """
     one_part = partial(gradients, module, method)
     whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)

@@ -1,0 +1,90 @@
+"""Attacks by name: what is parsed, what is refused, and what the attack then does."""
+
+import pytest
+
+from infofeat_jax import attacks
+from infofeat_jax.evaluation.attack_names import AttackSpec, Budget, allowed_options, create, parse
+from infofeat_jax.types import InvalidInput
+
+BUDGET = Budget("linf", 8 / 255, 2 / 255)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("clean", AttackSpec("clean")),
+        ("pgd20", AttackSpec("pgd", 20)),
+        ("feature_scatter1", AttackSpec("feature_scatter", 1)),
+        ("pgd20( restarts=5, step_size = 1 )", AttackSpec("pgd", 20, (("restarts", 5), ("step_size", 1)))),
+        ("pgd10@../table1/madry-seed0", AttackSpec("pgd", 10, (), "../table1/madry-seed0")),
+        ("cw5(confidence=0.5)@a", AttackSpec("cw", 5, (("confidence", 0.5),), "a")),
+        ("apgd-t", AttackSpec("apgd-t")),
+        ("apgd-ce-5", AttackSpec("apgd-ce-5")),
+        ("fab-5", AttackSpec("fab-5")),
+        ("square(num_queries=100)", AttackSpec("square", None, (("num_queries", 100),))),
+        ("autoattack(version=plus)", AttackSpec("autoattack", None, (("version", "plus"),))),
+    ],
+)
+def test_names(name, spec):
+    assert parse(name) == spec
+    assert parse(spec.name) == spec  # the one spelling under which outcomes are kept
+
+
+def test_budgets_are_in_levels_and_options_reach_the_attack():
+    assert create(parse("clean"), BUDGET) is None
+    pgd = create(parse("pgd20"), BUDGET)
+    assert pgd.func is attacks.pgd
+    assert pgd.keywords == {"norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255, "num_steps": 20}
+    changed = create(parse("pgd7(step_size=1,epsilon=4,restarts=3)"), BUDGET).keywords
+    assert changed == pgd.keywords | {"step_size": 1 / 255, "epsilon": 4 / 255, "restarts": 3, "num_steps": 7}
+    assert create(parse("fgsm"), BUDGET).keywords == {"norm": "linf", "epsilon": 8 / 255}
+    assert create(parse("fgsm(step_size=4)"), BUDGET).keywords["step_size"] == 4 / 255
+    noise = create(parse("noise"), BUDGET)
+    assert (noise.func, noise.keywords["num_steps"]) == (attacks.pgd, 0)
+    infofeature = create(parse("infofeature7(weight=0.5,distance=l1)"), BUDGET)
+    assert infofeature.func is attacks.infofeature
+    assert (infofeature.keywords["weight"], infofeature.keywords["distance"]) == (0.5, "l1")
+
+
+def test_every_attack_of_the_library_has_a_name():
+    for name in attacks.ATTACKS:
+        base = {"apgd": "apgd-ce", "fab": "fab-t"}.get(name, name)
+        try:
+            parse(base)
+        except InvalidInput:
+            parse(base + "3")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pgd", "expected 1 to 100000 steps, as pgd20"),
+        ("pgd0", "expected 1 to 100000 steps"),
+        ("pgd3000000000", "expected 1 to 100000 steps"),
+        ("fgsm5", "unknown attack 'fgsm5' in config.eval: choose of clean"),
+        ("magic20", "unknown attack"),
+        ("pgd20(", "unknown attack"),
+        ("", "unknown attack ''"),
+        (3, "unknown attack 3"),
+        ("pgd20(size=1)", r"'size=1': expected OPTION=VALUE of epsilon, step_size"),
+        ("pgd20(step_size)", "'step_size': expected OPTION=VALUE"),
+        ("pgd20(norm=l2)", "'norm=l2': expected OPTION=VALUE"),
+        ("pgd20(step_size=1,step_size=2)", "expected OPTION=VALUE"),
+        ("pgd20(epsilon=-1)", "epsilon=-1: expected 0 or more 8-bit levels"),
+        ("pgd20(step_size=many)", "step_size=many: expected 0 or more 8-bit levels"),
+        ("pgd20(epsilon=1e999)", "epsilon=inf: expected 0 or more"),
+        ("clean(epsilon=1)", "it takes no options"),
+        ("autoattack(version=rand)", "version=rand: choose one of standard, plus"),
+        ("autoattack@madry", "cannot be crafted on another run"),
+    ],
+)
+def test_mistakes(name, message):
+    with pytest.raises(InvalidInput, match=message) as caught:
+        parse(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_are_those_of_the_attack():
+    assert "confidence" in allowed_options("cw")
+    assert "confidence" not in allowed_options("pgd")
+    assert "weight" in allowed_options("infofeature")
