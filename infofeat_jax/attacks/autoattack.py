@@ -31,7 +31,7 @@ from infofeat_jax.attacks.square import square_search
 from infofeat_jax.attacks.survivors import Batch, Found, Stage
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
 
 ROBUST = -1  # in Standing.broken_by
 
@@ -83,7 +83,7 @@ class Progress(NamedTuple):
 
 
 def autoattack(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
     version: str = "standard", attacks: Sequence[str] | None = None, batch_size: int = 250,
     bounds: tuple[float, float] = (0.0, 1.0), on_progress: Callable[[Progress], None] | None = None,
 ) -> Images:  # fmt: skip
@@ -106,10 +106,10 @@ def autoattack(
     if any(isinstance(value, jax.core.Tracer) for value in (key, images, labels, epsilon)):
         raise InvalidInput("autoattack's loop runs on the host: call it outside of jit, vmap, scan and the like")
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    if not images.size:  # not every model takes an empty batch
+        return images
     count = num_classes(forward, images[:1])
     the_plan = plan(threat, count, images.shape[1:3], version=version, attacks=attacks)
-    if not len(images):
-        return images
     inputs = np.asarray(images), np.asarray(labels)
     for progress, standing in steps(the_plan, forward, key, *inputs, batch_size=batch_size):
         adversarial = standing.adversarial

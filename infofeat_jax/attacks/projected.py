@@ -65,6 +65,8 @@ def projected_ascent(
     step_size, num_steps, restarts = check_budget(
         step_size=step_size, num_steps=num_steps, restarts=restarts, batch=len(images)
     )
+    if not images.size:  # not every model takes an empty batch
+        return images
     clip = clip_start or num_steps == 0
     clean = jax.lax.stop_gradient(forward(images))
 

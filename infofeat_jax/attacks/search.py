@@ -46,6 +46,8 @@ def attack(
 ) -> Images:  # fmt: skip
     """Checks a user's arguments and runs the search that `build` makes of (threat, number of classes)."""
     forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    if not images.size:  # not every model takes an empty batch
+        return images
     search = build(threat, num_classes(forward, images))
     return run(search, forward, key, images, labels).images
 
