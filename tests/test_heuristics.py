@@ -68,6 +68,16 @@ def test_a_masked_model_raises_its_flag(forward, expected):
     assert set(expected) <= set(raised(forward))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_model_without_gradients_is_not_taken_for_a_weak_one(norm):
+    """The l2 attacks' images were NaN there, which are misclassified: every accuracy was 0."""
+    budget = BUDGET | ({"epsilon": 0.05, "step_size": 0.01} if norm == "l2" else {})
+    quantised = lambda x: SOUND(jnp.round(x * 8) / 8)  # noqa: E731
+    seen = probes.probe(quantised, KEY, X, jnp.asarray(quantised(X).argmax(-1)), norm=norm, **budget)
+    assert seen.correct["one step"].all()
+    assert {"zero gradients", "accuracy does not reach 0"} <= set(kinds(heuristics.flags(seen)))
+
+
 def test_gradients_that_mislead_off_the_images_let_one_step_beat_many():
     on_grid = lambda x: jnp.abs(x * 255 - jnp.round(x * 255)).max((1, 2, 3), keepdims=True) < 1e-3  # noqa: E731
     found = raised(gradient_times(lambda x: jnp.where(on_grid(x), 1.0, -1.0)))
