@@ -51,17 +51,17 @@ def _report(attacks, images, records, prefix: str, args) -> None:
     inputs = (_network(), jax.random.key(args.seed), images, records["labels"])
     spent = {}
     with _Clocks() as clocks:
-        for progress, standing in steps(the_plan, *inputs, batch_size=args.batch_size):
+        for progress, state in steps(the_plan, *inputs, batch_size=args.batch_size):
             spent[progress.stage] = spent.get(progress.stage, 0) + clocks.lap()
-            _print_stage(progress.stage, attacks, standing, records, prefix, spent[progress.stage])
-    change = np.abs(standing.adversarial.astype(np.float64) - images).max()
-    print(f"largest change {change:.10f} of {8 / 255:.10f}; {standing.queries} queries")
+            _print_stage(progress.stage, attacks, state, records, prefix, spent[progress.stage])
+    change = np.abs(state.adversarial.astype(np.float64) - images).max()
+    print(f"largest change {change:.10f} of {8 / 255:.10f}; {state.queries} queries")
 
 
-def _print_stage(name: str, attacks, standing, records, prefix: str, spent: np.ndarray) -> None:
+def _print_stage(name: str, attacks, state, records, prefix: str, spent: np.ndarray) -> None:
     if name == "clean":
         return
-    ours = (standing.broken_by == ROBUST) | (standing.broken_by > attacks.index(name) + 1)
+    ours = (state.broken_by == ROBUST) | (state.broken_by > attacks.index(name) + 1)
     official = records[prefix + name]
     seconds = " | ".join(f"{value:.1f}" for value in spent)
     print(f"| {name} | {ours.sum()} | {official.sum()} | {(ours != official).sum()} | {seconds} |", flush=True)

@@ -1,14 +1,15 @@
 """What attacks ascend: functions (perturbed outputs, clean outputs, labels) -> [b].
 
-Each example's value depends on that example alone. All are finite, with finite gradients, for finite logits.
+Each example's value depends on that example alone. All are finite, with finite gradients, for finite logits. A class
+whose logit is -inf is masked: as if the model did not have it.
 """
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from infofeat_jax.types import InvalidInput, Labels, Objective, Outputs, PerExample, check_choice
+from infofeat_jax.types import InvalidInput, Labels, Objective, Outputs, PerExample, check_choice, check_number
 
 
 def cross_entropy(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
@@ -17,14 +18,25 @@ def cross_entropy(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExam
     return optax.softmax_cross_entropy_with_integer_labels(perturbed.logits, labels)
 
 
-def margin(confidence: float = 50.0) -> Objective:
-    """-max(z_y - max_{j != y} z_j + confidence, 0): Carlini & Wagner's (2017) loss as PGD codes use it."""
+def margin(confidence: float = 50.0, *, targeted: bool = False) -> Objective:
+    """-max(z_y - max_{j != y} z_j + confidence, 0): Carlini & Wagner's (2017) loss as PGD codes use it.
+
+    With `targeted`, labels t: -max(max_{j != t} z_j - z_t + confidence, 0). Each ascends until the margin of the
+    wrong class, or of the target, is `confidence`. Raises InvalidInput for a confidence < 0 or not finite.
+    """
+    confidence = check_number("confidence", confidence)
+    sign = -1.0 if targeted else 1.0
 
     def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
         del clean
-        return -jax.nn.relu(logit_margin(perturbed.logits, labels) + confidence)
+        return -jax.nn.relu(sign * logit_margin(perturbed.logits, labels) + confidence)
 
     return objective
+
+
+def misclassified(logits: Float[Array, "b k"], labels: Labels) -> Bool[Array, " b"]:
+    """Whether the prediction is not the label. A NaN among the logits is a misclassification."""
+    return (logits.argmax(-1) != labels) | jnp.isnan(logits).any(-1)
 
 
 def logit_margin(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
@@ -44,8 +56,7 @@ def dlr(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
     Invariant to shift and scale of the logits. Two classes have no third logit: there the plain margin.
     """
     del clean
-    top = _largest(perturbed.logits, 3)
-    return -logit_margin(perturbed.logits, labels) / _spread(top, top[:, -1])
+    return -logit_margin(perturbed.logits, labels) / _spread(perturbed.logits, 3)
 
 
 def dlr_targeted(targets: Labels) -> Objective:
@@ -56,19 +67,20 @@ def dlr_targeted(targets: Labels) -> Objective:
 
     def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
         del clean
-        top = _largest(perturbed.logits, 4)
         gap = label_logit(perturbed.logits, labels) - label_logit(perturbed.logits, targets)
-        return -gap / _spread(top, (top[:, min(2, top.shape[1] - 1)] + top[:, -1]) / 2)
+        return -gap / _spread(perturbed.logits, 4)
 
     return objective
 
 
-def _largest(logits: Float[Array, "b k"], count: int) -> Float[Array, "b m"]:
-    return jax.lax.top_k(logits, min(count, logits.shape[-1]))[0]
-
-
-def _spread(top: Float[Array, "b m"], low: PerExample) -> PerExample | float:
-    return top[:, 0] - low + 1e-12 if top.shape[1] > 2 else 1.0
+def _spread(logits: Float[Array, "b k"], last: int) -> PerExample | float:
+    """z_(1) - (z_(3) + z_(last)) / 2; for a logit that is not there or masked, the lowest; 1 of two classes."""
+    top = jax.lax.top_k(logits, min(last, logits.shape[-1]))[0]
+    if top.shape[1] < 3:
+        return 1.0
+    there = top > -jnp.inf
+    top = jnp.where(there, top, jnp.where(there, top, jnp.inf).min(-1, keepdims=True))
+    return jnp.where(there.sum(-1) > 2, top[:, 0] - (top[:, 2] + top[:, -1]) / 2 + 1e-12, 1.0)
 
 
 def kl_divergence(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
@@ -76,8 +88,9 @@ def kl_divergence(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExam
     del labels
     log_perturbed = jax.nn.log_softmax(perturbed.logits)
     log_clean = jax.nn.log_softmax(clean.logits)
-    # p log p with p underflowed to 0 is 0, and so is its gradient.
-    return (jnp.exp(log_clean) * (log_clean - log_perturbed)).sum(-1)
+    # p log p with p = 0, underflowed or of a masked class, is 0, and so is its gradient.
+    p = jnp.exp(log_clean)
+    return (p * jnp.where(p > 0, log_clean - log_perturbed, 0.0)).sum(-1)
 
 
 def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
@@ -105,7 +118,8 @@ def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
 
 
 def weighted_sum(*terms: tuple[float, Objective]) -> Objective:
-    """sum_i weight_i objective_i, per example."""
+    """sum_i weight_i objective_i, per example. Raises InvalidInput for a weight that is not finite."""
+    terms = tuple((check_number("weight", weight, least=-1e15), term) for weight, term in terms)
 
     def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
         return sum(weight * term(perturbed, clean, labels) for weight, term in terms)

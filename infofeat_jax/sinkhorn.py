@@ -64,7 +64,7 @@ def sinkhorn(cost: Cost) -> Transport:
     def step(state: _Iterate, _) -> tuple[_Iterate, None]:
         return jax.lax.cond(state.stopped, lambda s: s, iterate, state), None
 
-    start = _Iterate(jnp.zeros(rows), jnp.zeros(columns), jnp.int32(0), jnp.bool_(False))
+    start = _Iterate(jnp.zeros(rows, cost.dtype), jnp.zeros(columns, cost.dtype), jnp.int32(0), jnp.bool_(False))
     end, _ = jax.lax.scan(step, start, length=ITERATIONS)
     return Transport(jnp.exp(_exponent(cost, end.u, end.v)), end.u, end.v, end.iterations)
 
@@ -80,4 +80,5 @@ def _log_sum_exp(exponent: Cost, axis: int) -> Float[Array, " _"]:
 
 
 def _unit(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    vectors = jnp.where(vectors > -jnp.inf, vectors, 0.0)  # logits of masked classes have no direction
     return vectors / optax.safe_norm(vectors, 1e-6, axis=-1, keepdims=True)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from infofeat_jax.types import Images, InvalidInput, PerExample, PRNGKey, check_choice
+from infofeat_jax.types import Budget, Images, InvalidInput, PerExample, PRNGKey, check_choice, check_number
 
-Number = float | Float[Array, ""]  # may be traced
+UNIT = ", in the images' own units"
 
 # Relative shrinking of the l2 radius that covers float32 rounding of the norm.
 _L2_SLACK = 4e-6
@@ -24,7 +24,7 @@ class Norm(NamedTuple):
 
     size: Callable[[Images], PerExample]  # displacement -> its norm
     ascent: Callable[[Images], Images]  # gradient -> steepest ascent displacement of norm 1; finite always
-    project: Callable[[Images, Images, Number], Images]  # (images, perturbed, epsilon) -> in the ball
+    project: Callable[[Images, Images, Budget], Images]  # (images, perturbed, epsilon) -> in the ball
     sample: Callable[[PRNGKey, Images], Images]  # uniform in the unit ball, shaped as the second argument
 
 
@@ -32,24 +32,21 @@ class Threat(NamedTuple):
     """A threat model: perturbations of `norm` at most `epsilon`, pixels within `bounds`."""
 
     norm: str = "linf"
-    epsilon: Number = 8 / 255
+    epsilon: Budget = 8 / 255
     bounds: tuple[float, float] = (0.0, 1.0)
 
 
-def threat(norm: str, epsilon: Number, bounds: tuple[float, float] = (0.0, 1.0)) -> Threat:
+def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0), *, batch: int | None = None) -> Threat:
     """Checks and builds a Threat, epsilon rounded down to float32 so that no example exceeds it.
 
-    Raises InvalidInput for an unknown norm, epsilon < 0, empty bounds.
+    `epsilon` is one number, or for a `batch` of known size [batch]; traced, it is float32 and its value unchecked.
+    `bounds` are those of float32 images: rounded as their pixels are.
+
+    Raises InvalidInput for an unknown norm, epsilon < 0 or of another shape, bounds that are empty or not finite.
     """
     check_choice("norm", norm, NORMS)
-    if not bounds[0] < bounds[1]:
-        raise InvalidInput(f"bounds {bounds}: expected (low, high) with low < high")
-    if isinstance(epsilon, (int, float, np.number)):
-        if not (np.isfinite(epsilon) and epsilon >= 0):
-            raise InvalidInput(f"epsilon {epsilon}: expected a finite number >= 0, in the images' own units")
-        rounded = np.float32(epsilon)
-        epsilon = float(rounded if float(rounded) <= epsilon else np.nextafter(rounded, np.float32(0)))
-    return Threat(norm, epsilon, bounds)
+    epsilon = _round_down(check_number("epsilon", epsilon, batch=batch, unit=UNIT))
+    return Threat(norm, epsilon, _check_bounds(bounds))
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:
@@ -60,14 +57,15 @@ def project(threat: Threat, images: Images, perturbed: Images) -> Images:
 
 def random_start(threat: Threat, key: PRNGKey, images: Images, *, clip: bool = True) -> Images:
     """Uniform point of the ball around each image; `clip=False` leaves it outside the box where it falls so."""
-    start = images + threat.epsilon * NORMS[threat.norm].sample(key, images)
+    start = images + budget(threat, images) * NORMS[threat.norm].sample(key, images)
     return project(threat, images, start) if clip else start
 
 
-def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: Number) -> Images:
+def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: Budget) -> Images:
     """One projected step of length `step_size` in the steepest ascent direction of the norm."""
     direction = NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
-    return project(threat, images, perturbed + step_size * direction)
+    step = per_example(jnp.asarray(step_size, images.dtype), images) * direction
+    return project(threat, images, perturbed + step)
 
 
 def size(norm: str, displacement: Images) -> PerExample:
@@ -75,16 +73,40 @@ def size(norm: str, displacement: Images) -> PerExample:
     return NORMS[norm].size(displacement)
 
 
-def per_example(values: Shaped[Array, " b"], like: Shaped[Array, "b ..."]) -> Shaped[Array, "b ..."]:
-    """[b] broadcast against [b, ...]."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1))
+def budget(threat: Threat, like: Images):
+    """Epsilon, to broadcast against [b, ...]."""
+    return per_example(threat.epsilon, like)
+
+
+def per_example(values: Budget | Shaped[Array, " b"], like: Shaped[Array, "b ..."]):
+    """[b] as [b, 1, ...], to broadcast against [b, ...]; one number stays as it is."""
+    return values.reshape(values.shape + (1,) * (like.ndim - 1)) if np.ndim(values) else values
+
+
+def _round_down(epsilon):
+    xp = jnp if isinstance(epsilon, jax.Array) else np  # NumPy where it can: under jit jnp would trace a constant
+    epsilon = xp.asarray(epsilon)
+    nearest = epsilon.astype(xp.float32)
+    rounded = xp.where(nearest > epsilon, xp.nextafter(nearest, xp.float32(0)), nearest)
+    return float(rounded) if xp is np and not rounded.ndim else rounded
+
+
+def _check_bounds(bounds) -> tuple[float, float]:
+    try:
+        low, high = (float(np.float32(check_number("bounds", bound, least=-1e15))) for bound in bounds)
+    except (TypeError, ValueError):  # InvalidInput is a ValueError
+        low = high = 0.0
+    if not low < high:
+        raise InvalidInput(f"bounds {bounds}: expected (low, high), finite numbers with low < high")
+    return low, high
 
 
 def _flat(images: Images) -> Float[Array, "b d"]:
     return images.reshape(images.shape[0], -1)
 
 
-def _linf_project(images: Images, perturbed: Images, epsilon: Number) -> Images:
+def _linf_project(images: Images, perturbed: Images, epsilon: Budget) -> Images:
+    epsilon = per_example(epsilon, images)
     # One float inward: x + epsilon rounded up would exceed the budget.
     lower = jnp.minimum(jnp.nextafter(images - epsilon, jnp.float32(jnp.inf)), images)
     upper = jnp.maximum(jnp.nextafter(images + epsilon, jnp.float32(-jnp.inf)), images)
@@ -97,11 +119,17 @@ def _l2_size(displacement: Images) -> PerExample:
 
 def _l2_ascent(gradient: Images) -> Images:
     # Scaled by the largest entry first: squares of tiny gradients underflow. (Below 1.2e-38 floats are flushed to 0.)
-    scaled = gradient / jnp.maximum(per_example(jnp.abs(_flat(gradient)).max(1), gradient), 1e-37)
-    return scaled / jnp.maximum(per_example(_l2_size(scaled), gradient), 1e-12)
+    largest = jnp.abs(_flat(gradient)).max(1)
+    scaled = gradient / per_example(_or_one(largest), gradient)
+    return scaled / per_example(_or_one(_l2_size(scaled)), gradient)
 
 
-def _l2_project(images: Images, perturbed: Images, epsilon: Number) -> Images:
+def _or_one(divisor: PerExample) -> PerExample:
+    # Not max(divisor, 1e-12): of a gradient known to be zero, XLA makes NaN of that when compiling.
+    return jnp.where(divisor >= jnp.finfo(jnp.float32).tiny, divisor, 1.0)
+
+
+def _l2_project(images: Images, perturbed: Images, epsilon: Budget) -> Images:
     displacement = perturbed - images
     radius = epsilon * (1 - _L2_SLACK)
     shrink = jnp.minimum(1.0, radius / jnp.maximum(_l2_size(displacement), 1e-30))
@@ -111,8 +139,8 @@ def _l2_project(images: Images, perturbed: Images, epsilon: Number) -> Images:
 
 def _l2_sample(key: PRNGKey, like: Images) -> Images:
     direction_key, radius_key = jax.random.split(key)
-    direction = _l2_ascent(jax.random.normal(direction_key, like.shape))
-    radius = jax.random.uniform(radius_key, like.shape[:1]) ** (1 / _flat(like).shape[1])
+    direction = _l2_ascent(jax.random.normal(direction_key, like.shape, like.dtype))
+    radius = jax.random.uniform(radius_key, like.shape[:1], like.dtype) ** (1 / _flat(like).shape[1])
     return direction * per_example(radius, like)
 
 
@@ -121,7 +149,7 @@ NORMS = {
         size=lambda displacement: jnp.abs(_flat(displacement)).max(axis=1),
         ascent=jnp.sign,
         project=_linf_project,
-        sample=lambda key, like: jax.random.uniform(key, like.shape, minval=-1.0, maxval=1.0),
+        sample=lambda key, like: jax.random.uniform(key, like.shape, like.dtype, -1.0, 1.0),
     ),
     "l2": Norm(size=_l2_size, ascent=_l2_ascent, project=_l2_project, sample=_l2_sample),
 }

@@ -3,15 +3,21 @@
 Images are float32 NHWC in [0, 1]; budgets (epsilon, step sizes) are in the images' own units.
 """
 
+import operator
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Int, Key, UInt32
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Integer, Key, Real, UInt32
 
 Images = Float[Array, "b h w c"]
-Labels = Int[Array, " b"]
+Labels = Integer[Array, " b"]
 Probabilities = Float[Array, "b k"]
 PerExample = Float[Array, " b"]
+# An epsilon or a step size: one number, or [b], for each example its own. Either may be traced.
+Budget = float | int | np.number | Real[Array, ""] | Real[Array, " b"] | Real[np.ndarray, " b"]
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
@@ -25,7 +31,7 @@ class Outputs(NamedTuple):
     kernel: Float[Array, "d k"] | None = None  # w_fc, by which the features are multiplied; not per example
 
 
-# A frozen model: weights and mode closed over. Library functions also accept one that returns bare logits.
+# A frozen model: weights and mode closed over. Library functions accept others too: see attacks.inputs.as_forward.
 Forward = Callable[[Images], Outputs]
 
 # (perturbed outputs, clean outputs, labels) -> [b]: what an attack ascends.
@@ -51,3 +57,37 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Raises InvalidInput unless `name` is among `choices`."""
     if name not in choices:
         raise InvalidInput(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(choices))}")
+
+
+def check_count(name: str, value: Any, least: int = 0) -> int:
+    """`value` as an int. Raises InvalidInput unless it is an integer of any type, not traced, and >= `least`."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise InvalidInput(f"{name} {value}: expected an integer >= {least} that is known when compiling") from None
+    if count < least:
+        raise InvalidInput(f"{name} {value}: expected {least} or more")
+    return count
+
+
+def check_number(
+    name: str, value: Any, *, least: float = 0.0, batch: int | None = None, unit: str = ""
+) -> float | Float[np.ndarray, " b"] | Real[Array, "..."]:
+    """`value` as a float, or with `batch` examples as a float64 array [batch]. A traced value is returned as it is.
+
+    Raises InvalidInput for another shape or type, and for a concrete value, of any type, that is not finite,
+    below `least`, or above 1e15, whose square is still far from overflow.
+    """
+    shape = np.shape(value)
+    if shape not in ((), (batch,)):
+        each = "" if batch is None else f" or an array [{batch}], a number for each example"
+        raise InvalidInput(f"{name} is of shape {list(shape)}: expected one number{each}")
+    if isinstance(value, jax.core.Tracer):
+        return value
+    numbers = np.asarray(value)
+    if not (jnp.issubdtype(numbers.dtype, jnp.floating) or jnp.issubdtype(numbers.dtype, jnp.integer)):
+        raise InvalidInput(f"{name} {value!r}: expected a number")
+    numbers = numbers.astype(np.float64)
+    for wrong in numbers[~((numbers >= least) & (numbers <= 1e15))][:1]:
+        raise InvalidInput(f"{name} {wrong}: expected a finite number >= {least:g}, at most 1e15{unit}")
+    return numbers if shape else float(numbers)

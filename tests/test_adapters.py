@@ -58,6 +58,12 @@ def test_few_sizes_are_compiled():
     assert model._pull._cache_size() == 5
 
 
+@pytest.mark.parametrize("form", [tuple, list])
+def test_forwards_may_return_a_tuple_that_starts_with_logits(form):
+    model = Padded(lambda images: form([FORWARD(images).logits, FORWARD(images).maps]))
+    np.testing.assert_array_equal(model.logits(IMAGES), Padded(FORWARD).logits(IMAGES))
+
+
 # PyTorch code.
 
 

@@ -157,6 +157,36 @@ def test_misclassified_images_are_returned_unchanged_and_others_with_a_higher_lo
     assert (loss[1] > loss[0]).all()
 
 
+MASKED = np.random.default_rng(0).permuted(np.tile(np.arange(6) < 3, (24, 1)), axis=1)
+
+
+@pytest.mark.parametrize("loss", ["dlr", "dlr_targeted"])
+def test_masked_classes_do_not_hide_the_others(loss):
+    """Three classes of six have logits of -inf, others for each example."""
+    plain, x, _, weights = linear_model.problem()
+    masked = jnp.asarray(MASKED)
+    forward = lambda z: jnp.where(masked, -jnp.inf, plain(z))  # noqa: E731
+    y = forward(x).argmax(-1)
+    distance = np.full(24, np.inf)
+    for i in range(24):  # among the classes that there are
+        there = np.flatnonzero(~MASKED[i])
+        label, kept = jnp.asarray([np.flatnonzero(there == y[i])[0]]), weights[:, there]
+        some = lambda z, there=there: plain(z)[:, there]  # noqa: E731
+        distance[i] = linear_model.distances(some, x[i : i + 1], label, kept, "linf")[0]
+    found = jax.jit(functools.partial(apgd, forward, epsilon=0.01, loss=loss))(KEY, x, y)
+    broken = forward(found).argmax(-1) != y
+    if loss == "dlr_targeted":
+        np.testing.assert_array_equal(broken, distance < 0.01)
+    assert 0.8 * (distance < 0.01).sum() <= broken.sum() <= (distance < 0.01).sum()
+    assert broken.any()
+
+
+def test_ranked_classes_are_never_masked():
+    logits = jnp.asarray([[1.0, 3, 2, 0], [1, -jnp.inf, 2, -jnp.inf], [-jnp.inf, 0, -jnp.inf, -jnp.inf]])
+    ranks = [ranked_class(logits, rank) for rank in (1, 2, 3, 4)]
+    np.testing.assert_array_equal(np.stack(ranks, 1), [[1, 2, 0, 3], [2, 0, 0, 0], [1, 1, 1, 1]])
+
+
 def test_an_example_does_not_depend_on_how_soon_the_others_break():
     forward, x, y, weights = linear_model.problem()
     order = np.argsort(linear_model.distances(forward, x, y, weights, "l2"))

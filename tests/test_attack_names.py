@@ -65,7 +65,6 @@ def test_every_attack_of_the_library_has_a_name():
         ("magic20", "unknown attack"),
         ("pgd20(", "unknown attack"),
         ("", "unknown attack ''"),
-        (3, "unknown attack 3"),
         ("pgd20(size=1)", r"'size=1': expected OPTION=VALUE of epsilon, step_size"),
         ("pgd20(step_size)", "'step_size': expected OPTION=VALUE"),
         ("pgd20(norm=l2)", "'norm=l2': expected OPTION=VALUE"),
@@ -82,6 +81,12 @@ def test_mistakes(name, message):
     with pytest.raises(InvalidInput, match=message) as caught:
         parse(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_name_is_a_text():
+    with pytest.raises(InvalidInput, match="unknown attack 3 in"):
+        parse(3)
 
 
 def test_options_are_those_of_the_attack():

@@ -1,6 +1,7 @@
 """One contract for all attacks, and what each of the paper's attacks has to be beyond it."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,61 @@ def test_targeted_attacks_reach_the_target_more_often():
         assert (probability(run()) < probability(images)).mean() > 0.9, name
 
 
+def test_targeted_cw_succeeds_where_pgd_does():
+    """The targets trail by more than the confidence."""
+    images, _ = small.batch(32)
+    forward = lambda x: 10 * small.forward()(x).logits  # noqa: E731
+    order = np.argsort(forward(images), axis=1)
+    targets = jnp.asarray(order[:, -2], jnp.int32)
+    success = {}
+    for name, options in {"pgd": {}, "cw": {"confidence": 0.0}}.items():
+        run = partial(attacks.ATTACKS[name], forward, KEY, images, targets, epsilon=0.2, step_size=0.02, targeted=True)
+        success[name] = (forward(run(**options)).argmax(1) == targets).mean()
+    assert success["cw"] >= success["pgd"] - 0.05 > 0.3
+
+
+@pytest.mark.parametrize("norm", BUDGET)
+@pytest.mark.parametrize("name", ["kl", "feature_scatter"])
+def test_the_worst_is_never_a_start_outside_of_ball_or_box(name, norm):
+    """The objective is highest at the start, which lies far away."""
+    images, labels = small.batch()
+    forward = small.forward()
+    run = partial(
+        attacks.ATTACKS[name], forward, KEY, images, labels, epsilon=0.01, norm=norm, num_steps=2, keep="worst",
+        start=lambda key, x: 3 * x + 1,
+    )  # fmt: skip
+    for options in ({}, {"restarts": 2}, {"num_steps": 0}):
+        perturbed = run(**options)
+        assert (norms(perturbed, images, norm) <= 0.01).all()
+        assert perturbed.min() >= 0
+        assert perturbed.max() <= 1
+        assert (norms(perturbed, images, norm) > 0).all()  # nor the clean images, for want of a candidate
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_an_iterate_of_nan_logits_is_a_success(restarts):
+    """Steps up to the wall, beyond which the logits are NaN; there class 0, the label, is what argmax says."""
+    images, labels = jnp.full((2, 2, 2, 1), 0.5), jnp.zeros(2, jnp.int32)
+    plain = lambda x: jnp.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1)  # noqa: E731
+    forward = lambda x: jnp.where(x[:, 0, 0] < 0.45, jnp.nan, plain(x))  # noqa: E731
+    perturbed = attacks.pgd(
+        forward, KEY, images, labels, epsilon=0.2, step_size=0.06, num_steps=4, keep="worst", restarts=restarts,
+        random_start=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(objectives.misclassified(forward(perturbed), labels), True)
+
+
+def test_budgets_of_each_example_are_what_they_are_alone():
+    images, labels = small.batch(3)
+    epsilon, step_size = np.array([0.01, 0.1, 0.03]), np.array([0.01, 0.02, 0.005], np.float32)
+    run = partial(attacks.pgd, small.forward(), KEY, num_steps=3, random_start=False, norm="l2")
+    together = run(images, labels, epsilon=jnp.asarray(epsilon), step_size=step_size)
+    for i in range(3):
+        part = slice(i, i + 1)
+        alone = run(images[part], labels[part], epsilon=epsilon[i], step_size=step_size[i])
+        np.testing.assert_allclose(together[part], alone, atol=1e-6)
+
+
 def test_restarts_and_keeping_the_worst_never_help_the_model():
     images, labels = small.batch(16)
     forward = small.forward()
@@ -181,6 +237,42 @@ def test_bare_logits_are_enough_where_no_maps_are_needed():
     np.testing.assert_array_equal(bare, attacks.cw(forward, KEY, images, labels, epsilon=0.05, num_steps=2))
     with pytest.raises(InvalidInput, match="no class activation maps"):
         attacks.infofeature(lambda x: forward(x).logits, KEY, images, labels, epsilon=0.05)
+
+
+class Named(NamedTuple):
+    """Another library's outputs: the logits do not come first."""
+
+    loss: float
+    logits: jax.Array
+    cam: jax.Array
+
+
+FORMS = {
+    "logits": lambda o: o.logits,
+    "tuple": lambda o: (o.logits, {"state": 1}),
+    "list": lambda o: [o.logits],
+    "named": lambda o: Named(0.0, o.logits, o.cam),
+    "float64": lambda o: np.float64(1) * o.logits,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forwards_may_return_logits_in_other_forms(form):
+    images, labels = small.batch()
+    other = lambda x: FORMS[form](small.forward()(x))  # noqa: E731
+    with jax.enable_x64(form == "float64"):
+        found = attacks.pgd(other, KEY, images, labels, epsilon=0.05, num_steps=2, keep="worst")
+    expected = attacks.pgd(small.forward(), KEY, images, labels, epsilon=0.05, num_steps=2, keep="worst")
+    np.testing.assert_array_equal(found, expected)
+    if form == "named":
+        attacks.infofeature(other, KEY, images, labels, epsilon=0.05, num_steps=1)
+
+
+def test_logits_of_another_shape_are_refused():
+    images, labels = small.batch()
+    for wrong in (lambda x: x.sum(), lambda x: x[0, 0], lambda x: None):
+        with pytest.raises(InvalidInput, match=r"logits of shape .* for 6 images: expected \[6, number of classes\]"):
+            attacks.fgsm(wrong, KEY, images, labels, epsilon=0.1)
 
 
 def change(**changes):
@@ -203,6 +295,22 @@ def change(**changes):
         ({"num_steps": -1}, "num_steps -1"),
         ({"step_size": float("inf")}, "step_size inf"),
         ({"restarts": 0}, "restarts 0"),
+        ({"restarts": np.int64(0)}, "restarts 0"),
+        ({"num_steps": np.int32(-1)}, "num_steps -1"),
+        ({"num_steps": 2.0}, "num_steps 2.0: expected an integer"),
+        ({"step_size": np.float32("nan")}, "step_size nan"),
+        ({"step_size": jnp.float32(-0.5)}, "step_size -0.5"),
+        ({"step_size": np.array([0.1] * 5 + [-0.25])}, "step_size -0.25"),
+        ({"step_size": np.ones(3)}, r"step_size is of shape \[3\]: expected one number or an array \[6\]"),
+        ({"epsilon": np.full((6, 1), 0.1)}, r"epsilon is of shape \[6, 1\]"),
+        ({"epsilon": jnp.full(8, 0.1)}, r"epsilon is of shape \[8\]"),
+        ({"epsilon": jnp.full(6, jnp.nan)}, "epsilon nan"),
+        ({"epsilon": "0.1"}, "epsilon '0.1'"),
+        ({"bounds": (0.0, float("inf"))}, "bounds"),
+        ({"images": np.zeros((6, 8, 8, 3))}, r'images are float64: .*: pass images.astype\("float32"\)'),
+        ({"images": np.zeros((6, 8, 8), np.float32)}, r"images are of shape \[6, 8, 8\]: expected \[b, h, w, c\]"),
+        ({"images": [[0.5]]}, "images are of type list: expected a JAX or NumPy array"),
+        ({"labels": list(range(6))}, "labels are of type list"),
         ({"keep": "first"}, "unknown keep 'first': choose one of last, worst"),
     ],
 )

@@ -36,9 +36,9 @@ def small_plan(norm: str = "linf") -> Plan:
 
 def finish(plan, forward, x, y, **options):
     progress = None
-    for progress, standing in steps(plan, forward, KEY, np.asarray(x), np.asarray(y), **options):  # noqa: B007
+    for progress, state in steps(plan, forward, KEY, np.asarray(x), np.asarray(y), **options):  # noqa: B007
         pass
-    return progress, standing
+    return progress, state
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +76,9 @@ def shortened(name: str):
 def test_each_stage_alone_breaks_what_the_official_one_breaks(name):
     the_plan = plan_of({name: shortened(name)})
     x, y = images("ensemble/images_u8"), labels("ensemble/labels")
-    _, standing = finish(the_plan, network(), x, y, batch_size=16)
-    np.testing.assert_array_equal(standing.broken_by != 0, ARRAYS["ensemble/clean_correct"])
-    official, ours = ARRAYS[f"ensemble/individual_correct_{name}"], standing.broken_by == ROBUST
+    _, state = finish(the_plan, network(), x, y, batch_size=16)
+    np.testing.assert_array_equal(state.broken_by != 0, ARRAYS["ensemble/clean_correct"])
+    official, ours = ARRAYS[f"ensemble/individual_correct_{name}"], state.broken_by == ROBUST
     assert not (official & ~ours).any()
     missed = 2 if name == "square" else 0  # it is random, and cut short
     assert (ours & ~official).sum() <= missed, f"ours {ours.nonzero()[0]}, official {official.nonzero()[0]}"
@@ -87,9 +87,9 @@ def test_each_stage_alone_breaks_what_the_official_one_breaks(name):
 def test_robust_in_l2_is_exactly_what_cannot_be_broken():
     forward, x, y, weights = linear_model.problem()
     distance = linear_model.distances(forward, x, y, weights, "l2")
-    _, standing = finish(small_plan("l2"), forward, x, y, batch_size=24)
-    np.testing.assert_array_equal(standing.broken_by == ROBUST, distance >= EPS["l2"])
-    np.testing.assert_array_equal(standing.broken_by == 0, distance < 0)
+    _, state = finish(small_plan("l2"), forward, x, y, batch_size=24)
+    np.testing.assert_array_equal(state.broken_by == ROBUST, distance >= EPS["l2"])
+    np.testing.assert_array_equal(state.broken_by == 0, distance < 0)
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
@@ -124,9 +124,9 @@ def test_results_stay_in_budget_and_only_the_broken_are_changed():
 @pytest.mark.parametrize("batch_size", [7, 24])
 def test_batch_size_does_not_change_the_outcome(shared_plan, linear, batch_size):
     forward, x, y, distance = linear
-    _, standing = finish(shared_plan, forward, x, y, batch_size=batch_size)
-    np.testing.assert_array_equal(standing.broken_by == ROBUST, distance >= EPS["linf"])
-    np.testing.assert_array_equal(standing.broken_by == 0, distance < 0)
+    _, state = finish(shared_plan, forward, x, y, batch_size=batch_size)
+    np.testing.assert_array_equal(state.broken_by == ROBUST, distance >= EPS["linf"])
+    np.testing.assert_array_equal(state.broken_by == 0, distance < 0)
 
 
 def test_resuming_anywhere_equals_an_uninterrupted_run(shared_plan, linear):
@@ -134,9 +134,9 @@ def test_resuming_anywhere_equals_an_uninterrupted_run(shared_plan, linear):
     inputs = (shared_plan, forward, KEY, np.asarray(x), np.asarray(y))
     whole = list(steps(*inputs, batch_size=7))
     assert len(whole) > len(shared_plan.stages)
-    for cut, (_, standing) in enumerate(whole):
-        saved = type(standing)(*(np.array(part) if np.ndim(part) else int(part) for part in standing))
-        rest = list(steps(*inputs, batch_size=7, standing=saved))
+    for cut, (_, state) in enumerate(whole):
+        saved = type(state)(*(np.array(part) if np.ndim(part) else int(part) for part in state))
+        rest = list(steps(*inputs, batch_size=7, state=saved))
         assert [p for p, _ in rest] == [p for p, _ in whole[cut + 1 :]]
         for resumed, original in zip(rest[-1:], whole[-1:], strict=False):
             jax.tree.map(np.testing.assert_array_equal, resumed[1], original[1])
@@ -222,18 +222,18 @@ def test_nan_logits_count_as_misclassified_and_as_broken(linear):
     x = x.at[:, 0, 0, 0].set(jnp.where(jnp.arange(len(y)) < 4, 0.4, 0.505))
     threat = threats.threat("linf", 0.01)
     the_plan = plan_of({"square": square_search(threat, (4, 4), num_queries=50)})
-    _, standing = finish(the_plan, jax.tree_util.Partial(forward), x, y, batch_size=24)
-    np.testing.assert_array_equal(standing.broken_by, np.where(np.arange(len(y)) < 4, 0, 1))
+    _, state = finish(the_plan, jax.tree_util.Partial(forward), x, y, batch_size=24)
+    np.testing.assert_array_equal(state.broken_by, np.where(np.arange(len(y)) < 4, 0, 1))
 
 
 def test_nan_logits_of_some_do_not_spoil_the_others(shared_plan, linear):
     plain, x, y, distance = linear
     x = x.at[:4, 0, 0, 0].set(0.9)
     broken = lambda z: jnp.where(z[:, 0, 0, :1] > 0.8, jnp.nan, plain(z))  # noqa: E731
-    _, standing = finish(shared_plan, jax.tree_util.Partial(broken), x, y, batch_size=24)
-    assert (standing.broken_by[:4] == 0).all()
-    np.testing.assert_array_equal(standing.broken_by[4:] == ROBUST, distance[4:] >= EPS["linf"])
-    assert np.isfinite(standing.adversarial).all()
+    _, state = finish(shared_plan, jax.tree_util.Partial(broken), x, y, batch_size=24)
+    assert (state.broken_by[:4] == 0).all()
+    np.testing.assert_array_equal(state.broken_by[4:] == ROBUST, distance[4:] >= EPS["linf"])
+    assert np.isfinite(state.adversarial).all()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_evaluated_otherwise(main
 
 
 def test_autoattack_on_a_trained_run(main, finished):
-    """On the first examples only; an evaluation that finds its standing on disk repeats nothing."""
+    """On the first examples only; an evaluation that finds its resume state on disk repeats nothing."""
     workdir, _ = finished
     flags = (
         "--mode=evaluate", "--config.eval.attacks=('clean','autoattack')", "--config.eval.autoattack_examples=32",
@@ -79,20 +79,20 @@ def test_autoattack_on_a_trained_run(main, finished):
     )  # fmt: skip
     printed = " ".join(main(*QUICK, f"--workdir={workdir}", *flags).stdout.split())
     results = json.loads((workdir / "results.json").read_text())
-    with np.load(workdir / "outcomes.npz") as outcomes, np.load(workdir / "autoattack.npz") as standing:
+    with np.load(workdir / "outcomes.npz") as outcomes, np.load(workdir / "autoattack.npz") as state:
         assert outcomes["autoattack"].shape == (32,)
         assert not (outcomes["autoattack"] & ~outcomes["clean"][:32]).any()
         assert results["autoattack"] == results["worst_case"] == outcomes["autoattack"].mean()
         assert list(results["autoattack_stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert results["autoattack_stages"]["square"] == results["autoattack"]
-        queries = standing["queries"]
+        queries = state["queries"]
     for flag in results["flags"]:
         assert f"warning: {flag}" in printed
     written = (workdir / "autoattack.npz").stat().st_mtime_ns
     main(*QUICK, f"--workdir={workdir}", *flags)
     assert (workdir / "autoattack.npz").stat().st_mtime_ns >= written
-    with np.load(workdir / "autoattack.npz") as standing:
-        assert standing["queries"] == queries
+    with np.load(workdir / "autoattack.npz") as state:
+        assert state["queries"] == queries
 
 
 def test_a_study_is_one_command_and_goes_on(main, tmp_path):

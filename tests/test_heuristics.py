@@ -68,6 +68,16 @@ def test_a_masked_model_raises_its_flag(forward, expected):
     assert set(expected) <= set(raised(forward))
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_model_without_gradients_is_not_taken_for_a_weak_one(norm):
+    """The l2 attacks' images were NaN there, which are misclassified: every accuracy was 0."""
+    budget = BUDGET | ({"epsilon": 0.05, "step_size": 0.01} if norm == "l2" else {})
+    quantised = lambda x: SOUND(jnp.round(x * 8) / 8)  # noqa: E731
+    seen = probes.probe(quantised, KEY, X, jnp.asarray(quantised(X).argmax(-1)), norm=norm, **budget)
+    assert seen.correct["one step"].all()
+    assert {"zero gradients", "accuracy does not reach 0"} <= set(kinds(heuristics.flags(seen)))
+
+
 def test_gradients_that_mislead_off_the_images_let_one_step_beat_many():
     on_grid = lambda x: jnp.abs(x * 255 - jnp.round(x * 255)).max((1, 2, 3), keepdims=True) < 1e-3  # noqa: E731
     found = raised(gradient_times(lambda x: jnp.where(on_grid(x), 1.0, -1.0)))
@@ -92,8 +102,8 @@ def test_square_breaking_what_gradients_left_is_flagged():
     for forward, expected in ((SOUND, []), (lambda x: SOUND(jnp.round(x * 8) / 8), ["black-box beats white-box"])):
         searches = {"apgd-ce": apgd_search(threat, 6, num_steps=20), "square": square_search(threat, (4, 4))}
         y = np.asarray(forward(X).argmax(-1))
-        *_, (_, standing) = steps(plan_of(searches), jax.tree_util.Partial(forward), KEY, np.asarray(X), y)
-        broken_by = standing.broken_by
+        *_, (_, state) = steps(plan_of(searches), jax.tree_util.Partial(forward), KEY, np.asarray(X), y)
+        broken_by = state.broken_by
         after = {name: (broken_by == ROBUST) | (broken_by > i) for i, name in enumerate(searches, 1)}
         assert kinds(heuristics.flags(None, {}, after)) == expected
 

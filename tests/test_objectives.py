@@ -40,6 +40,42 @@ def test_margin(confidence):
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("confidence", [0.0, 2.0, 50.0])
+def test_targeted_margin_pulls_until_the_target_leads_by_the_confidence(confidence):
+    z = np.asarray(LOGITS, np.float64)
+    lead = z[ROWS, LABELS] - np.where(np.eye(5, dtype=bool)[LABELS], -np.inf, z).max(1)
+    objective = objectives.margin(confidence, targeted=True)
+    value = objective(outputs(LOGITS), outputs(CLEAN), LABELS)
+    np.testing.assert_allclose(value, -np.maximum(confidence - lead, 0), rtol=1e-5, atol=1e-6)
+    gradient = jax.grad(lambda logits: objective(outputs(logits), outputs(CLEAN), LABELS).sum())(LOGITS)
+    np.testing.assert_array_equal(gradient[ROWS, LABELS], lead < confidence)
+
+
+def test_nan_among_the_logits_is_a_misclassification():
+    logits = jnp.asarray([[3.0, 1, 2], [jnp.nan] * 3, [3, jnp.nan, 2], [1, 3, 2], [jnp.nan, 1, 2]])
+    found = objectives.misclassified(logits, jnp.zeros(5, jnp.int32))
+    np.testing.assert_array_equal(found, [False, True, True, True, True])
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "kl_divergence", "margin", "dlr", "dlr_targeted"])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_masked_classes_are_as_if_the_model_did_not_have_them(name, count):
+    targets = jnp.asarray([1, 0, 1, 0, 1, 0, 1], jnp.int32)
+    parametric = {"margin": objectives.margin(), "dlr_targeted": objectives.dlr_targeted(targets)}
+    objective = parametric.get(name) or getattr(objectives, name)
+
+    def values(z, clean):
+        return objective(outputs(z), outputs(clean), 1 - targets)
+
+    def masked(z):
+        return jnp.concatenate([z, jnp.full((7, 4), -jnp.inf)], 1)
+
+    z, clean = LOGITS[:, :count], CLEAN[:, :count]
+    np.testing.assert_allclose(values(masked(z), masked(clean)), values(z, clean), rtol=1e-6)
+    gradients = [jax.grad(lambda z, f=f: values(f(z), f(clean)).sum())(z) for f in (masked, lambda z: z)]
+    np.testing.assert_allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("classes", ["all", "label"])
 @pytest.mark.parametrize("distance", ["l2", "l1", "cosine"])
 def test_cam_distance(distance, classes):
@@ -97,3 +133,8 @@ def test_errors():
         objectives.cam_distance(classes="some")
     with pytest.raises(InvalidInput, match="no class activation maps"):
         objectives.cam_distance()(outputs(LOGITS), outputs(CLEAN), LABELS)
+    for confidence in (float("nan"), -1.0):
+        with pytest.raises(InvalidInput, match="confidence"):
+            objectives.margin(confidence)
+    with pytest.raises(InvalidInput, match="weight nan"):
+        objectives.infofeature(float("nan"))

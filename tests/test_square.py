@@ -150,6 +150,12 @@ def test_window_is_shared_by_the_batch_and_every_query_counts():
         assert changed[0, :, :, 0].sum() == (64 if t == 0 else patch_sides((8, 8), 9, 0.8, "linf")[t] ** 2)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_no_query_leaves_the_images(norm):
+    forward, x, y, _ = linear_model.problem()
+    np.testing.assert_array_equal(square(forward, KEY, x, y, epsilon=0.1, norm=norm, num_queries=0), x)
+
+
 def test_invalid_arguments_are_named():
     forward, x, y, _ = linear_model.problem()
     with pytest.raises(InvalidInput, match="initial_share"):

@@ -72,6 +72,41 @@ def test_steps_are_steepest_ascent_whatever_the_gradients_scale(norm, scale):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_gradient_known_to_be_zero_when_compiling_does_not_move_the_image(norm):
+    images = jnp.full((2, 3, 3, 1), 0.5)
+    model = threat.threat(norm, 0.1)
+    step = jax.jit(lambda x: threat.ascend(model, x, x, jnp.zeros_like(x), 0.05))
+    np.testing.assert_allclose(step(images), images, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_traced_budget_is_float32_and_never_larger_than_it_was(norm, dtype):
+    images, far = jnp.full((3, 4, 4, 1), 0.5), jnp.full((3, 4, 4, 1), 0.9)
+    epsilons = np.linspace(0.01, 0.2, 3).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        project = lambda epsilon: threat.project(threat.threat(norm, epsilon), images, far)  # noqa: E731
+        found = jax.jit(jax.vmap(project))(jnp.asarray(epsilons))
+        assert found.dtype == jnp.float32
+    for out, epsilon in zip(found, epsilons, strict=True):
+        size = norms(np.asarray(out, np.float64) - 0.5, norm)
+        assert (size <= float(epsilon)).all()
+        np.testing.assert_allclose(size, float(epsilon), rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_example_has_its_own_budget_and_step(norm):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.uniform(0.4, 0.6, (3, 4, 4, 3)), jnp.float32)
+    gradient = jnp.asarray(rng.normal(size=images.shape), jnp.float32)
+    epsilon, step = np.array([0.3, 0.05, 0.2]), np.array([0.1, 0.1, 0.3])
+    together = threat.ascend(threat.threat(norm, epsilon, batch=3), images, images, gradient, step)
+    np.testing.assert_allclose(norms(together - images, norm), np.minimum(epsilon, step), rtol=1e-4)
+    start = threat.random_start(threat.threat(norm, epsilon, batch=3), jax.random.key(0), images)
+    assert (norms(np.asarray(start, np.float64) - np.asarray(images, np.float64), norm) <= epsilon).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_non_finite_gradients_do_not_move_their_pixels(norm):
     images = jnp.full((1, 2, 2, 1), 0.5)
     gradient = jnp.asarray([jnp.nan, jnp.inf, 1.0, -1.0]).reshape(images.shape)
@@ -88,8 +123,20 @@ def test_non_finite_gradients_do_not_move_their_pixels(norm):
         (("linf", float("nan")), "epsilon nan"),
         (("l3", 1.0), "unknown norm 'l3': choose one of l2, linf"),
         (("linf", 1.0, (1.0, 0.0)), "low < high"),
+        (("linf", 1.0, (0.0, float("nan"))), r"bounds \(0.0, nan\): expected \(low, high\), finite"),
+        (("linf", 1.0, (0.0, float("inf"))), "bounds"),
+        (("linf", 1.0, (0.0, np.float32("nan"))), "bounds"),
+        (("linf", 1.0, (0.0, 1.0, 2.0)), "bounds"),
+        (("linf", np.float32(-0.5)), "epsilon -0.5"),
+        (("linf", jnp.float32(-0.5)), "epsilon -0.5"),
+        (("linf", np.float16("nan")), "epsilon nan"),
+        (("linf", jnp.bfloat16(jnp.inf)), "epsilon inf"),
+        (("linf", np.array([0.1, 0.1])), r"epsilon is of shape \[2\]: expected one number"),
+        (("linf", "0.1"), "epsilon '0.1': expected a number"),
+        (("linf", None), "epsilon None"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_errors(arguments, message):
     with pytest.raises(InvalidInput, match=message):
         threat.threat(*arguments)

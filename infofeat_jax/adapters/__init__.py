@@ -1,8 +1,8 @@
 """Our models in the hands of other libraries: PyTorch code, foolbox, ART. Each imports its library when called.
 
-Every function takes a `forward`, as the attacks do: images [b, h, w, c] -> Outputs, logits, or a tuple that
-starts with them. It must classify each example by itself, as networks in evaluation mode do: batches are
-padded to powers of two, so that attacks which drop broken examples do not compile for every number left.
+Every function takes a `forward`, as the attacks do: images [b, h, w, c] -> Outputs, logits, a tuple or list that
+starts with them, or an object with `logits`. It must classify each example by itself, as networks do when evaluated:
+batches are padded to powers of two, so that attacks which drop broken examples do not compile for every number left.
 """
 
 from infofeat_jax.types import Forward

@@ -22,7 +22,7 @@ class Padded:
     def logits(self, images) -> jax.Array:
         """[b, h, w, c] -> [b, k]. Differentiable by JAX; then the batch is not padded."""
         if isinstance(images, jax.core.Tracer):
-            return self._logits(images)
+            return self._logits(images.astype(jnp.float32))
         return self._logits(_pad(images))[: len(images)]
 
     def vjp(self, images) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:

@@ -18,7 +18,7 @@ from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey, check_choice
+from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey, check_choice
 
 MOMENTUM = 0.75  # weight of the new direction
 STALLED = 0.75  # share of increases in a window that is not yet progress
@@ -46,7 +46,7 @@ class ApgdState(NamedTuple):
 
 
 def apgd(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
     loss: str = "ce", num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
@@ -74,7 +74,7 @@ def apgd_search(
 ) -> Search:  # fmt: skip
     """Auto-PGD as a search; arguments as in `apgd`."""
     check_choice("loss", loss, LOSSES)
-    check_budget(num_steps=num_steps, restarts=restarts)
+    _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
     windows = checkpoint_windows(num_steps)
     num_targets = searches.target_count(num_targets, num_classes)
     num_attempts = restarts * (num_targets if loss == "dlr_targeted" else 1)
@@ -110,9 +110,9 @@ def checkpoint_windows(num_steps: int) -> np.ndarray:
 def random_start(threat: Threat, key: PRNGKey, images: Images) -> Images:
     """Uniform (in l2 Gaussian) noise scaled up to size epsilon, within the box."""
     if threat.norm == "l2":
-        direction = jax.random.normal(key, images.shape)
+        direction = jax.random.normal(key, images.shape, images.dtype)
     else:
-        direction = jax.random.uniform(key, images.shape, minval=-1.0, maxval=1.0)
+        direction = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
     return start_along(threat, images, direction)
 
 
@@ -120,7 +120,7 @@ def start_along(threat: Threat, images: Images, direction: Images) -> Images:
     """images + epsilon * direction / |direction|, within ball and box."""
     length = threats.size(threat.norm, direction) + 1e-12
     scaled = direction / threats.per_example(length, direction)
-    return threats.project(threat, images, images + threat.epsilon * scaled)
+    return threats.project(threat, images, images + threats.budget(threat, images) * scaled)
 
 
 def initial_state(threat: Threat, images: Images, labels: Labels, targets: Labels, start: Images) -> ApgdState:
@@ -142,7 +142,7 @@ def _evaluate(forward: Forward, loss: str, state: ApgdState) -> tuple[PerExample
     def total(x: Images):
         outputs = as_forward(forward)(x)
         values = objective(outputs, outputs, state.labels)
-        return values.sum(), (values, searches.misclassified(outputs.logits, state.labels))
+        return values.sum(), (values, objectives.misclassified(outputs.logits, state.labels))
 
     gradient, (values, fooled) = jax.grad(total, has_aux=True)(state.x)
     return values, gradient, fooled

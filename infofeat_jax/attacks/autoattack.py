@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from infofeat_jax import threat as threats
 from infofeat_jax.attacks import survivors
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.fab import fab_search
-from infofeat_jax.attacks.inputs import as_forward, check_inputs
-from infofeat_jax.attacks.search import Search, misclassified
+from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
+from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
 from infofeat_jax.attacks.survivors import Batch, Found, Stage
+from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey, check_choice
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
 
 ROBUST = -1  # in ResumeState.broken_by
 
@@ -83,7 +83,7 @@ class Progress(NamedTuple):
 
 
 def autoattack(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
     version: str = "standard", attacks: Sequence[str] | None = None, batch_size: int = 250,
     bounds: tuple[float, float] = (0.0, 1.0), on_progress: Callable[[Progress], None] | None = None,
 ) -> Images:  # fmt: skip
@@ -103,13 +103,13 @@ def autoattack(
     it misclassifies anyway. A NaN among the logits counts as misclassified. Targets are at most all the wrong
     classes; with fewer than four classes DLR falls back as `objectives` says. Raises InvalidInput.
     """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    check_inputs(as_forward(forward), images, labels, bounds)
-    threat = threats.threat(norm, epsilon, bounds)
-    if not len(images):
+    if any(isinstance(value, jax.core.Tracer) for value in (key, images, labels, epsilon)):
+        raise InvalidInput("autoattack's loop runs on the host: call it outside of jit, vmap, scan and the like")
+    _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    if not images.size:  # not every model takes an empty batch
         return images
-    num_classes = jax.eval_shape(as_forward(forward), images[:1]).logits.shape[-1]
-    the_plan = plan(threat, num_classes, images.shape[1:3], version=version, attacks=attacks)
+    count = num_classes(forward, images[:1])
+    the_plan = plan(threat, count, images.shape[1:3], version=version, attacks=attacks)
     inputs = np.asarray(images), np.asarray(labels)
     for progress, state in steps(the_plan, forward, key, *inputs, batch_size=batch_size):
         adversarial = state.adversarial
@@ -127,6 +127,9 @@ def plan(
     Raises InvalidInput for unknown names.
     """
     check_choice("AutoAttack version", version, VERSIONS)
+    if np.ndim(threat.epsilon):
+        shape = list(np.shape(threat.epsilon))
+        raise InvalidInput(f"epsilon is of shape {shape}: AutoAttack takes one number; attack each budget by itself")
     names = VERSIONS[version] if attacks is None else attacks
     for name in names:
         check_choice("AutoAttack stage", name, STAGES)
@@ -151,8 +154,7 @@ def steps(
     `place` makes a host array [b, ...] a device array, for example sharded. The sizes b are multiples of 8,
     but for `batch_size` itself.
     """
-    if batch_size < 1:
-        raise InvalidInput(f"batch_size {batch_size}: expected 1 or more")
+    batch_size = check_count("batch_size", batch_size, 1)
     if state is None:
         state = ResumeState(0, 0, np.full(len(labels), ROBUST, np.int32), np.array(images, np.float32), 0)
     forward = forward if isinstance(forward, Partial) else Partial(forward)

@@ -7,6 +7,7 @@ listed are those of `projected_ascent`. `labels` are unused: both attacks are un
 from infofeat_jax import sinkhorn
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.types import (
+    Budget,
     Forward,
     Images,
     InvalidInput,
@@ -20,8 +21,8 @@ from infofeat_jax.types import (
 
 
 def feature_scatter(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float | None = None, num_steps: int = 1, clip_start: bool = False, space: str = "logits",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget | None = None, num_steps: int = 1, clip_start: bool = False, space: str = "logits",
     **options,
 ) -> Images:  # fmt: skip
     """Feature Scattering (Zhang & Wang, 2019): ascends the cost of moving the clean batch to it.
@@ -38,8 +39,8 @@ def feature_scatter(
 
 
 def adversarial_interpolation(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float | None = None, num_steps: int = 1, clip_start: bool = False, **options,
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget | None = None, num_steps: int = 1, clip_start: bool = False, **options,
 ) -> Images:  # fmt: skip
     """Adversarial Interpolation (Zhang & Xu, 2020): descends to the features of the partner, image b - 1 - i.
 

@@ -19,7 +19,7 @@ from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, Labels, PerExample, PRNGKey
+from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey
 
 MAX_ANCHOR = 0.1  # largest weight of the projection of the clean image
 OVERSHOOT = 1.05
@@ -39,7 +39,7 @@ class FabState(NamedTuple):
 
 
 def fab(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
     targeted: bool = True, num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
@@ -66,7 +66,7 @@ def fab_search(
     num_targets: int = 9,
 ) -> Search:  # fmt: skip
     """FAB as a search; arguments as in `fab`."""
-    check_budget(num_steps=num_steps, restarts=restarts)
+    _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
     num_targets = searches.target_count(num_targets, num_classes)
     num_attempts = restarts * (num_targets if targeted else 1)
     plane = targeted_plane if targeted else _nearest_plane(threat.norm)
@@ -81,7 +81,7 @@ def fab_search(
         forward = as_forward(forward)
         gap, normal = plane(forward, state)
         x = approach(threat, state.images, state.x, gap, normal)
-        return _record(threat, state, x, searches.misclassified(forward(x).logits, state.labels))
+        return _record(threat, state, x, objectives.misclassified(forward(x).logits, state.labels))
 
     return Search(start, step, num_steps, num_attempts, queries=2)
 
@@ -125,10 +125,10 @@ def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample,
 
     def plane(forward: Forward, state: FabState) -> tuple[PerExample, Images]:
         logits, pull = jax.vjp(lambda x: forward(x).logits, state.x)
-        one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1])  # noqa: E731
+        one_hot = lambda classes: jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)  # noqa: E731
 
         def visit(nearest, wrong_class):
-            wrong = jnp.full_like(state.labels, wrong_class)
+            wrong = jnp.full(state.labels.shape, wrong_class)  # of its own dtype: 8-bit labels hold no class 300
             (normal,) = pull(one_hot(wrong) - one_hot(state.labels))
             gap = objectives.label_logit(logits, state.labels) - objectives.label_logit(logits, wrong)
             distance = jnp.where(wrong == state.labels, jnp.inf, jnp.abs(gap) / (dual(normal) + 1e-12))
@@ -136,7 +136,7 @@ def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample,
             found = (distance, gap, normal)
             return tuple(select(closer, new, old) for new, old in zip(found, nearest, strict=True)), None
 
-        nothing = (jnp.full(state.size.shape, jnp.inf), jnp.zeros_like(state.size), jnp.zeros_like(state.x))
+        nothing = (jnp.full_like(state.size, jnp.inf), jnp.zeros_like(state.size), jnp.zeros_like(state.x))
         (_, gap, normal), _ = jax.lax.scan(visit, nothing, jnp.arange(logits.shape[-1]))
         return gap, normal
 
@@ -145,11 +145,11 @@ def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample,
 
 def _random_start(threat: Threat, key: PRNGKey, images: Images, radius: Array) -> Images:
     if threat.norm == "l2":
-        noise = jax.random.normal(key, images.shape)
+        noise = jax.random.normal(key, images.shape, images.dtype)
     else:
-        noise = jax.random.uniform(key, images.shape, minval=-1.0, maxval=1.0)
-    length = threats.size(threat.norm, noise) + 1e-12
-    return jnp.clip(images + radius * noise / threats.per_example(length, noise), *threat.bounds)
+        noise = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+    radius, length = (threats.per_example(r, noise) for r in (radius, threats.size(threat.norm, noise) + 1e-12))
+    return jnp.clip(images + radius * noise / length, *threat.bounds)
 
 
 def _record(threat: Threat, state: FabState, x: Images, fooled: Bool[Array, " b"]) -> FabState:

@@ -8,17 +8,17 @@ import jax
 
 from infofeat_jax import objectives
 from infofeat_jax.attacks.projected import Start, projected_ascent
-from infofeat_jax.types import Forward, Images, Labels, Objective, PRNGKey
+from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PRNGKey
 
 
 def gaussian_start(key: PRNGKey, images: Images) -> Images:
     """0.001 * N(0, 1) around each image, where TRADES and MART start."""
-    return images + 0.001 * jax.random.normal(key, images.shape)
+    return images + 0.001 * jax.random.normal(key, images.shape, images.dtype)
 
 
 def fgsm(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    random_start: bool = False, step_size: float | None = None, targeted: bool = False, **options,
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    random_start: bool = False, step_size: Budget | None = None, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
     """Fast gradient sign method (Goodfellow et al., 2015): one step of cross-entropy.
 
@@ -32,8 +32,8 @@ def fgsm(
 
 
 def pgd(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
     """Projected gradient descent (Madry et al., 2018): steps of cross-entropy from a random start."""
     return projected_ascent(
@@ -43,20 +43,23 @@ def pgd(
 
 
 def cw(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False,
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False,
     **options,
 ) -> Images:  # fmt: skip
-    """PGD on Carlini & Wagner's (2017) margin loss, as the paper and its peers evaluate "CW20"."""
+    """PGD on Carlini & Wagner's (2017) margin loss, as the paper and its peers evaluate "CW20".
+
+    It goes on until a wrong class (`targeted`: the target) leads by `confidence`.
+    """
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
-        targeted=targeted, objective=_directed(objectives.margin(confidence), targeted), **options,
+        targeted=targeted, objective=objectives.margin(confidence, targeted=targeted), **options,
     )  # fmt: skip
 
 
 def kl(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float = 2 / 255, num_steps: int = 10, start: Start | None = gaussian_start,
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget = 2 / 255, num_steps: int = 10, start: Start | None = gaussian_start,
     clip_start: bool = False, **options,
 ) -> Images:  # fmt: skip
     """The inner step of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed); `labels` are unused.
@@ -70,8 +73,8 @@ def kl(
 
 
 def infofeature(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float,
-    step_size: float = 2 / 255, num_steps: int = 7, weight: float = 0.1, distance: str = "l2",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
+    step_size: Budget = 2 / 255, num_steps: int = 7, weight: float = 0.1, distance: str = "l2",
     classes: str = "all", targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
     """InfoFeature (Yan & Yeung, Eq. 6 and 7): PGD on cross-entropy + weight * CAM distance.

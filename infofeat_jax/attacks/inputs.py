@@ -1,53 +1,120 @@
-"""Checks of what a user passes to an attack, and the adapter that accepts her forward function.
+"""What a user passes to an attack: the one place where it is checked and converted.
+
+Images are float32, or bfloat16 or float16, of which every value is a float32 too: they are converted on entry.
+Every attack computes in float32 and returns float32, within ball and box of the images that it was given.
+float64 is refused: its values are rounded on the way to the network, and the ball would no longer be the user's.
 
 Shapes and types are always checked. Values are checked where they are concrete: under jit they are not.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, Outputs
+from infofeat_jax import threat as threats
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, Outputs, check_count, check_number
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Inputs(NamedTuple):
+    """The arguments of an attack as it computes with them."""
+
+    forward: Forward  # returns Outputs with float32 logits
+    images: Images  # float32
+    labels: Labels  # int32
+    threat: Threat
+
+
+def prepare(
+    forward: Forward, images: Any, labels: Any, *, norm: str, epsilon: Budget, bounds: tuple[float, float]
+) -> Inputs:
+    """Checks and converts the arguments that all attacks share. Raises InvalidInput, in one line."""
+    forward = as_forward(forward)
+    _check_types(images, labels)
+    threat = threats.threat(norm, epsilon, bounds, batch=len(images))
+    if images.size and not isinstance(images, jax.core.Tracer):
+        _check_span(images, threat.bounds)
+    images = jnp.asarray(images, jnp.float32)
+    if labels.size and not isinstance(labels, jax.core.Tracer):
+        _check_classes(labels, num_classes(forward, images))
+    return Inputs(forward, images, jnp.asarray(labels, jnp.int32), threat)
 
 
 def as_forward(forward: Forward) -> Forward:
-    """Accepts forwards that return `Outputs`, bare logits, or a tuple that starts with them."""
+    """Accepts forwards that return `Outputs`, bare logits, a tuple or list that starts with them, or an object
+    with `logits`, of whose attributes those that are fields of `Outputs` are taken. Makes the logits float32.
+    """
 
     def outputs(images: Images) -> Outputs:
         result = forward(images)
-        return result if isinstance(result, Outputs) else Outputs(logits=jnp.asarray(result))
+        if not isinstance(result, Outputs):
+            result = _outputs(result)
+        shape = np.shape(result.logits)
+        if len(shape) != 2 or shape[0] != images.shape[0]:
+            raise InvalidInput(
+                f"the forward function returned logits of shape {list(shape)} for {images.shape[0]} images:"
+                f" expected [{images.shape[0]}, number of classes]"
+            )
+        return result._replace(logits=jnp.asarray(result.logits, jnp.float32))
 
     return outputs
 
 
-def check_budget(*, step_size: float = 0.0, num_steps: int = 0, restarts: int = 1) -> None:
-    """Raises InvalidInput for a negative step size or number of steps, or fewer than one restart."""
-    if isinstance(step_size, (int, float)) and not (np.isfinite(step_size) and step_size >= 0):
-        raise InvalidInput(f"step_size {step_size}: expected a finite number >= 0, in the images' own units")
-    if num_steps < 0:
-        raise InvalidInput(f"num_steps {num_steps}: expected 0 or more")
-    if restarts < 1:
-        raise InvalidInput(f"restarts {restarts}: expected 1 or more")
+def num_classes(forward: Forward, images: Images) -> int:
+    """How many classes `forward` tells apart; traces it."""
+    return jax.eval_shape(as_forward(forward), images).logits.shape[-1]
 
 
-def check_inputs(forward: Forward, images: Images, labels: Labels, bounds: tuple[float, float]) -> None:
-    """Raises InvalidInput for images that are not floats within `bounds`, or labels out of range."""
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise InvalidInput(f"images are {images.dtype}: expected floats within {bounds}; divide 8-bit images by 255")
+def check_budget(
+    *, step_size: Budget = 0.0, num_steps: int = 0, restarts: int = 1, batch: int | None = None
+) -> tuple[Budget, int, int]:
+    """(step_size, num_steps, restarts) as plain numbers, step_size also [batch] or traced.
+
+    Raises InvalidInput for a negative step size or number of steps, or fewer than one restart.
+    """
+    step_size = check_number("step_size", step_size, batch=batch, unit=threats.UNIT)
+    return step_size, check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
+
+
+def _outputs(result: Any) -> Outputs:
+    if hasattr(result, "logits"):
+        return Outputs(**{name: getattr(result, name, None) for name in Outputs._fields})
+    return Outputs(logits=result[0] if isinstance(result, (tuple, list)) else result)
+
+
+def _check_types(images: Any, labels: Any) -> None:
+    for name, array in (("images", images), ("labels", labels)):
+        if not isinstance(array, (jax.Array, np.ndarray)):
+            raise InvalidInput(f"{name} are of type {type(array).__name__}: expected a JAX or NumPy array")
+    if images.dtype not in DTYPES:
+        advice = "; divide 8-bit images by 255"
+        if jnp.issubdtype(images.dtype, jnp.floating):
+            advice = ': pass images.astype("float32")'
+        raise InvalidInput(f"images are {images.dtype}: expected floats, {', '.join(DTYPES)}{advice}")
+    if images.ndim != 4:
+        raise InvalidInput(f"images are of shape {list(images.shape)}: expected [b, h, w, c]")
     if not jnp.issubdtype(labels.dtype, jnp.integer) or labels.shape != images.shape[:1]:
         raise InvalidInput(f"labels are {labels.dtype}{list(labels.shape)}: expected integers [{images.shape[0]}]")
-    if isinstance(images, jax.core.Tracer) or isinstance(labels, jax.core.Tracer) or not images.size:
-        return
-    low, high = _span(images)  # by NumPy: inside a jit even operations on constants are traced
+
+
+def _check_span(images: Any, bounds: tuple[float, float]) -> None:
+    low, high = _span(images)
     if not (bounds[0] <= low and high <= bounds[1]):  # also catches NaN
         raise InvalidInput(f"images span [{low:g}, {high:g}]: expected values within {bounds}")
-    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
+
+
+def _check_classes(labels: Any, count: int) -> None:
     low, high = _span(labels)
-    if low < 0 or high >= num_classes:
+    if low < 0 or high >= count:
         raise InvalidInput(
-            f"labels span [{low:g}, {high:g}]: expected 0 to {num_classes - 1}, as the model has {num_classes} classes"
+            f"labels span [{low:g}, {high:g}]: expected 0 to {count - 1}, as the model has {count} classes"
         )
 
 
-def _span(array: jax.Array | np.ndarray) -> tuple[float, float]:
-    return float(np.asarray(array).min()), float(np.asarray(array).max())
+def _span(array: Any) -> tuple[float, float]:
+    array = np.asarray(array)  # by NumPy: inside a jit even operations on constants are traced
+    return float(array.min()), float(array.max())

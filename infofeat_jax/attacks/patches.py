@@ -33,7 +33,7 @@ def first_l2(threat: Threat, key: PRNGKey, images: Images) -> Images:
     side = max(min(height, width) // 5, 1)
     flip_key, sign_key = jax.random.split(key)
     rows, columns = height // side, width // side
-    pyramid = _twin_pyramid((side, side), jnp.zeros(2, jnp.int32), side, jax.random.uniform(flip_key) > 0.5)
+    pyramid = _twin_pyramid((side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
     grid = jnp.tile(pyramid, (rows, columns))
     signs = _signs(sign_key, (images.shape[0], rows, columns, images.shape[3]))
     painted = grid[None, :, :, None] * signs.repeat(side, 1).repeat(side, 2)
@@ -45,13 +45,13 @@ def propose_l2(threat: Threat, key: PRNGKey, images: Images, x: Images, side: In
     """l2 proposal: one window's budget, another's and what is unused go to a new pyramid in the first."""
     size, change = images.shape[1:3], x - images
     corner_key, other_key, flip_key, sign_key = jax.random.split(key, 4)
-    corner = corner_at(size, side, jax.random.uniform(corner_key, (2,)))
-    other = corner_at(size, side, jax.random.uniform(other_key, (2,)))
+    corner = corner_at(size, side, jax.random.uniform(corner_key, (2,), jnp.float32))
+    other = corner_at(size, side, jax.random.uniform(other_key, (2,), jnp.float32))
     first, second = (window(size, place, side)[None, :, :, None] for place in (corner, other))
     freed = _energy(change * (first | second))
-    unused = jnp.maximum(threat.epsilon**2 - _energy(change).sum(-1, keepdims=True), 0.0)
+    unused = jnp.maximum(threats.budget(threat, images) ** 2 - _energy(change).sum(-1, keepdims=True), 0.0)
     budget = jnp.sqrt(freed + unused / images.shape[-1])
-    pyramid = _twin_pyramid(size, corner, side, jax.random.uniform(flip_key) > 0.5)[None, :, :, None]
+    pyramid = _twin_pyramid(size, corner, side, _coin(flip_key))[None, :, :, None]
     signs = _signs(sign_key, (images.shape[0], 1, 1, images.shape[-1]))
     painted = pyramid * signs + _unit(change * first)
     return _on_sphere(threat, images, jnp.where(first | second, 0.0, change) + budget * _unit(painted))
@@ -92,10 +92,14 @@ def _unit(change: Images) -> Images:
     return change / (jnp.sqrt(_energy(change)) + 1e-12)
 
 
+def _coin(key: PRNGKey) -> Bool[Array, ""]:
+    return jax.random.uniform(key, dtype=jnp.float32) > 0.5
+
+
 def _signs(key: PRNGKey, shape: tuple[int, ...]) -> Array:
-    return jnp.sign(2 * jax.random.uniform(key, shape) - 1)
+    return jnp.sign(2 * jax.random.uniform(key, shape, jnp.float32) - 1)
 
 
 def _on_sphere(threat: Threat, images: Images, change: Images) -> Images:
     size = threats.per_example(threats.size("l2", change), change)
-    return threats.project(threat, images, images + threat.epsilon * change / (size + 1e-12))
+    return threats.project(threat, images, images + threats.budget(threat, images) * change / (size + 1e-12))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.inputs import as_forward, check_budget, check_inputs
-from infofeat_jax.types import Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
+from infofeat_jax.attacks.inputs import check_budget, prepare
+from infofeat_jax.objectives import misclassified
+from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
 
 # (key, images) -> where an attack starts.
 Start = Callable[[PRNGKey, Images], Images]
@@ -30,8 +31,8 @@ def projected_ascent(
     labels: Labels,
     *,
     objective: Objective,
-    epsilon: float,
-    step_size: float,
+    epsilon: Budget,
+    step_size: Budget,
     num_steps: int,
     norm: str = "linf",
     random_start: bool = True,
@@ -45,55 +46,62 @@ def projected_ascent(
     """Ascends `objective` in the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
 
     Args:
-      forward: a frozen model, images -> Outputs (or bare logits).
+      forward: a frozen model, images -> Outputs, or anything else that `inputs.as_forward` accepts.
       key: randomness of the starts; unused without them.
-      images: [b, h, w, c] float32 within `bounds`.
-      labels: [b] classes; with `targeted` (which only decides what counts as success) the targets.
+      images: [b, h, w, c] within `bounds`, float32, or bfloat16 or float16, which become float32.
+      labels: [b] integer classes; with `targeted` (which only decides what counts as success) the targets.
       objective: (perturbed, clean outputs, labels) -> [b].
-      epsilon, step_size: in the images' units.
+      epsilon, step_size: in the images' units; one number, or [b], for each example its own.
       random_start: start uniformly in the ball.
       start: (key, images) -> where to start instead.
       clip_start: False lets the start leave ball and box, until the first step.
       restarts: independent runs, of which each example keeps the best: success first, then highest value.
-      keep: "last" iterate of a run, or the "worst" (for the model) over all its iterates.
+      keep: "last" iterate of a run, or the "worst" (for the model) over all its iterates in ball and box.
 
-    Returns perturbed images, never outside ball or box. Raises InvalidInput for invalid arguments.
+    Returns perturbed images, float32, never outside ball or box. Raises InvalidInput for invalid arguments.
     """
     check_choice("keep", keep, ("last", "worst"))
-    check_budget(step_size=step_size, num_steps=num_steps, restarts=restarts)
-    threat = threats.threat(norm, epsilon, bounds)
-    forward = as_forward(forward)
-    check_inputs(forward, images, labels, bounds)
+    forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    step_size, num_steps, restarts = check_budget(
+        step_size=step_size, num_steps=num_steps, restarts=restarts, batch=len(images)
+    )
+    if not images.size:  # not every model takes an empty batch
+        return images
+    clip = clip_start or num_steps == 0
     clean = jax.lax.stop_gradient(forward(images))
 
     def total(x: Images):
         outputs = forward(x)
-        value = objective(outputs, clean, labels)
-        success = (outputs.logits.argmax(-1) == labels) == targeted
-        return value.sum(), Candidate(x, value, success)
+        value = objective(outputs, clean, labels).astype(jnp.float32)
+        return value.sum(), Candidate(x, value, misclassified(outputs.logits, labels) != targeted)
 
     def step(x: Images):
         gradient, seen = jax.grad(total, has_aux=True)(x)
         return threats.ascend(threat, images, x, gradient, step_size), seen
 
     def begin(key: PRNGKey) -> Images:
-        clip = clip_start or num_steps == 0
         if start is None:
             return threats.random_start(threat, key, images, clip=clip) if random_start else images
-        x = start(key, images)
+        x = start(key, images).astype(jnp.float32)
         return threats.project(threat, images, x) if clip else x
+
+    def advance(t, x: Images, best: Candidate) -> tuple[Images, Candidate]:
+        x, seen = step(x)
+        if not clip:  # the start may lie outside: it is no candidate
+            seen = seen._replace(value=jnp.where(t == 0, -jnp.inf, seen.value), success=seen.success & (t > 0))
+        return x, better(best, seen)
 
     def run(key: PRNGKey, best: Candidate | None) -> Images | Candidate:
         x = begin(key)
         if keep == "last":
             x = jax.lax.fori_loop(0, num_steps, lambda _, x: step(x)[0], x)
         else:
-            x, best = jax.lax.fori_loop(0, num_steps, lambda _, c: _advance(*step(c[0]), c[1]), (x, best))
+            x, best = jax.lax.fori_loop(0, num_steps, lambda t, c: advance(t, *c), (x, best))
         return x if best is None else better(best, total(x)[1])
 
     if restarts == 1 and keep == "last":
         return run(key, None)
-    nothing = Candidate(images, jnp.full(labels.shape, -jnp.inf), jnp.zeros(labels.shape, bool))
+    nothing = Candidate(images, jnp.full(labels.shape, -jnp.inf, jnp.float32), jnp.zeros(labels.shape, bool))
     keys = key[None] if restarts == 1 else jax.random.split(key, restarts)
     return jax.lax.scan(lambda best, k: (run(k, best), None), nothing, keys)[0].images
 
@@ -103,7 +111,3 @@ def better(best: Candidate, seen: Candidate) -> Candidate:
     more = (seen.value > best.value) & (seen.success == best.success)
     take = more | (seen.success & ~best.success)
     return jax.tree.map(lambda s, b: jnp.where(threats.per_example(take, s), s, b), seen, best)
-
-
-def _advance(x: Images, seen: Candidate, best: Candidate) -> tuple[Images, Candidate]:
-    return x, better(best, seen)

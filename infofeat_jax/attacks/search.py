@@ -13,9 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.inputs import as_forward, check_inputs
+from infofeat_jax.attacks.inputs import num_classes, prepare
+from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_count
 
 Logits = Float[Array, "b k"]
 Scalar = Int[Array, ""] | int
@@ -41,13 +42,14 @@ class Result(NamedTuple):
 
 def attack(
     build: Callable[[Threat, int], Search], forward: Forward, key: PRNGKey, images: Images, labels: Labels, *,
-    epsilon: float, norm: str, bounds: tuple[float, float],
+    epsilon: Budget, norm: str, bounds: tuple[float, float],
 ) -> Images:  # fmt: skip
     """Checks a user's arguments and runs the search that `build` makes of (threat, number of classes)."""
-    forward = as_forward(forward)
-    check_inputs(forward, images, labels, bounds)
-    num_classes = jax.eval_shape(forward, images).logits.shape[-1]
-    return run(build(threats.threat(norm, epsilon, bounds), num_classes), forward, key, images, labels).images
+    forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    if not images.size:  # not every model takes an empty batch
+        return images
+    search = build(threat, num_classes(forward, images))
+    return run(search, forward, key, images, labels).images
 
 
 def advance(
@@ -80,14 +82,11 @@ def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: 
     return jax.lax.fori_loop(0, search.num_attempts, attempt, Result(images, misclassified(logits, labels)))
 
 
-def misclassified(logits: Logits, labels: Labels) -> Bool[Array, " b"]:
-    """Whether the prediction is not the label. A NaN among the logits is a misclassification."""
-    return (logits.argmax(-1) != labels) | jnp.isnan(logits).any(-1)
-
-
 def ranked_class(logits: Logits, rank: Scalar) -> Labels:
-    """The class of the rank-th highest logit; 1 is the prediction."""
-    return jnp.argsort(logits, axis=-1)[:, -rank]
+    """The class of the rank-th highest logit, 1 is the prediction; of the lowest where the rest is masked (-inf)."""
+    there = (logits > -jnp.inf).sum(-1, keepdims=True)
+    place = logits.shape[-1] - jnp.clip(rank, 1, jnp.maximum(there, 1))
+    return jnp.take_along_axis(jnp.argsort(logits, axis=-1), place, axis=-1)[:, 0].astype(jnp.int32)
 
 
 def select(condition: Bool[Array, " b"], then: Array, otherwise: Array) -> Array:
@@ -97,9 +96,9 @@ def select(condition: Bool[Array, " b"], then: Array, otherwise: Array) -> Array
 
 def target_count(num_targets: int, num_classes: int) -> int:
     """Target classes there are to attack. Raises InvalidInput for num_targets < 1, or a single class."""
-    if num_targets < 1 or num_classes < 2:
-        raise InvalidInput(f"num_targets {num_targets}, {num_classes} classes: expected 1 or more, 2 or more")
-    return min(num_targets, num_classes - 1)
+    if num_classes < 2:
+        raise InvalidInput(f"the model has {num_classes} classes: expected 2 or more")
+    return min(check_count("num_targets", num_targets, 1), num_classes - 1)
 
 
 def _hold(old: State, new: State) -> State:

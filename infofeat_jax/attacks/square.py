@@ -20,7 +20,7 @@ from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import as_forward, check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PerExample, PRNGKey
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PerExample, PRNGKey, check_number
 
 # The share of painted pixels halves after these queries, whatever their total number.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -37,7 +37,7 @@ class SquareState(NamedTuple):
 
 
 def square(
-    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, norm: str = "linf",
+    forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
     num_queries: int = 5000, initial_share: float = 0.8, restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
@@ -66,11 +66,11 @@ def square_search(
     restarts: int = 1,
 ) -> Search:  # fmt: skip
     """Square attack as a search; arguments as in `square`, `image_size` (height, width)."""
-    check_budget(num_steps=num_queries, restarts=restarts)
-    if not 0 < initial_share <= 1:
+    _, num_queries, restarts = check_budget(num_steps=num_queries, restarts=restarts)
+    if not 0 < check_number("initial_share", initial_share) <= 1:
         raise InvalidInput(f"initial_share {initial_share}: expected a share of the image's area in (0, 1]")
     first, propose = KINDS[threat.norm]
-    sides = patch_sides(image_size, num_queries, initial_share, threat.norm)
+    sides = patch_sides(image_size, max(num_queries, 1), initial_share, threat.norm)
 
     def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> SquareState:
         del key, logits, attempt
@@ -98,7 +98,7 @@ def accept(forward: Forward, state: SquareState, proposal: Images) -> SquareStat
     """Takes the proposal where it is misclassified or has a smaller margin; broken examples stay."""
     logits = as_forward(forward)(proposal).logits
     margin = objectives.logit_margin(logits, state.labels)
-    fooled = searches.misclassified(logits, state.labels)
+    fooled = objectives.misclassified(logits, state.labels)
     take = ~state.success & (fooled | (margin < state.margin))
     return state._replace(
         margin=jnp.where(take, margin, state.margin),
@@ -124,7 +124,7 @@ def patch_sides(image_size: tuple[int, int], num_queries: int, initial_share: fl
 
 def stripes(threat: Threat, images: Images, uniform: Float[Array, "b 1 w c"]) -> Images:
     """l_inf start: stripes of +-epsilon, a sign for each column and channel, from uniforms in [0, 1)."""
-    return threats.project(threat, images, images + threat.epsilon * jnp.sign(2 * uniform - 1))
+    return threats.project(threat, images, images + threats.budget(threat, images) * jnp.sign(2 * uniform - 1))
 
 
 def repaint(
@@ -137,17 +137,17 @@ def repaint(
 ) -> Images:
     """l_inf proposal: a square of `side`, its place and signs chosen by uniforms in [0, 1)."""
     inside = patches.window(images.shape[1:3], patches.corner_at(images.shape[1:3], side, corner), side)
-    change = 2 * threat.epsilon * inside[:, :, None] * jnp.sign(2 * sign - 1)
-    return threats.project(threat, images, x + change)
+    painted = inside[None, :, :, None] * jnp.sign(2 * sign - 1)[None, None, None, :]
+    return threats.project(threat, images, x + 2 * threats.budget(threat, images) * painted)
 
 
 def _first_linf(threat: Threat, key: PRNGKey, images: Images) -> Images:
     b, _, w, c = images.shape
-    return stripes(threat, images, jax.random.uniform(key, (b, 1, w, c)))
+    return stripes(threat, images, jax.random.uniform(key, (b, 1, w, c), images.dtype))
 
 
 def _propose_linf(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Scalar) -> Images:
-    uniform = jax.random.uniform(key, (2 + images.shape[-1],))
+    uniform = jax.random.uniform(key, (2 + images.shape[-1],), images.dtype)
     return repaint(threat, images, x, side, uniform[:2], uniform[2:])
 
 

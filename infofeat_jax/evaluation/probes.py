@@ -1,5 +1,6 @@
 """What a few cheap looks at a model show, for `sanity` to judge: gradients, two passes, more effort, a large budget."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
@@ -12,8 +13,9 @@ from jaxtyping import Array, Bool, Float
 
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.inputs import as_forward, check_inputs
-from infofeat_jax.attacks.search import Scalar, misclassified
+from infofeat_jax.attacks.inputs import as_forward, check_budget, prepare
+from infofeat_jax.attacks.search import Scalar
+from infofeat_jax.objectives import misclassified
 from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey
 
 STEPS, MORE_STEPS, LARGE_STEPS, RESTARTS = 20, 100, 50, 4
@@ -42,10 +44,10 @@ def probe(
 
     Raises InvalidInput for invalid arguments.
     """
-    check_inputs(as_forward(forward), images, labels, bounds)
+    _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    step_size, _, _ = check_budget(step_size=step_size)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    threat = threats.threat(norm, epsilon, bounds)
-    half = (bounds[1] - bounds[0]) / 2 * (np.sqrt(images[0].size) if norm == "l2" else 1.0)
+    half = (bounds[1] - bounds[0]) / 2 * (math.sqrt(math.prod(images.shape[1:])) if norm == "l2" else 1.0)
     climb = jax.jit(partial(_climb, norm, bounds))
     starts = jax.random.split(key, RESTARTS + 1)
 

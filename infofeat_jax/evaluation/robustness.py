@@ -10,11 +10,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, PyTree, Shaped
 
 from infofeat_jax import streams
-from infofeat_jax.attacks.search import misclassified
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.data.batches import padded_batches
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import Subject, Tell
+from infofeat_jax.objectives import misclassified
 from infofeat_jax.runtime import devices, signals
 from infofeat_jax.types import Attack, PRNGKey
 
