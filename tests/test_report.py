@@ -1,6 +1,7 @@
 """The report says what the runs' files say: aggregates, gaps, the paper's values; and its page needs nothing else."""
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -23,6 +24,7 @@ from infofeat_jax import cli, report
 from infofeat_jax import config as configs
 from infofeat_jax.report import (
     cam_images,
+    cells,
     collect,
     estimate,
     figures,
@@ -338,6 +340,101 @@ def test_damaged_results_are_not_shown(tmp_path, values):
     assert gaps(tmp_path)["run"].startswith("results.json is damaged: ")
 
 
+BROKEN = (None, [[]], {"clean": []}, "x", -1, float("nan"))  # instead of any field
+
+
+def names_of(fields: dict, prefix: str = ""):
+    for name, value in fields.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from names_of(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("file", ["results.json", "config.json"])
+def test_any_broken_field_is_a_gap_or_shown(tmp_path, file):
+    """Each field of either file in turn is absent, or replaced by a value of another kind: never a traceback."""
+    config = create_config()
+    results = create_results(config, MEASURED, distances={"cw5": 0.1}, flags=["flag"])
+    latest = create_results(config, MEASURED)
+    whole = {"results.json": results | {"latest": latest, "config": config}, "config.json": config}
+    run = write_run(tmp_path / "madry-seed0", config, whole["results.json"])
+    write_study(tmp_path, {"madry-seed0": ("madry", 0)}, paper="table1")
+    outcomes = {"shown": 0, "gap": 0}
+    names = [name for name in names_of(whole[file]) if not name.startswith(("config.", "latest.config."))]
+    for index, name in enumerate(names):
+        for broken in (BROKEN[index % len(BROKEN)], KeyError):
+            changed = json.loads(json.dumps(whole[file]))
+            *sections, field = name.split(".")
+            inner = changed
+            for section in sections:
+                inner = inner[section]
+            if broken is KeyError:
+                del inner[field]
+            else:
+                inner[field] = broken
+            (run / file).write_text(json.dumps(changed))
+            the_study = collect.collect(tmp_path)
+            text = page.to_html(the_study, tables.create(the_study), [], [])
+            ((gap,),) = [[one.gap for one in (*row.runs, *row.gaps)] for row in the_study.rows]
+            outcomes["gap" if gap else "shown"] += 1
+            assert "\n" not in gap
+            assert gap in html.unescape(text), (name, broken)
+    assert min(outcomes.values()) > 10
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"clean"', "", "[" * 100_000])
+def test_results_that_are_no_object_are_a_gap(tmp_path, text):
+    run = simple_run(tmp_path)
+    (run / "results.json").write_text(text)
+    (run / "metrics.jsonl").write_text("3\n[]\n" + '{"epoch": "x"}\n' + '"epoch"\n')
+    assert gaps(tmp_path)["madry-seed0"].startswith("results.json is damaged: ")
+    terminal.show(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "shown"),
+    [
+        ("pgd20", ("pgd", 20, "", ""), "PGD20"),
+        ("clean", ("clean", None, "", ""), "clean"),
+        (
+            "pgd20(step_size=1,restarts=5)",
+            ("pgd", 20, "step_size=1, restarts=5", ""),
+            "PGD20 (step_size=1, restarts=5)",
+        ),
+        ("apgd-t", ("apgd-t", None, "", ""), "APGD-T"),
+        ("square(num_queries=1000)", ("square", None, "num_queries=1000", ""), "Square (num_queries=1000)"),
+        ("pgd10@../a/madry-seed0", ("pgd", 10, "", "../a/madry-seed0"), "../a/madry-seed0 PGD10"),
+        ("cw10(step_size=1)@odd(1)@2", ("cw", 10, "step_size=1", "odd(1)@2"), "odd(1)@2 CW10 (step_size=1)"),
+        ("package.module:attack", ("package.module:attack", None, "", ""), "package.module:attack"),
+        ("pgd20(", ("pgd20(", None, "", ""), "pgd20("),
+        ("", ("", None, "", ""), ""),
+    ],
+)
+def test_attack_names(name, parts, shown):
+    assert estimate.split_steps(name) == parts
+    assert cells.display(name) == shown
+
+
+def test_attacks_with_options_have_columns_and_curves_of_their_own(tmp_path):
+    config = create_config()
+    plain = {f"pgd{steps}": 0.6 - 0.01 * steps for steps in (1, 2, 5, 10, 20)}
+    small = {f"pgd{steps}(step_size=1)": 0.7 - 0.01 * steps for steps in (5, 10, 20)}
+    others = {"square": 0.6, "apgd-t": 0.4, "cw20": 0.45, "pgd20(step_size=0.5,restarts=2)": 0.51}
+    results = create_results(config, {"clean": 0.9} | small | others | plain)
+    write_run(tmp_path / "madry-seed0", config, results)
+    the_study = collect.collect(tmp_path)
+    accuracy, steps = tables.accuracy_table(the_study), tables.steps_table(the_study)
+    assert accuracy.columns == [
+        "seeds", "clean", "PGD20", "PGD20 (step_size=0.5, restarts=2)", "PGD5 (step_size=1)", "PGD10 (step_size=1)",
+        "PGD20 (step_size=1)", "CW20", "APGD-T", "Square", "worst case",
+    ]  # fmt: skip
+    assert [line.label for line in steps.lines] == ["Madry, PGD", "Madry, PGD (step_size=1)"]
+    with matplotlib.rc_context(figures.theme("light")):
+        (panel,) = figures.draw_steps(the_study).axes
+    assert panel.get_legend_handles_labels()[1] == ["PGD", "PGD (step_size=1)"]
+    assert report.write(tmp_path).exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "more", "field"),
     [
@@ -642,6 +739,16 @@ def test_the_command_on_the_page_gives_the_same_configuration(method):
         [sys.executable, "-c", code, *words[2:]], cwd=root, capture_output=True, text=True, check=True
     )
     assert json.loads(process.stdout) == config
+
+
+@pytest.mark.parametrize("field", ["eval.pictures", "eval.cam_images"])
+def test_the_command_of_an_earlier_run_uses_the_field_of_today(field):
+    config = create_config()
+    config["eval"] = {name: value for name, value in config["eval"].items() if name not in ("pictures", "cam_images")}
+    config["eval"][field.partition(".")[2]] = 3
+    known = {name for name in ("pictures", "cam_images") if name in configs.default().eval}
+    flags = re.findall(r"--config\.eval\.(\w+)=3", provenance.command(config))
+    assert set(flags) == (known if field == "eval.pictures" else known & {"cam_images"})
 
 
 def test_the_terminal_shows_rows_and_gaps(study, capsys):

@@ -64,7 +64,7 @@ def find_damage(results: Mapping) -> str:
     asked = [name for name in results["config"]["eval"]["attacks"] if name in results]
     counts, seconds = (results.get(field) or {} for field in ("examples", "seconds_per_attack"))
     shares = {name: results.get(name) for name in (*asked, *counts)}
-    shares |= {name: results[name] for name in ("worst_case",) if results.get(name) is not None}
+    shares |= {name: results[name] for name in ("worst_case",) if name in results}
     for name, value in shares.items():
         if not (_is_finite(value) and 0 <= value <= 1):
             return f"{name} = {_short(value)}"
@@ -84,7 +84,11 @@ def find_missing(config: Mapping) -> str:
     fields = dict(configs.flatten(config))
     if absent := sorted(SETTINGS.keys() - fields.keys()):
         return f"config has no {', '.join(absent)}"
-    wrong = [name for name, kind in SETTINGS.items() if not isinstance(fields[name], kind)]
+    wrong = [
+        name
+        for name, kind in SETTINGS.items()
+        if not isinstance(value := fields[name], kind) or (isinstance(value, float) and not math.isfinite(value))
+    ]
     if "eval.attacks" not in wrong and not all(isinstance(attack, str) for attack in config["eval"]["attacks"]):
         wrong.append("eval.attacks")
     if "optimizer" in fields:  # a section, not a value

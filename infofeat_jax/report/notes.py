@@ -126,6 +126,6 @@ def flags(study: Study) -> list[str]:
     return [f"{', '.join(names)}: {flag}" for flag, names in flagged.items()]
 
 
-def levels(value: float | None) -> str:
+def levels(value: int | float | None) -> str:
     """A budget or step size, in 8-bit levels, as a fraction of the pixel range."""
     return NONE if value is None else f"{value:g}/255"
