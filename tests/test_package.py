@@ -1,11 +1,16 @@
 """Importing, and the README's own example."""
 
+import importlib.metadata
+import importlib.resources
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
+
+import infofeat_jax
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -19,13 +24,49 @@ def run(code: str) -> str:
     return process.stdout
 
 
+HEAVY = (
+    "tensorflow", "tensorflow_datasets", "torch", "sklearn", "scipy", "orbax", "clu", "matplotlib", "ml_collections",
+    "jinja2", "PIL", "art", "foolbox",
+)  # fmt: skip
+
+
 def test_importing_the_library_loads_nothing_heavy():
-    loaded = run(
-        "import sys; from infofeat_jax import attacks, models, methods, objectives, data;"
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'torch', 'sklearn', 'orbax', 'clu', 'matplotlib',"
-        " 'ml_collections') if m in sys.modules])"
-    )
+    """Nor what only the extra `train` brings; rich and absl come with Flax."""
+    loaded = run(f"import sys, infofeat_jax; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded.strip() == "[]"
+
+
+def test_the_package_alone_gives_the_public_library():
+    shown = run(
+        "import infofeat_jax as j; from infofeat_jax import *; print(j.attacks.pgd.__name__, j.models.create.__name__,"
+        " sorted(j.methods.METHODS)[0], j.objectives.cross_entropy.__name__, j.threat.threat.__name__,"
+        " j.sinkhorn.cosine_cost.__name__, j.cam.positive_cam.__name__, j.adapters.pytorch.__name__,"
+        " j.data.load.__name__, j.types.Outputs.__name__, attacks is j.attacks)"
+    )
+    expected = "pgd create adversarial_interpolation cross_entropy threat cosine_cost positive_cam pytorch load Outputs"
+    assert shown.split() == [*expected.split(), "True"]
+
+
+def test_importing_the_library_leaves_the_devices_to_be_chosen():
+    shown = run("import infofeat_jax, jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())")
+    assert shown.strip() == "3"
+
+
+def test_the_version_is_the_installed_ones_and_known_without_an_installation():
+    assert infofeat_jax.__version__ == importlib.metadata.version("infofeat_jax")
+    shown = run(
+        "import flax, jaxtyping, optax\nfrom importlib import metadata\n"
+        "def absent(name): raise metadata.PackageNotFoundError(name)\n"
+        "metadata.version = absent\nimport infofeat_jax; print(infofeat_jax.__version__)"
+    )
+    assert shown.strip() == "0+unknown"
+
+
+def test_type_checkers_are_told_of_the_annotations():
+    """PEP 561: the marker lies in the package and is shipped with it."""
+    assert importlib.resources.files("infofeat_jax").joinpath("py.typed").is_file()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["infofeat_jax"]
 
 
 def test_a_run_on_embedded_data_never_loads_tensorflow():

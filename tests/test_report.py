@@ -1,6 +1,7 @@
-"""The report says what the runs' files say: aggregates, gaps, the paper's figures; and its page needs nothing else."""
+"""The report says what the runs' files say: aggregates, gaps, the paper's values; and its page needs nothing else."""
 
 import base64
+import html
 import html.parser
 import io
 import json
@@ -23,6 +24,7 @@ from infofeat_jax import cli, report
 from infofeat_jax import config as configs
 from infofeat_jax.report import (
     cam_images,
+    cells,
     collect,
     estimate,
     figures,
@@ -31,6 +33,7 @@ from infofeat_jax.report import (
     page,
     paper,
     provenance,
+    runs,
     tables,
     terminal,
 )  # fmt: skip
@@ -72,9 +75,9 @@ def write_run(directory: pathlib.Path, config: dict, results: dict | None, epoch
     return directory
 
 
-def write_study(directory: pathlib.Path, runs: dict, **fields) -> pathlib.Path:
+def write_study(directory: pathlib.Path, planned: dict, **fields) -> pathlib.Path:
     directory.mkdir(exist_ok=True)
-    rows = {name: {"row": row, "seed": seed} for name, (row, seed) in runs.items()}
+    rows = {name: {"row": row, "seed": seed} for name, (row, seed) in planned.items()}
     (directory / "study.json").write_text(json.dumps({"title": "", "paper": "", "runs": rows} | fields))
     return directory
 
@@ -102,10 +105,10 @@ def study(tmp_path_factory):
     )  # fmt: skip
     results["examples"]["autoattack"] = 200
     run = write_run(directory / "infofeature-seed0", config, results)
-    np.savez(run / "pictures.npz", **create_pictures())
-    runs = {f"madry-seed{seed}": ("madry", seed) for seed in range(3)}
-    runs |= {"infofeature-seed0": ("infofeature", 0), "alp-seed0": ("alp", 0)}
-    return write_study(directory, runs, title="Rows & <script>alert(1)</script>_%", paper="table1", note="a {note}")
+    np.savez(run / "cam_images.npz", **create_cam_images())
+    planned = {f"madry-seed{seed}": ("madry", seed) for seed in range(3)}
+    planned |= {"infofeature-seed0": ("infofeature", 0), "alp-seed0": ("alp", 0)}
+    return write_study(directory, planned, title="Rows & <script>alert(1)</script>_%", paper="table1", note="a {note}")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def written(study):
     return report.write(study).parent
 
 
-def create_pictures() -> dict[str, np.ndarray]:
+def create_cam_images() -> dict[str, np.ndarray]:
     rng, count = np.random.default_rng(0), 3
     images = (load_digits().images[:count, ..., None] / 16).astype(np.float32)
     perturbed = np.clip(images + rng.choice([-0.125, 0.125], images.shape), 0, 1).astype(np.float32)
@@ -216,7 +219,7 @@ def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(stud
 # Beside the paper
 
 
-def test_the_difference_is_to_the_papers_figure(study):
+def test_the_difference_is_to_the_papers_value(study):
     """Table 1, Madry, PGD20: 40.3; here 53.0. The setting is reduced, and is said to be."""
     table = tables.accuracy_table(collect.collect(study))
     pgd20 = table.columns.index("PGD20")
@@ -264,10 +267,10 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
     assert paper.kind(paper.find_deviations(config, images, paper.TABLES[table])) != ""
 
 
-def test_the_papers_tables_have_a_figure_for_every_column():
+def test_the_papers_tables_have_a_value_for_every_column():
     for published in paper.TABLES.values():
-        for figures_of in published.rows.values():
-            assert all(len(values) == len(published.columns) for values in figures_of.values())
+        for row in published.rows.values():
+            assert all(len(values) == len(published.columns) for values in row.values())
     assert paper.TABLES["table1"].rows["infofeature"]["mean"] == (85.1, 69.3, 61.3, 49.3, 48.0)
     assert paper.TABLES["table6"].rows["madry"]["mean"] == (88.7, 88.6, 88.4, 75.3, 74.6)
 
@@ -335,6 +338,101 @@ def test_damaged_results_are_not_shown(tmp_path, values):
     config = create_config()
     write_run(tmp_path / "run", config, create_results(config, MEASURED) | values)
     assert gaps(tmp_path)["run"].startswith("results.json is damaged: ")
+
+
+BROKEN = (None, [[]], {"clean": []}, "x", -1, float("nan"))  # instead of any field
+
+
+def names_of(fields: dict, prefix: str = ""):
+    for name, value in fields.items():
+        yield prefix + name
+        if isinstance(value, dict):
+            yield from names_of(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("file", ["results.json", "config.json"])
+def test_any_broken_field_is_a_gap_or_shown(tmp_path, file):
+    """Each field of either file in turn is absent, or replaced by a value of another kind: never a traceback."""
+    config = create_config()
+    results = create_results(config, MEASURED, distances={"cw5": 0.1}, flags=["flag"])
+    latest = create_results(config, MEASURED)
+    whole = {"results.json": results | {"latest": latest, "config": config}, "config.json": config}
+    run = write_run(tmp_path / "madry-seed0", config, whole["results.json"])
+    write_study(tmp_path, {"madry-seed0": ("madry", 0)}, paper="table1")
+    outcomes = {"shown": 0, "gap": 0}
+    names = [name for name in names_of(whole[file]) if not name.startswith(("config.", "latest.config."))]
+    for index, name in enumerate(names):
+        for broken in (BROKEN[index % len(BROKEN)], KeyError):
+            changed = json.loads(json.dumps(whole[file]))
+            *sections, field = name.split(".")
+            inner = changed
+            for section in sections:
+                inner = inner[section]
+            if broken is KeyError:
+                del inner[field]
+            else:
+                inner[field] = broken
+            (run / file).write_text(json.dumps(changed))
+            the_study = collect.collect(tmp_path)
+            text = page.to_html(the_study, tables.create(the_study), [], [])
+            ((gap,),) = [[one.gap for one in (*row.runs, *row.gaps)] for row in the_study.rows]
+            outcomes["gap" if gap else "shown"] += 1
+            assert "\n" not in gap
+            assert gap in html.unescape(text), (name, broken)
+    assert min(outcomes.values()) > 10
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"clean"', "", "[" * 100_000])
+def test_results_that_are_no_object_are_a_gap(tmp_path, text):
+    run = simple_run(tmp_path)
+    (run / "results.json").write_text(text)
+    (run / "metrics.jsonl").write_text("3\n[]\n" + '{"epoch": "x"}\n' + '"epoch"\n')
+    assert gaps(tmp_path)["madry-seed0"].startswith("results.json is damaged: ")
+    terminal.show(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "shown"),
+    [
+        ("pgd20", ("pgd", 20, "", ""), "PGD20"),
+        ("clean", ("clean", None, "", ""), "clean"),
+        (
+            "pgd20(step_size=1,restarts=5)",
+            ("pgd", 20, "step_size=1, restarts=5", ""),
+            "PGD20 (step_size=1, restarts=5)",
+        ),
+        ("apgd-t", ("apgd-t", None, "", ""), "APGD-T"),
+        ("square(num_queries=1000)", ("square", None, "num_queries=1000", ""), "Square (num_queries=1000)"),
+        ("pgd10@../a/madry-seed0", ("pgd", 10, "", "../a/madry-seed0"), "../a/madry-seed0 PGD10"),
+        ("cw10(step_size=1)@odd(1)@2", ("cw", 10, "step_size=1", "odd(1)@2"), "odd(1)@2 CW10 (step_size=1)"),
+        ("package.module:attack", ("package.module:attack", None, "", ""), "package.module:attack"),
+        ("pgd20(", ("pgd20(", None, "", ""), "pgd20("),
+        ("", ("", None, "", ""), ""),
+    ],
+)
+def test_attack_names(name, parts, shown):
+    assert estimate.split_steps(name) == parts
+    assert cells.display(name) == shown
+
+
+def test_attacks_with_options_have_columns_and_curves_of_their_own(tmp_path):
+    config = create_config()
+    plain = {f"pgd{steps}": 0.6 - 0.01 * steps for steps in (1, 2, 5, 10, 20)}
+    small = {f"pgd{steps}(step_size=1)": 0.7 - 0.01 * steps for steps in (5, 10, 20)}
+    others = {"square": 0.6, "apgd-t": 0.4, "cw20": 0.45, "pgd20(step_size=0.5,restarts=2)": 0.51}
+    results = create_results(config, {"clean": 0.9} | small | others | plain)
+    write_run(tmp_path / "madry-seed0", config, results)
+    the_study = collect.collect(tmp_path)
+    accuracy, steps = tables.accuracy_table(the_study), tables.steps_table(the_study)
+    assert accuracy.columns == [
+        "seeds", "clean", "PGD20", "PGD20 (step_size=0.5, restarts=2)", "PGD5 (step_size=1)", "PGD10 (step_size=1)",
+        "PGD20 (step_size=1)", "CW20", "APGD-T", "Square", "worst case",
+    ]  # fmt: skip
+    assert [line.label for line in steps.lines] == ["Madry, PGD", "Madry, PGD (step_size=1)"]
+    with matplotlib.rc_context(figures.theme("light")):
+        (panel,) = figures.draw_steps(the_study).axes
+    assert panel.get_legend_handles_labels()[1] == ["PGD", "PGD (step_size=1)"]
+    assert report.write(tmp_path).exists()
 
 
 @pytest.mark.parametrize(
@@ -473,7 +571,7 @@ def test_text_from_outside_is_escaped(written):
     assert "<b>" not in text
 
 
-def test_the_page_says_what_a_figure_needs(written):
+def test_the_page_says_what_a_number_needs(written):
     words = " ".join(" ".join(Elements((written / "index.html").read_text()).words).split())
     for fact in (
         "2,000 test images of cifar10", "linf epsilon 8/255, attack steps of 2/255", "JPEG re-encoding", "a {note}",
@@ -529,10 +627,10 @@ def test_the_figures_are_files_of_their_kind(written):
         if name.endswith("svg"):
             assert ElementTree.fromstring(content).tag.endswith("svg")
         else:
-            with Image.open(io.BytesIO(content)) as picture:
-                picture.load()
-                assert min(picture.size) > 100
-                assert len(np.unique(np.asarray(picture.convert("L")))) > 5  # something is drawn
+            with Image.open(io.BytesIO(content)) as image:
+                image.load()
+                assert min(image.size) > 100
+                assert len(np.unique(np.asarray(image.convert("L")))) > 5  # something is drawn
 
 
 def test_the_plots_show_the_measured_values(study):
@@ -561,8 +659,8 @@ def test_validation_curves_are_means_over_seeds(tmp_path):
     np.testing.assert_allclose(values.mean(0), [30, 40, 60])
 
 
-def test_the_pictures_are_the_recorded_ones():
-    arrays = create_pictures()
+def test_the_cam_images_are_the_recorded_ones():
+    arrays = create_cam_images()
     clean, attacked, difference, *maps = cam_images.tiles(arrays, 1)
     factor = len(clean) // 8
     np.testing.assert_allclose(clean[::factor, ::factor, 0], arrays["images"][1, ..., 0])
@@ -573,26 +671,46 @@ def test_the_pictures_are_the_recorded_ones():
     assert all(one.shape == clean.shape and one.min() >= 0 and one.max() <= 1 for one in maps)
     height, width = 3 * len(clean) + 2 * cam_images.GAP, 5 * len(clean) + 4 * cam_images.GAP
     assert cam_images.mosaic(arrays).shape == (height, width, 4)
-    assert cam_images.describe(arrays, 1) == "label 1\nclean: taken for 1\nattacked: taken for 7"
+    assert cam_images.predictions(arrays, 1) == "label 1\nclean: predicted 1\nadversarial: predicted 7"
     grey = np.full((8, 8, 3), 0.5)
     bright = cam_images.overlay(grey, np.array([[0.0, 1.0]]))
     assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
 
 
-def test_pictures_that_cannot_be_read_are_left_out(tmp_path):
+@pytest.mark.parametrize("name", ["cam_images.npz", "pictures.npz"])
+def test_cam_images_that_cannot_be_read_are_left_out(tmp_path, name):
     run = simple_run(tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
-        (run / "pictures.npz").write_bytes(content)
-        assert page.draw_pictures(collect.collect(tmp_path)) == []
+        (run / name).write_bytes(content)
+        assert page.draw_cam_images(collect.collect(tmp_path)) == []
+    for lacking in ({"labels": np.array(3)}, {"images": np.zeros((0, 8, 8, 1))}, {"perturbed": np.zeros((2, 8, 8, 1))}):
+        np.savez(run / name, **create_cam_images() | lacking)
+        assert page.draw_cam_images(collect.collect(tmp_path)) == []
+
+
+def test_cam_images_of_earlier_runs_are_read_too(tmp_path):
+    """They are in pictures.npz; cam_images.npz goes first, unless it is damaged."""
+    run = simple_run(tmp_path)
+    np.savez(run / "pictures.npz", **create_cam_images() | {"attack": np.array("earlier7")})
+
+    def shown() -> str:
+        ((_, drawing),) = page.draw_cam_images(collect.collect(tmp_path))
+        return drawing.image.caption
+
+    assert "earlier7" in shown()
+    np.savez(run / "cam_images.npz", **create_cam_images())
+    assert "infofeature20" in shown()
+    (run / "cam_images.npz").write_bytes(b"PK\x03\x04 torn")
+    assert "earlier7" in shown()
 
 
 def test_a_second_report_replaces_the_first(tmp_path):
     run = simple_run(tmp_path)
-    np.savez(run / "pictures.npz", **create_pictures())
+    np.savez(run / "cam_images.npz", **create_cam_images())
     first = report.write(run)
     assert first == tmp_path / "report" / "index.html"
     assert (first.parent / "figures" / "maps-madry-seed0.png").exists()
-    (run / "pictures.npz").unlink()
+    (run / "cam_images.npz").unlink()
     simple_run(tmp_path, seed=1)
     text = report.write(tmp_path).read_text()
     assert "madry-seed1" in text
@@ -623,6 +741,16 @@ def test_the_command_on_the_page_gives_the_same_configuration(method):
     assert json.loads(process.stdout) == config
 
 
+@pytest.mark.parametrize("field", ["eval.pictures", "eval.cam_images"])
+def test_the_command_of_an_earlier_run_uses_the_field_of_today(field):
+    config = create_config()
+    config["eval"] = {name: value for name, value in config["eval"].items() if name not in ("pictures", "cam_images")}
+    config["eval"][field.partition(".")[2]] = 3
+    known = {name for name in ("pictures", "cam_images") if name in configs.default().eval}
+    flags = re.findall(r"--config\.eval\.(\w+)=3", provenance.command(config))
+    assert set(flags) == (known if field == "eval.pictures" else known & {"cam_images"})
+
+
 def test_the_terminal_shows_rows_and_gaps(study, capsys):
     cli.execute(configs.default(), "configs/digits.py", workdir=str(study), mode="report", hosts=("", 0, -1))
     lines = capsys.readouterr().out
@@ -632,7 +760,7 @@ def test_the_terminal_shows_rows_and_gaps(study, capsys):
 
 
 @pytest.mark.parametrize("columns", [30, 60, 200])
-def test_a_narrow_terminal_cuts_no_figure(tmp_path, monkeypatch, capsys, columns):
+def test_a_narrow_terminal_cuts_no_number(tmp_path, monkeypatch, capsys, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     values = {name: 0.111 * (index + 1) for index, name in enumerate(("clean", "pgd20", "cw20", "infofeature20"))}
     write_run(tmp_path / "madry", create_config(), create_results(create_config(), values))
@@ -650,4 +778,4 @@ def test_plotting_libraries_are_imported_for_a_report_only():
 
 
 def test_the_setting_of_no_run_is_said():
-    assert notes.describe_setting(collect.Study(pathlib.Path(), "", "", [], [])) == "no finished run"
+    assert notes.setting_line(runs.Study(pathlib.Path(), "", "", [], [])) == "no finished run"

@@ -101,8 +101,8 @@ def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables
     """Writes what evaluation needs of a run: the configuration's model, and one checkpoint, of step 0."""
     config = configs.default()
     optimizer = optimizers.sgd(lambda _: 0.0)
-    state = State(jnp.zeros((), jnp.int32), *(variables[name] for name in ("params", "batch_stats")), None)
-    state = state._replace(opt_state=jax.jit(optimizer.init)(state.params))
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    state = State(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
     with checkpoint.opened(directory) as checkpoints:
         checkpoint.save(checkpoints.epochs, 0, state, 0.0)
     values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}

@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, Float
 
 from infofeat_jax import objectives
-from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, Probabilities
+from infofeat_jax.types import Forward, Images, InvalidInput, Labels, Outputs, PerExample, Probabilities
 
 
 class Batch(NamedTuple):
@@ -99,6 +99,8 @@ def grad_cam(outputs: Outputs, labels: Labels, *, normalize: bool = True) -> Flo
     everywhere. `normalize` divides it by its root mean square over batch and channels, as Feature Matching's
     code does for CIFAR-10 (with its guard against small gradients); False leaves Grad-CAM as it is.
     """
+    if outputs.maps is None or outputs.kernel is None:
+        raise InvalidInput("Grad-CAM needs Outputs with maps and kernel: this model returns logits alone")
     weights = outputs.kernel[:, labels].T
     if normalize:
         weights = weights / (optax.safe_root_mean_squares(weights, 1e-12) + _RMS_FLOOR)

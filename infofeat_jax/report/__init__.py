@@ -1,8 +1,9 @@
-"""Finished runs as tables, plots and a page for people."""
+"""Finished runs as tables, figures and a page for people."""
 
 import pathlib
 
 from infofeat_jax.report import collect, terminal
+from infofeat_jax.report.runs import Study
 from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
@@ -30,12 +31,12 @@ def write(directory: pathlib.Path) -> pathlib.Path:
     return output / "index.html"
 
 
-def create_files(study: collect.Study) -> dict[str, str | bytes]:
+def create_files(study: Study) -> dict[str, str | bytes]:
     """{path: content} of the report, the page last."""
     from infofeat_jax.report import markup, page, tables  # here: Matplotlib and SciPy take a second to import
 
     all_tables = tables.create(study)
-    plots, maps = page.draw_figures(study), page.draw_pictures(study)
+    plots, maps = page.draw_figures(study), page.draw_cam_images(study)
     drawings = [*plots, *(drawing for _, drawing in maps)]
     return {f"figures/{name}": content for drawing in drawings for name, content in drawing.files.items()} | {
         "table.md": markup.to_markdown(study.title, all_tables),

@@ -1,21 +1,23 @@
-"""Figures and names as the report writes them."""
+"""Numbers and names as the report writes them."""
 
 import re
 from typing import NamedTuple
 
 from infofeat_jax.report import estimate, paper
-from infofeat_jax.report.collect import Row
 from infofeat_jax.report.estimate import Estimate
+from infofeat_jax.report.runs import Row
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 DISPLAYED = {
     "fgsm": "FGSM", "pgd": "PGD", "cw": "CW", "infofeature": "InfoFeature", "feature_scatter": "FeaScatter",
-    "adversarial_interpolation": "AdvInterp", "autoattack": "AutoAttack", "worst_case": "worst case",
+    "adversarial_interpolation": "AdvInterp", "autoattack": "AutoAttack", "worst_case": "worst case", "kl": "KL",
+    "apgd": "APGD", "apgd-ce": "APGD-CE", "apgd-dlr": "APGD-DLR", "apgd-t": "APGD-T", "fab": "FAB", "fab-t": "FAB-T",
+    "square": "Square",
 }  # fmt: skip
 
 
 class Cell(NamedTuple):
-    """A figure, and its interval or what else goes with it in smaller print."""
+    """A value, and its interval or whatever else goes with it in smaller print."""
 
     value: str
     detail: str = ""
@@ -37,17 +39,17 @@ def name_of(row: Row) -> str:
 
 
 def display(attack: str) -> str:
-    """How the paper writes an attack: PGD20 for pgd20; the source of a transferred one goes first."""
-    attack, _, source = attack.partition("@")
-    family, steps = estimate.split_steps(attack)
-    text = DISPLAYED.get(attack) or DISPLAYED.get(family, family) + ("" if steps is None else str(steps))
+    """How the paper writes an attack: PGD20 for pgd20; options after it, the source of a transferred one before."""
+    family, steps, options, source = estimate.split_steps(attack)
+    text = DISPLAYED.get(family, family) + ("" if steps is None else str(steps))
+    text += f" ({options})" if options else ""
     return f"{source} {text}" if source else text
 
 
 def paper_key(attack: str) -> str:
     """Gives "pgd10@standard" for "pgd10@../table1/standard-seed0": as the columns of Table 6 are named."""
-    attack, at, source = attack.partition("@")
-    return attack + at + re.sub(r"-seed\d+$", "", source.rpartition("/")[2])
+    source = estimate.split_steps(attack).source
+    return attack.removesuffix(source) + re.sub(r"-seed\d+$", "", source.rpartition("/")[2])
 
 
 def percent(value: float | None) -> Cell:
@@ -56,7 +58,7 @@ def percent(value: float | None) -> Cell:
 
 
 def number(value: float | None) -> Cell:
-    """A figure of the paper."""
+    """A value of the paper, in %."""
     return Cell(NONE if value is None else f"{value:.1f}")
 
 

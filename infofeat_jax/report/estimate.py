@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from infofeat_jax.report.collect import Row, Run, accuracies
+from infofeat_jax.report.runs import Row, RunRecord, accuracies
 
 LEVEL = 0.95
 
@@ -29,22 +29,34 @@ class Estimate(NamedTuple):
 
 
 def over_seeds(values: list[float]) -> tuple[float, float, float]:
-    """(mean, low, high): the t interval of the mean of two or more runs, for which it takes them as normal."""
+    """(mean, low, high): Student's t interval of the mean over two or more runs, assumed normally distributed."""
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / np.sqrt(len(values))
     half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
 
 def over_images(accuracy: float, count: int) -> tuple[float, float, float]:
-    """(accuracy, low, high): Wilson's interval for a share of `count` test images (1927)."""
+    """(accuracy, low, high): Wilson's (1927) score interval for a proportion of `count` test images."""
     interval = scipy.stats.binomtest(round(accuracy * count), count).proportion_ci(LEVEL, method="wilson")
     return accuracy, float(interval.low), float(interval.high)
 
 
-def estimate(measured: list[tuple[float, int]]) -> Estimate | None:
-    """From the (accuracy, number of examples) of each run; None without a run."""
-    if not measured:
-        return None
+class AttackName(NamedTuple):
+    """The parts of an attack's name as configurations and results write it."""
+
+    family: str
+    steps: int | None
+    options: str  # as they are written between the parentheses
+    source: str  # of a transferred attack: the run that it is crafted on
+
+    @property
+    def series(self) -> str:
+        """What attacks share that differ in the number of steps alone."""
+        return f"{self.family}({self.options})" if self.options else self.family
+
+
+def estimate(measured: list[tuple[float, int]]) -> Estimate:
+    """From the (accuracy, number of examples) of each of one or more runs."""
     values, count = [value for value, _ in measured], measured[0][1]
     if len(values) == 1:
         return Estimate(*over_images(values[0], count), "images", 1, count)
@@ -52,7 +64,7 @@ def estimate(measured: list[tuple[float, int]]) -> Estimate | None:
 
 
 def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
-    """{attack: estimate} of a row; of its "latest" checkpoints if `which` says so."""
+    """{attack: estimate} of a row: of the checkpoints that results.json is about, or of the "latest" ones."""
     measured: dict[str, list] = {}
     for run in row.runs:
         for name, value in own_accuracies(run, which).items():
@@ -60,19 +72,19 @@ def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
     return {name: estimate(values) for name, values in measured.items()}
 
 
-def own_accuracies(run: Run, which: str = "") -> dict[str, tuple[float, int]]:
-    """{attack: (accuracy, number of examples)} of a run's checkpoint that is shown, or of its "latest"."""
-    if which and which not in run.results:
+def own_accuracies(run: RunRecord, which: str = "") -> dict[str, tuple[float, int]]:
+    """{attack: (accuracy, number of examples)} of the checkpoint that results.json is about, or of the "latest"."""
+    if which and not run.results.get(which):
         return {}
     return accuracies(run.results | run.results.get(which, {}))
 
 
-def judge(runs: list[Run]) -> str:
-    """The attack by which the best and the worst run are told: pgd20 as in Table 3, else the worst case."""
+def judge(runs: list[RunRecord]) -> str:
+    """The attack that decides which run is best and which worst: pgd20 as in Table 3, else the worst case."""
     return "pgd20" if all("pgd20" in accuracies(run.results) for run in runs) else "worst_case"
 
 
-def extremes(runs: list[Run]) -> dict[str, Run]:
+def extremes(runs: list[RunRecord]) -> dict[str, RunRecord]:
     """{"best": run, "worst": run} by the judge."""
     ordered = sorted(runs, key=lambda run: run.results.get(judge(runs), 0.0))
     return {"best": ordered[-1], "worst": ordered[0]} if ordered else {}
@@ -80,22 +92,28 @@ def extremes(runs: list[Run]) -> dict[str, Run]:
 
 def attack_order(name: str) -> tuple:
     """A key that sorts attacks as the paper's columns are, then by family and number of steps."""
-    family, steps = split_steps(name)
+    family, steps, options, source = split_steps(name)
     families = ("clean", "noise", "fgsm", "pgd", "cw", "infofeature", "autoattack")
-    return (families.index(family) if family in families else len(families) - 1.5, family, steps or 0)
+    return (families.index(family) if family in families else len(families) - 1.5, family, options, steps or 0, source)
 
 
-def split_steps(name: str) -> tuple[str, int | None]:
-    """("pgd", 20) of "pgd20"; ("clean", None) of "clean"."""
-    match = re.fullmatch(r"([a-z_]+?)(\d*)", name)
-    return (match[1], int(match[2])) if match and match[2] else (name, None)
+def split_steps(name: str) -> AttackName:
+    """("pgd", 20, "step_size=1", "runs/a") of "pgd20(step_size=1)@runs/a"; ("clean", None, "", "") of "clean".
+
+    A text of any other form is a family of its own.
+    """
+    match = re.fullmatch(r"([^()@]*?[^()@\d])(\d{0,9})(?:\(([^()@]*)\))?(?:@(.+))?", name)
+    if not match:
+        return AttackName(name, None, "", "")
+    family, steps, options, source = match.groups(default="")
+    return AttackName(family, int(steps) if steps else None, re.sub(r"\s*,\s*", ", ", options.strip()), source)
 
 
 def step_series(estimates: Mapping[str, Estimate]) -> dict[str, dict[int, Estimate]]:
-    """{family: {number of steps: estimate}} of the attacks measured with two or more numbers of steps (Figure 4)."""
-    series: dict[str, dict[int, Estimate]] = {}
+    """{series: {number of steps: estimate}} of the attacks measured with two or more numbers of steps (Figure 4)."""
+    found: dict[str, dict[int, Estimate]] = {}
     for name in sorted(estimates, key=attack_order):
-        family, steps = split_steps(name)
-        if steps is not None and "@" not in name:
-            series.setdefault(family, {})[steps] = estimates[name]
-    return {family: points for family, points in series.items() if len(points) >= 2}
+        parts = split_steps(name)
+        if parts.steps is not None and not parts.source:
+            found.setdefault(parts.series, {})[parts.steps] = estimates[name]
+    return {series: points for series, points in found.items() if len(points) >= 2}

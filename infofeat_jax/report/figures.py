@@ -1,4 +1,4 @@
-"""The report's plots. Each function draws one figure; the caller chooses colours and format."""
+"""The report's figures. Each function draws one; the caller chooses colours and format."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -7,16 +7,17 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from infofeat_jax.report import estimate, tables
-from infofeat_jax.report.cells import DISPLAYED, display, name_of
-from infofeat_jax.report.collect import Row, Study
+from infofeat_jax.report.cells import display, name_of
+from infofeat_jax.report.runs import Row, Study
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without black and yellow.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7f7f7f")
 MARKERS = "osD^vPX*"
 STYLE = {
-    "axes.grid": True, "axes.prop_cycle": matplotlib.cycler(color=COLORS), "axes.spines.right": False,
+    "axes.grid": True, "axes.prop_cycle": cycler(color=COLORS), "axes.spines.right": False,
     "axes.spines.top": False, "axes.titlesize": 11, "font.size": 10, "grid.linewidth": 0.6, "legend.frameon": False,
     "svg.hashsalt": "report",  # equal figures are equal files
 }  # fmt: skip
@@ -75,7 +76,7 @@ def draw_epochs(study: Study) -> Figure | None:
 def validation(row: Row, field: str) -> tuple[str, np.ndarray]:
     """(label, accuracies in % [seeds, epochs]) over the epochs that all finished runs, or those in training, have."""
     runs = row.runs or [run for run in row.gaps if run.unfinished]
-    curves = [[line[field] for line in run.epochs if field in line] for run in runs]
+    curves = [[line[field] for line in run.epochs if isinstance(line.get(field), int | float)] for run in runs]
     curves = [curve for curve in curves if curve]
     length = min(map(len, curves), default=0)
     label = name_of(row) + ("" if row.runs else " (unfinished)")
@@ -83,10 +84,10 @@ def validation(row: Row, field: str) -> tuple[str, np.ndarray]:
 
 
 def draw_steps(study: Study) -> Figure | None:
-    """Figure 4: accuracy against the number of steps, a panel for each attacked model."""
+    """Figure 4: accuracy against the number of steps, one panel for each attacked model."""
     series = {name_of(row): estimate.step_series(estimate.estimates(row)) for row in study.rows}
     series = {label: families for label, families in series.items() if families}
-    # Of two points the table says as much.
+    # For two points the table is enough.
     series = {label: found for label, found in series.items() if max(map(len, found.values())) > 2}
     if not series:
         return None
@@ -99,7 +100,7 @@ def draw_steps(study: Study) -> Figure | None:
         for family, points in found.items():
             index = families.index(family)
             style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-            _errorbar(axes, list(points), list(points.values()), label=DISPLAYED.get(family, family), **style)
+            _errorbar(axes, list(points), list(points.values()), label=display(family), **style)
         axes.set_title(label)
         axes.tick_params(labelbottom=True)
     panels[0, 0].set_ylim(bottom=0)  # after all are drawn: the panels share their scale
@@ -140,7 +141,7 @@ def draw_overview(study: Study) -> Figure | None:
 def _errorbar(
     axes: Axes, positions: Sequence, values: Sequence[estimate.Estimate], *, across: bool = False, **style
 ) -> None:
-    """Points with their 95 % intervals within 0 to 100 %, joined by a line unless they lie `across` it."""
+    """Points with their 95 % intervals, clipped to 0 to 100 %: joined by a line, or `across` it and not joined."""
     means = 100 * np.array([value.mean for value in values])
     ends = 100 * np.clip([(value.low, value.high) for value in values], 0, 1)
     errors = np.maximum([means - ends[:, 0], ends[:, 1] - means], 0)  # rounding leaves -1e-15
@@ -168,7 +169,7 @@ FIGURES: dict[str, tuple[Draw, str]] = {
     ),
     "steps": (
         draw_steps,
-        "Accuracy against the attack's number of steps (the paper's Figure 4), one panel an attacked model.",
+        "Accuracy against the attack's number of steps (the paper's Figure 4), one panel for each attacked model.",
     ),
 }
 

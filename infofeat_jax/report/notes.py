@@ -1,19 +1,19 @@
-"""What has to be said beside the figures."""
+"""Remarks that go with the numbers: settings, intervals, warnings."""
 
 import json
 from collections.abc import Iterable, Mapping
 
 from infofeat_jax.report import estimate, paper
-from infofeat_jax.report.cells import display, name_of
-from infofeat_jax.report.collect import Row, Run, Study
+from infofeat_jax.report.cells import NONE, display, name_of
 from infofeat_jax.report.estimate import Estimate
+from infofeat_jax.report.runs import Row, RunRecord, Study
 
 FEW_IMAGES = 1000
 WARNINGS = ("Data:", "Few images", "Reduced setting", "Not the paper's setting")  # beginnings of notes that come first
 
 
 def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[paper.Deviation]:
-    """In what the runs of a row, and the sources of their transferred attacks, differ from the paper's."""
+    """How the settings of a row's runs, and of the sources of their transferred attacks, differ from the paper's."""
     found = {}
     for run in row.runs:
         config = run.config | {key: run.results["config"][key] for key in ("attack", "eval")}
@@ -24,13 +24,13 @@ def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[p
     return list(found)
 
 
-def source_deviations(study: Study, run: Run) -> list[paper.Deviation]:
-    """In what the models that transferred attacks were crafted on differ from Table 1's."""
+def source_deviations(study: Study, run: RunRecord) -> list[paper.Deviation]:
+    """How the settings of the models that transferred attacks were crafted on differ from Table 1's."""
     found = []
-    for source in sorted({attack.partition("@")[2] for attack in estimate.own_accuracies(run)} - {""}):
+    for source in sorted({estimate.split_steps(attack).source for attack in estimate.own_accuracies(run)} - {""}):
         try:
             config = json.loads((study.directory / source / "config.json").read_text())
-            test = paper.SIZES[paper.TABLES["table1"].setting["data.name"]][1]
+            test = paper.SIZES["cifar10"][1]
             deviations = paper.find_deviations(config, test, paper.TABLES["table1"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             found.append(paper.Deviation("source", f"{source}, whose configuration is not readable", ""))
@@ -40,13 +40,14 @@ def source_deviations(study: Study, run: Run) -> list[paper.Deviation]:
 
 
 def own_sources(study: Study) -> list[str]:
-    """Which attacks that look transferred are not."""
-    own = {run.name for run in study.runs for attack in estimate.own_accuracies(run) if attack.endswith(f"@{run.name}")}
+    """Remarks on attacks that look transferred but were crafted on the attacked model itself."""
+    crafted = {(run.name, attack) for run in study.runs for attack in estimate.own_accuracies(run)}
+    own = {name for name, attack in crafted if estimate.split_steps(attack).source == name}
     return [f"Crafted on the attacked model itself, so not transferred: {name}." for name in sorted(own)]
 
 
 def paper_notes(study: Study, published: paper.PaperTable | None) -> list[str]:
-    """What stands between the measured figures and the paper's."""
+    """Why measured values may differ from the paper's: the deviations from its setting."""
     if not published:
         return []
     rows = [row for row in study.rows if row.runs and row.label in published.rows]
@@ -64,8 +65,8 @@ def paper_notes(study: Study, published: paper.PaperTable | None) -> list[str]:
     return notes
 
 
-def describe_setting(study: Study) -> str:
-    """The setting that all aggregated runs share."""
+def setting_line(study: Study) -> str:
+    """The setting that all aggregated runs share, in one line."""
     if not study.runs:
         return "no finished run"
     results = study.runs[0].results
@@ -75,18 +76,18 @@ def describe_setting(study: Study) -> str:
     which = f"{results['checkpoint']} checkpoint" if len(checkpoints) == 1 else "best checkpoint, or weights as given"
     return (
         f"{results['num_examples']:,} test images of {results.get('data', config['data']['name'])}; {attack['norm']}"
-        f" epsilon {attack['epsilon']:g}/255, attack steps of {config['eval']['step_size']:g}/255;"
+        f" epsilon {attack['epsilon']:g}/255, attack steps of {levels(config['eval']['step_size'])};"
         f" {which}"
     )
 
 
 def describe_data(study: Study) -> list[str]:
-    """What the user says of the data, in config.data.note."""
+    """The user's remarks on the data, from config.data.note."""
     return [f"Data: {note}." for note in study.notes]
 
 
 def describe_intervals(rows: Iterable[Row]) -> list[str]:
-    """What the intervals of rows of one seed and of several cover."""
+    """What the intervals cover: those of rows with one seed, and with several."""
     counts = {min(len(row.runs), 2) for row in rows} - {0}
     texts = {
         2: "\N{PLUS-MINUS SIGN}: half of the 95 % confidence interval of the mean over seeds (Student's t); it covers"
@@ -105,21 +106,26 @@ def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -
             if attack in row and row[attack].examples < FEW_IMAGES:
                 counts.setdefault(row[attack].examples, []).append(display(attack))
     return [
-        f"Few images: {', '.join(dict.fromkeys(attacks))} on {count} only; near 50 % a single figure is uncertain by"
+        f"Few images: {', '.join(dict.fromkeys(attacks))} on {count} only; near 50 % a single value is uncertain by"
         f" {100 * estimate.over_images(0.5, count)[2] - 50:.1f} points."
         for count, attacks in counts.items()
     ]
 
 
 def warnings(remarks: Iterable[str]) -> list[str]:
-    """The remarks that must be known before any figure is read."""
+    """The remarks that a reader needs before any of the numbers."""
     return [remark for remark in remarks if remark.startswith(WARNINGS)]
 
 
 def flags(study: Study) -> list[str]:
-    """The signs that accuracies flatter a model (`sanity.flags`), each with the runs that show it."""
+    """What the heuristics for overestimated robustness (`evaluation.heuristics`) flagged, each with its runs."""
     flagged: dict[str, list[str]] = {}
     for run in study.runs:
         for flag in run.results.get("flags") or []:
             flagged.setdefault(str(flag), []).append(run.name)
     return [f"{', '.join(names)}: {flag}" for flag, names in flagged.items()]
+
+
+def levels(value: int | float | None) -> str:
+    """A budget or step size, in 8-bit levels, as a fraction of the pixel range."""
+    return NONE if value is None else f"{value:g}/255"

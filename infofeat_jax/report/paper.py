@@ -1,4 +1,4 @@
-"""The figures of the paper's tables, and in what a run's setting differs from the paper's.
+"""The values of the paper's tables, and how a run's setting deviates from the paper's.
 
 Yan & Yeung, "Improving Adversarial Training with Informative Feature-based Attack", Tables 1 to 6; accuracy in %.
 """
@@ -34,7 +34,7 @@ SEVEN_STEPS = ("madry", "alp", "feature_matching", "infofeature")
 
 
 class PaperTable(NamedTuple):
-    """A table of the paper. `rows`: {method: {"mean", "best" or "worst" restart: figures as `columns` order them}}."""
+    """A table of the paper. `rows`: {method: {"mean", "best" or "worst" restart: values as `columns` order them}}."""
 
     title: str
     setting: Mapping[str, object]
@@ -115,12 +115,12 @@ TABLES = {
 # Images for training and for testing of a data set, and channels that width 0 stands for.
 SIZES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "svhn_cropped": (73_257, 26_032)}
 WIDTHS = {"resnet18": 64, "wrn_28_10": 16}
-# A figure from a setting that differs in one of these says little about the paper's.
+# A result from a setting that differs in one of these says little about the paper's.
 SCALE = ("data.name", "model.name", "model.width", "training images", "num_epochs", "test images")
 
 
 class Deviation(NamedTuple):
-    """One respect in which a run is not the paper's."""
+    """One respect in which a run's setting is not the paper's."""
 
     field: str
     own: str
@@ -131,14 +131,13 @@ class Deviation(NamedTuple):
 
 
 def find_deviations(config: Mapping, num_examples: int, table: PaperTable) -> list[Deviation]:
-    """In what a run of `config`, scored on `num_examples` test images, differs from what the paper states."""
+    """How the setting of a run, evaluated on `num_examples` test images, differs from what the paper states."""
     own, expected = dict(configs.flatten(config)), dict(table.setting)
-    method, data = own["method.name"], table.setting["data.name"]
-    train, test = SIZES[data]
-    expected |= {"model.width": WIDTHS[table.setting["model.name"]], "training images": train, "test images": test}
+    method, (train, test) = config["method"]["name"], SIZES[str(table.setting["data.name"])]
+    expected |= {"model.width": WIDTHS[str(table.setting["model.name"])], "training images": train, "test images": test}
     own["model.width"] = own["model.width"] or expected["model.width"]
     own |= {"training images": own["data.train_size"] or train, "test images": num_examples}
-    if method != "infofeature":  # of the others the paper does not say how their labels were smoothed
+    if method != "infofeature":  # for the others the paper does not state the label smoothing
         expected.pop("method.label_smoothing", None)
     if method in SEVEN_STEPS:
         expected |= {"attack.num_steps": 7, "attack.step_size": 2.0}
@@ -150,12 +149,12 @@ def find_deviations(config: Mapping, num_examples: int, table: PaperTable) -> li
         if own.get(name) != value
     ]
     if note := own.get("data.note"):
-        found.append(Deviation("data", note, ""))
+        found.append(Deviation("data", str(note), ""))
     return sorted(found, key=lambda deviation: deviation.field not in SCALE)
 
 
 def kind(deviations: list[Deviation]) -> str:
-    """What to say of a figure beside the paper's: "" for the paper's setting."""
+    """How to name the setting beside the paper's: "reduced setting", "other setting", "" for the paper's own."""
     if any(deviation.field.rpartition(": ")[2] in SCALE for deviation in deviations):  # "SOURCE: num_epochs"
         return "reduced setting"
     return "other setting" if deviations else ""

@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 from infofeat_jax import config as configs
 from infofeat_jax.report.cells import NONE, Cell, display
-from infofeat_jax.report.collect import Run, Study
+from infofeat_jax.report.notes import levels
+from infofeat_jax.report.runs import RunRecord, Study
 from infofeat_jax.report.tables import Line, Table
 
 # The configuration file that changes nothing: with it, the command names every field that differs from the defaults.
 PLAIN = "configs/cifar10_resnet18.py"
+RENAMED = {"eval.pictures": "eval.cam_images"}  # fields of earlier runs
 
 
 class Record(NamedTuple):
@@ -24,24 +26,25 @@ class Record(NamedTuple):
     config: str
 
 
-def record(run: Run) -> Record:
-    """All that is known of a run; of one with a gap, what its files still say."""
+def record(run: RunRecord) -> Record:
+    """All that is known of a run; of one with a gap, only its configuration."""
     if run.gap:
         return Record(run.name, run.gap, [], [], "", json.dumps(run.config, indent=2) if run.config else "")
     flags = [str(flag) for flag in run.results.get("flags") or []]
     return Record(run.name, "", flags, facts(run), command(run.config), json.dumps(run.config, indent=2))
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
-    """(what, value) in words."""
+def facts(run: RunRecord) -> list[tuple[str, str]]:
+    """(what, value) pairs in words."""
     config, results = run.config, run.results
     evaluated, attack, model = results["config"], config["attack"], config["model"]
-    budget, steps = evaluated["attack"], f"{attack['num_steps']} steps of {attack['step_size']:g}/255"
+    budget, steps = evaluated["attack"], f"{attack['num_steps']} steps of {levels(attack['step_size'])}"
     seconds = (results.get("seconds_per_attack") or {}).items()
+    data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
     found = [
         ("method", _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
-        ("data", f"{results.get('data', config['data']['name'])}; {results.get('train_images', 0):,} training images"),
+        ("data", f"{data}; {images:,} training images"),
         ("note on the data", config["data"].get("note", "")),
         ("training", f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"),
         ("attack in training", "" if _undefended(run) else f"{_ball(attack)}, {steps}"),
@@ -49,8 +52,8 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("checkpoint", f"{results['checkpoint']}, step {results.get('checkpoint_step', NONE)}"),
         ("early stopping by", f"{'clean' if _undefended(run) else evaluated['eval']['validation_attack']} accuracy"),
         ("evaluation", f"first {results['num_examples']:,} test images; {_ball(budget)}"),
-        ("steps in evaluation", f"{evaluated['eval']['step_size']:g}/255"),
-        ("seconds an attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
+        ("steps in evaluation", levels(evaluated["eval"]["step_size"])),
+        ("seconds per attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
         ("hardware", str(results.get("hardware", ""))),
         ("jax", str(results.get("jax", ""))),
     ]
@@ -70,9 +73,9 @@ def runs_table(study: Study) -> Table:
     return Table("runs", "Runs", columns, lines, [])
 
 
-def _cells(run: Run) -> list[Cell]:
+def _cells(run: RunRecord) -> list[Cell]:
     results, attack = run.results, run.config["attack"]
-    steps = f"{attack['num_steps']} x {attack['step_size']:g}/255"
+    steps = f"{attack['num_steps']} x {levels(attack['step_size'])}"
     values = [
         run.seed, run.config["num_epochs"], results.get("train_images"),
         None if _undefended(run) else steps, results["num_examples"],
@@ -81,12 +84,12 @@ def _cells(run: Run) -> list[Cell]:
     return [Cell(_text(value)) for value in values]
 
 
-def _undefended(run: Run) -> bool:
+def _undefended(run: RunRecord) -> bool:
     return run.config["method"]["name"] == "standard"
 
 
 def _ball(attack: dict) -> str:
-    return f"{attack['norm']} epsilon {attack['epsilon']:g}/255"
+    return f"{attack['norm']} epsilon {levels(attack['epsilon'])}"
 
 
 def _list(fields: dict) -> str:
@@ -102,10 +105,11 @@ def _text(value: object) -> str:
 def command(config: dict) -> str:
     """A command that trains and evaluates as `config` says, whatever file it came from."""
     base = configs.default()
-    own = dict(configs.flatten(config))
-    known = dict(configs.flatten(configs.resolve(configs.for_method(base, own["method.name"])).to_dict()))
-    parts = [f"python main.py --config={PLAIN}:{own['method.name']}"]
-    for name, value in own.items():
+    own, method = dict(configs.flatten(config)), config["method"]["name"]
+    known = dict(configs.flatten(configs.resolve(configs.for_method(base, method)).to_dict()))
+    parts = [f"python main.py --config={PLAIN}:{method}"]
+    for saved, value in own.items():
+        name = saved if saved in known else RENAMED.get(saved, saved)
         if name in known and value != known[name] and not name.startswith(("study.", "data.data_dir", "method.name")):
             value = tuple(value) if isinstance(value, list) else value
             parts.append(shlex.quote(f"--config.{name}={value}"))

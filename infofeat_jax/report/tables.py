@@ -7,7 +7,6 @@ import numpy as np
 
 from infofeat_jax.report import estimate, notes, paper
 from infofeat_jax.report.cells import (
-    DISPLAYED,
     MINUS,
     NONE,
     Cell,
@@ -19,8 +18,8 @@ from infofeat_jax.report.cells import (
     paper_key,
     percent,
 )
-from infofeat_jax.report.collect import Row, Run, Study
 from infofeat_jax.report.estimate import Estimate
+from infofeat_jax.report.runs import Row, RunRecord, Study
 
 MOST_STEPS = 3  # of one family in the main table; more are in the table of step counts
 
@@ -45,14 +44,14 @@ class Table(NamedTuple):
 
 
 def create(study: Study) -> list[Table]:
-    """All tables that the runs have figures for, each with what is said of the data; the accuracies first."""
+    """All tables that the runs have results for, each with the remarks on the data; the accuracies first."""
     tables = [accuracy_table(study), latest_table(study), transfer_table(study), steps_table(study)]
     found = [table for table in (*tables, distance_table(study)) if table is not None]
     return [table._replace(notes=[*notes.describe_data(study), *table.notes]) for table in found]
 
 
 def accuracy_table(study: Study) -> Table:
-    """Tables 1, 3, 4 and 5: methods x attacks, beside the paper's figures."""
+    """Tables 1, 3, 4 and 5: methods x attacks, beside the paper's values."""
     measured = {row.label: estimate.estimates(row) for row in study.rows}
     columns = main_attacks(measured.values()) or list(paper.WHITE_BOX)
     sets = {frozenset(run_attacks(run)) for run in study.runs}
@@ -67,7 +66,7 @@ def accuracy_table(study: Study) -> Table:
     remarks += notes.paper_notes(study, published)
     return Table(
         "accuracy",
-        f"Accuracy in % on {notes.describe_setting(study)}",
+        f"Accuracy in % on {notes.setting_line(study)}",
         ["seeds", *map(display, columns)],
         lines,
         remarks,
@@ -76,7 +75,7 @@ def accuracy_table(study: Study) -> Table:
 
 def latest_table(study: Study) -> Table | None:
     """What early stopping does: the last checkpoint beside the best, and their difference within each run."""
-    rows = [Row(row.label, [run for run in row.runs if "latest" in run.results], []) for row in study.rows]
+    rows = [Row(row.label, [run for run in row.runs if run.results.get("latest")], []) for row in study.rows]
     rows = [row for row in rows if row.runs]
     if not rows:
         return None
@@ -98,7 +97,7 @@ def latest_table(study: Study) -> Table | None:
 def transfer_table(study: Study) -> Table | None:
     """Table 6: attacks crafted on other models."""
     measured = {row.label: estimate.estimates(row) for row in study.rows}
-    crafted = sorted({attack for row in measured.values() for attack in row if "@" in attack}, key=_source_order)
+    crafted = sorted({attack for row in measured.values() for attack in row if _source(attack)}, key=_source_order)
     if not crafted:
         return None
     columns = [*(["noise"] if any("noise" in row for row in measured.values()) else []), *crafted]
@@ -118,22 +117,22 @@ def transfer_table(study: Study) -> Table | None:
 
 
 def steps_table(study: Study) -> Table | None:
-    """The figures behind Figure 4: accuracy against the number of steps."""
+    """The values behind Figure 4: accuracy against the number of steps."""
     series = {row.label: estimate.step_series(estimate.estimates(row)) for row in study.rows}
-    columns = sorted({steps for families in series.values() for points in families.values() for steps in points})
+    columns = sorted({steps for found in series.values() for points in found.values() for steps in points})
     if len(columns) <= MOST_STEPS:
         return None  # the accuracies already have them
     lines = [
-        Line(f"{name_of(row)}, {DISPLAYED.get(family, family)}", [cell(points.get(steps)) for steps in columns])
+        Line(f"{name_of(row)}, {display(attack)}", [cell(points.get(steps)) for steps in columns])
         for row in study.rows
-        for family, points in series[row.label].items()
+        for attack, points in series[row.label].items()
         if len(points) > 2
     ]
     return Table("steps", "Accuracy in % against the number of steps", [str(n) for n in columns], lines, [])
 
 
 def distance_table(study: Study) -> Table | None:
-    """Table 2: how far other attacks' perturbations are from PGD's."""
+    """Table 2: the distance between other attacks' perturbations and PGD's."""
     measured = {row.label: [run.results.get("distances") or {} for run in row.runs] for row in study.rows}
     columns = sorted({attack for runs in measured.values() for run in runs for attack in run}, key=_distance_order)
     if not columns:
@@ -158,10 +157,10 @@ def distance_table(study: Study) -> Table | None:
 
 
 def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.PaperTable | None) -> list[Line]:
-    """A row: mean over seeds, best and worst run, the paper's figures with the difference, and what is missing."""
+    """A row: mean over seeds, best and worst run, the paper's values with the difference, and what is missing."""
     whole, total = estimate.estimates(row), len(row.runs) + len(row.gaps)
     counted = f"{len(row.runs)} of {total}" if row.gaps and row.runs else str(total)
-    measured = {"mean": {attack: value.mean for attack, value in whole.items()}}
+    measured: dict[str, dict[str, float | None]] = {"mean": {attack: value.mean for attack, value in whole.items()}}
     if columns[-1] == "worst_case" and row.runs:
         whole["worst_case"] = worst_case(row.runs)
         measured["mean"]["worst_case"] = whole["worst_case"].mean
@@ -189,10 +188,10 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
 def paper_lines(
     row: Row, columns: list[str], published: paper.PaperTable, measured: Mapping, deviations: list[paper.Deviation]
 ) -> list[Line]:
-    """The paper's figures, and measured minus paper, naming the setting if it is not the paper's."""
+    """The paper's values, and measured minus paper, naming the setting if it is not the paper's."""
     setting, lines = paper.kind(deviations), []
-    for which, figures in published.rows[row.label].items():
-        by_attack = dict(zip(published.columns, figures, strict=True))
+    for which, values in published.rows[row.label].items():
+        by_attack = dict(zip(published.columns, values, strict=True))
         of = "" if which == "mean" else f", {which}"
         lines.append(Line(f"paper{of}", [Cell(""), *(number(by_attack.get(paper_key(a))) for a in columns)], "part"))
         if row.runs:
@@ -204,19 +203,20 @@ def paper_lines(
 
 def main_attacks(measured: Iterable[Mapping[str, Estimate]]) -> list[str]:
     """The attacks of the main table, in the paper's order: not the transferred ones, nor many steps of one family."""
-    found = {attack for row in measured for attack in row if "@" not in attack}
-    families: dict[str, list[str]] = {}
+    found = {attack for row in measured for attack in row}
+    series: dict[str, list[str]] = {}
     for attack in sorted(found, key=estimate.attack_order):
-        families.setdefault(estimate.split_steps(attack)[0], []).append(attack)
+        if not (parts := estimate.split_steps(attack)).source:
+            series.setdefault(parts.series, []).append(attack)
     kept = []
-    for attacks in families.values():
+    for attacks in series.values():
         usual = [attack for attack in attacks if attack in paper.WHITE_BOX] or attacks[-1:]
         kept += attacks if len(attacks) <= MOST_STEPS else usual
     return kept
 
 
-def worst_case(runs: list[Run]) -> Estimate:
-    """The share of images that all of a run's attacks leave correct, over seeds."""
+def worst_case(runs: list[RunRecord]) -> Estimate:
+    """The accuracy under the worst of a run's attacks for each image, over seeds."""
     counts = (min(count for _, count in estimate.own_accuracies(run).values()) for run in runs)
     return estimate.estimate([(run.results["worst_case"], count) for run, count in zip(runs, counts, strict=True)])
 
@@ -231,18 +231,21 @@ def differences(row: Row, attack: str) -> Cell:
     return difference(mean, 0.0)._replace(detail=f"\N{PLUS-MINUS SIGN}{100 * (mean - low):.1f}")
 
 
-def run_attacks(run: Run) -> list[str]:
+def run_attacks(run: RunRecord) -> list[str]:
     """The attacks that a run was scored on."""
     return list(estimate.own_accuracies(run))
 
 
 def _source_order(attack: str) -> tuple:
     """By the source, those that the paper names first, then by attack."""
-    name, _, source = attack.partition("@")
-    names, label = list(paper.NAMES), paper_key(attack).partition("@")[2]
-    return (names.index(label) if label in names else len(names), source, *estimate.attack_order(name))
+    names, label = list(paper.NAMES), _source(paper_key(attack))
+    return (names.index(label) if label in names else len(names), _source(attack), *estimate.attack_order(attack))
+
+
+def _source(attack: str) -> str:
+    return estimate.split_steps(attack).source
 
 
 def _distance_order(attack: str) -> tuple:
-    family, steps = estimate.split_steps(attack)
-    return steps or 0, family
+    family, steps, options, _ = estimate.split_steps(attack)
+    return steps or 0, family, options

@@ -1,8 +1,9 @@
 """Progress on the terminal."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,17 +16,20 @@ from rich.progress import (
 )
 
 
-@contextmanager
-def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Callable[..., None]]:
-    """A bar with time left; plain lines without a terminal.
+class Show(Protocol):
+    """Reports progress: `steps` done, `text` beside the bar; `line` is kept above it, `note` in it from now on."""
 
-    Call the yielded function with the steps done, a text, a line to keep above the bar, a note to keep in it.
-    """
+    def __call__(self, steps: float, text: str, line: str | None = None, note: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Show]:
+    """A progress bar with the time left, or plain lines without a terminal; `active` is False where nobody watches."""
     console = Console(stderr=True)
     if not active:
-        yield lambda steps, text, line=None, note=None: None
+        yield _ignore
     elif not console.is_terminal:
-        yield lambda steps, text, line=None, note=None: line and print(line, file=sys.stderr, flush=True)
+        yield _print_line
     else:
         columns = (
             TextColumn("{task.description}{task.fields[note]}"), BarColumn(None), MofNCompleteColumn(),
@@ -34,10 +38,19 @@ def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Call
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("starting (compiling takes a while)", total=total, completed=done, note="")
 
-            def show(steps: int, text: str, line: str | None = None, note: str | None = None) -> None:
-                kept = {} if note is None else {"note": f"  {note}"}
+            def show(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+                kept: dict[str, Any] = {} if note is None else {"note": f"  {note}"}
                 bar.update(task, completed=steps, description=text, **kept)
                 if line:
                     bar.console.print(line, highlight=False)
 
             yield show
+
+
+def _print_line(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+    if line:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _ignore(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+    pass

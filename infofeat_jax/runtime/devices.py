@@ -67,7 +67,9 @@ def place(mesh: Mesh, array: np.ndarray) -> jax.Array:
     return shard(mesh, array) if len(array) % mesh.size == 0 else replicate(mesh, array)
 
 
-def parallelize_update(update: Callable, mesh: Mesh, mode: str) -> Callable:
+def parallelize_update(
+    update: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, mode: str
+) -> Callable[[PyTree, PyTree, PRNGKey], tuple[PyTree, PyTree]]:
     """Compiles `update(state, batch, key, average=...)` -> (state, metrics) over the mesh, state donated.
 
     `average` is to be applied to whatever a device computes as a mean over its examples.
@@ -84,7 +86,9 @@ def parallelize_update(update: Callable, mesh: Mesh, mode: str) -> Callable:
     return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)
 
 
-def parallelize_batch(function: Callable, mesh: Mesh) -> Callable:
+def parallelize_batch(
+    function: Callable[[PyTree, PRNGKey, PyTree], PyTree], mesh: Mesh
+) -> Callable[[PyTree, PRNGKey, PyTree], PyTree]:
     """Compiles `function(variables, key, batch)`, the batch split, everything else and the result whole."""
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=whole)

@@ -70,7 +70,7 @@ def match(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[Path, str]
     images = jax.ShapeDtypeStruct((1, 32, 32, state["conv1.weight"].shape[1]), jnp.float32)
     template = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
     keys = {path: torch_key(path) for path in template}
-    shapes = {keys[path]: _torch_shape(leaf.shape) for path, leaf in template.items()}
+    shapes = {keys[path]: _torch_shape(jnp.shape(leaf)) for path, leaf in template.items()}
     wrong = {key: shape for key, shape in shapes.items() if key in state and state[key].shape != shape}
     problems = [
         listing("missing", shapes.keys() - state.keys()),
