@@ -97,7 +97,7 @@ def test_autoattack_on_a_trained_run(main, finished):
 
 def test_a_study_is_one_command_and_goes_on(main, tmp_path):
     flags = (
-        *QUICK, "--config.num_epochs=1", "--config.eval.pictures=0", f"--workdir={tmp_path / 'study'}",
+        *QUICK, "--config.num_epochs=1", "--config.eval.cam_images=0", f"--workdir={tmp_path / 'study'}",
         "--config.study.rows=('standard','weak: method.weight=0.0')", "--config.eval.attacks=('fgsm@standard-seed0',)",
     )  # fmt: skip
     first = main(*flags)

@@ -1,9 +1,13 @@
 """Files that are replaced as a whole: a reader, or a kill, sees the old content or the new."""
 
+import json
+import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+
+from infofeat_jax.types import InvalidInput
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
@@ -18,6 +22,19 @@ def write_arrays_atomically(path: pathlib.Path, arrays: Mapping) -> None:
     partial = path.with_suffix(".partial.npz")
     np.savez(partial, **arrays)
     partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict | None:
+    """The object in a JSON file; None without the file. Raises InvalidInput if it is damaged or holds no object."""
+    if not os.path.lexists(path):  # which answers False for names that no file can have
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not even text
+        raise InvalidInput(f"{path} is not readable as JSON ({error}): remove or repair it") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path} holds a JSON {type(value).__name__}, expected an object: remove or repair it")
+    return value
 
 
 def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | None:
