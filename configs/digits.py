@@ -21,7 +21,6 @@ def get_config(method: str | None = None):
     config.data.flip = False  # a mirrored digit is another sign
     config.attack.epsilon = 48.0  # 3 of the 16 grey levels
     config.optimizer.milestones = (12.0, 16.0)
-    config.eval.step_size = 12.0
     config.eval.batch_size = 100
     config.eval.autoattack_examples = 100
     return base.for_method(config, method)

@@ -57,14 +57,14 @@ def train(model, images, labels, steps: int = 300):
 
 def main() -> None:
     digits = data.load("digits", validation_size=0)
-    images, labels = jax.numpy.asarray(digits.train.images / 255.0, "float32"), jax.numpy.asarray(digits.train.labels)
+    images, labels = jax.numpy.asarray(data.to_unit(digits.train.images)), jax.numpy.asarray(digits.train.labels)
     model = train(Classifier(jax.random.key(0)), images, labels)
 
     # An attack wants a pure function of the images; an Equinox model is one already.
     forward = partial(classify, model)
     attack = jax.jit(partial(attacks.pgd, forward, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=20))
 
-    test = jax.numpy.asarray(digits.test.images / 255.0, "float32"), jax.numpy.asarray(digits.test.labels)
+    test = jax.numpy.asarray(data.to_unit(digits.test.images)), jax.numpy.asarray(digits.test.labels)
     perturbed = attack(jax.random.key(0), *test)
     for name, shown in (("clean", test[0]), ("PGD20", perturbed)):
         print(f"{name} accuracy {(forward(shown).argmax(-1) == test[1]).mean():.1%}")

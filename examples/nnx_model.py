@@ -38,12 +38,12 @@ def train_step(model, optimizer, images, labels):
 
 def main() -> None:
     digits = data.load("digits", validation_size=0)
-    images, labels = digits.train.images / 255.0, jax.numpy.asarray(digits.train.labels)
+    images, labels = data.to_unit(digits.train.images), jax.numpy.asarray(digits.train.labels)
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
     for step in range(200):
         rows = jax.random.choice(jax.random.key(step), len(labels), (128,))
-        train_step(model, optimizer, jax.numpy.asarray(images[rows], "float32"), labels[rows])
+        train_step(model, optimizer, jax.numpy.asarray(images[rows]), labels[rows])
 
     # An attack wants a pure function of the images: the model in evaluation mode, its state closed over.
     model.eval()
@@ -51,7 +51,7 @@ def main() -> None:
     forward = lambda images: nnx.merge(definition, state)(images)  # noqa: E731
     attack = jax.jit(partial(attacks.pgd, forward, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=20))
 
-    test = jax.numpy.asarray(digits.test.images / 255.0, "float32"), jax.numpy.asarray(digits.test.labels)
+    test = jax.numpy.asarray(data.to_unit(digits.test.images)), jax.numpy.asarray(digits.test.labels)
     perturbed = attack(jax.random.key(0), *test)
     for name, shown in (("clean", test[0]), ("PGD20", perturbed)):
         print(f"{name} accuracy {(forward(shown).argmax(-1) == test[1]).mean():.1%}")

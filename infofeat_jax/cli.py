@@ -5,7 +5,6 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,9 +13,9 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from infofeat_jax import checks, config_checks, report, run, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
-from infofeat_jax import report, run, study, weights
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import compilation, processes, signals
@@ -81,56 +80,28 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
         run.check_source(directory, source)
     if config.eval.torch_checkpoint:
-        check_only_evaluated(config.eval.torch_checkpoint, directory, mode)
+        checks.check_only_evaluated(config.eval.torch_checkpoint, directory, mode)
     elif mode == "evaluate" and not (directory / "checkpoints").is_dir():
         raise InvalidInput(f"no finished checkpoint in {directory}: train first, with --mode=train")
-    check_writable(directory)
-    check_continues(directory, config, mode)
+    checks.check_writable(directory)
+    checks.check_continues(directory, config, mode)
+    if mode == "train":
+        checks.check_split(config)
     if config.tensorboard:
         records.import_metric_writers()
     experiments.create_method(config, 10)
+    checks.check_size(config)
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
     """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG or runs/CONFIG-SCALE, for a file runs/CONFIG/FILE."""
     if workdir:
-        return pathlib.Path(workdir)
+        directory = pathlib.Path(workdir)  # its name and its neighbours are asked for: "." and ".." have none
+        return directory if directory.name and ".." not in directory.parts else directory.resolve()
     name, _, argument = pathlib.Path(config_file).name.partition(".py")
     if config.study.rows:
         return pathlib.Path("runs") / (name + argument.replace(":", "-"))
     return pathlib.Path("runs") / name / (pathlib.Path(config.eval.torch_checkpoint).stem or config.method.name)
-
-
-def check_writable(directory: pathlib.Path) -> None:
-    """Raises InvalidInput unless files can be written there; leaves nothing behind."""
-    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryDirectory(dir=existing):  # permissions alone do not tell: full, read-only, not a disk
-            pass
-    except OSError as error:
-        raise InvalidInput(f"workdir {directory} cannot be written ({error}): give another --workdir") from None
-
-
-def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
-    """Raises InvalidInput where config.eval.torch_checkpoint would meet training, past or to come."""
-    if mode != "evaluate":
-        raise InvalidInput(
-            f"config.eval.torch_checkpoint = {file!r} is for --mode=evaluate; to train from it, config.init_from"
-        )
-    if (directory / "checkpoints").is_dir():
-        raise InvalidInput(f"{directory} holds a run of its own: give another --workdir for the results of {file}")
-
-
-def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
-    """Raises InvalidInput if `directory` holds a run that `config` would alter; evaluation may change the attack."""
-    old = weights.read_config(directory)
-    if old is None:
-        return
-    if not weights.is_converted(old):
-        configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
-    elif mode == "train":
-        other = f"to train from them, --config.init_from={directory} and another --workdir"
-        raise InvalidInput(f"{directory} holds converted weights: {other}")
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -142,10 +113,19 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     except flags.Error as error:
         raise InvalidInput(_brief(str(error))) from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InvalidInput(f"--config: {' '.join(str(error).split())}") from None
+        raise InvalidInput(_unknown_field(argv) or f"--config: {' '.join(str(error).split())}") from None
     if missing:
         raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py")
     return rest
+
+
+def _unknown_field(argv: list[str]) -> str:
+    """The answer to the first flag of a field that does not exist; "" if all of them do."""
+    fields = {name for name, _ in configs.flatten(configs.default().to_dict())} | {config_checks.OPEN}
+    groups = {name.rpartition(".")[0] for name in fields}
+    given = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
+    wrong = [match[1] for match in given if match and match[1] not in fields | groups]
+    return config_checks.unknown(wrong[0], fields) if wrong else ""
 
 
 def _brief(text: str) -> str:
@@ -172,9 +152,15 @@ def one_line_errors() -> Iterator[None]:
     except RunFailed as error:
         status, text = 1, f"error: {error}"
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            status, text = 1, f"error: {error}: free space, then run the same command again to go on"
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):
+            status, text = 1, f"error: {error}: give a file or directory that can be used, or put its permissions right"
+        else:
             raise
-        status, text = 1, f"error: {error}: free space, then run the same command again to go on"
+    except MemoryError as error:
+        advice = f"{experiments.LESS_MEMORY}; or eval.batch_size"
+        status, text = 1, f"error: the host has too little memory ({error}): {advice}"
     except jax.errors.JaxRuntimeError as error:
         brief = " ".join(str(error).split())[:300]
         if "RESOURCE_EXHAUSTED" in brief:  # beside the step, whose memory is estimated before it runs
@@ -186,5 +172,5 @@ def one_line_errors() -> Iterator[None]:
             raise
     else:
         return
-    print(text, file=sys.stderr)
+    print(" ".join(text.split()), file=sys.stderr)  # a file's name may hold line breaks
     processes.leave(status)

@@ -5,12 +5,12 @@ Budgets are in 8-bit levels here (epsilon = 8 means 8/255).
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from infofeat_jax import config_checks
 from infofeat_jax.types import InvalidInput
 
 # Fields that do not alter the trained parameters: free to change when a run is continued.
@@ -47,11 +47,13 @@ def default() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "cifar10"  # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
+    # Which images are held out, and which train_size takes: apart from `seed`, so that runs started from each other's
+    # weights are validated on images that none has been trained on. None: 0
+    config.data.split_seed = placeholder(int)
     config.data.train_size = 0  # images to train on; 0: all but the validation images
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
     config.data.note = ""  # what reports should say of the data, such as "JPEG re-encoding"
-    config.data.split_seed = 0
     config.data.crop_padding = 4
     config.data.flip = True
 
@@ -72,9 +74,9 @@ def default() -> ConfigDict:
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"
     config.optimizer.schedule = "piecewise"
-    config.optimizer.nesterov = False
     config.optimizer.learning_rate = 0.1
     config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4
     config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
     config.optimizer.decay = 0.1
@@ -85,7 +87,7 @@ def default() -> ConfigDict:
     config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
     config.eval.cam_images = 8  # test images whose class activation maps are kept for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
-    config.eval.step_size = 2.0
+    config.eval.step_size = placeholder(float)  # of iterated attacks; None: a quarter of epsilon
     config.eval.batch_size = 250
     config.eval.num_examples = 0  # the first n test images; 0: all
     # best on validation images (early stopping: robust, for standard clean accuracy), latest, or both
@@ -118,11 +120,14 @@ def for_method(config: ConfigDict, method: str | None) -> ConfigDict:
 
 def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
+    config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
     one_step = config.method.name in ONE_STEP
     _fill(config.attack, "num_steps", 1 if one_step else 7)
     _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
-    _check(config)
+    _fill(config.eval, "step_size", config.attack.epsilon / 4)
+    _fill(config.data, "split_seed", 0)
+    config_checks.check_ranges(config)
     return config
 
 
@@ -142,13 +147,24 @@ def to_json(config: ConfigDict) -> str:
 
 def complete(saved: object, defaults: Mapping | None = None) -> dict:
     """A saved configuration, with the defaults of fields newer than it: they change nothing. Raises InvalidInput."""
-    defaults = default().to_dict() if defaults is None else defaults
     if not isinstance(saved, Mapping):
         raise InvalidInput(f"a saved configuration has {str(saved)[:80]!r} where names and values are expected")
+    if defaults is None:
+        defaults, saved = default().to_dict(), _migrate(saved)
     inner = {
         name: complete(saved.get(name, {}), value) for name, value in defaults.items() if isinstance(value, Mapping)
     }
     return {**defaults, **saved, **inner}
+
+
+def _migrate(saved: Mapping) -> Mapping:
+    """A saved configuration with today's names, and the split that it stands for."""
+    moved = dict(saved)
+    if isinstance(measured := saved.get("eval"), Mapping) and "pictures" in measured:
+        moved["eval"] = {"cam_images" if name == "pictures" else name: value for name, value in measured.items()}
+    if isinstance(data := saved.get("data", {}), Mapping) and "seed" in saved:
+        moved["data"] = {"split_seed": saved["seed"], **data}  # the run's seed drew the split until this field did
+    return moved
 
 
 def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] = ()) -> None:
@@ -169,44 +185,3 @@ def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] =
 def _fill(config: ConfigDict, field: str, value: float | int) -> None:
     if config[field] is None:
         config[field] = value
-
-
-def _check(config: ConfigDict) -> None:
-    expect = [
-        ("seed", config.seed >= 0, "0 or more"),
-        ("batch_size", config.batch_size >= 1, "1 or more"),
-        ("accumulate_steps", config.accumulate_steps >= 1, "1 or more"),
-        ("num_epochs", config.num_epochs >= 1, "1 or more"),
-        ("log_every", config.log_every >= 1, "1 or more"),
-        ("max_loss", config.max_loss > 0, "above 0"),
-        ("skip_batches", config.skip_batches >= 0, "0 or more"),
-        ("dtype", config.dtype in ("float32", "bfloat16"), "float32 or bfloat16"),
-        ("parallel", config.parallel in ("jit", "pmap"), "jit or pmap"),
-        ("data.train_size", config.data.train_size >= 0, "0 (all) or more"),
-        ("data.test_size", config.data.test_size >= 0, "0 (all) or more"),
-        ("data.validation_size", config.data.validation_size >= 1, "1 or more: early stopping needs images"),
-        ("data.crop_padding", config.data.crop_padding >= 0, "0 or more pixels"),
-        ("attack.epsilon", _is_number(config.attack.epsilon), "0 or more 8-bit levels"),
-        ("attack.step_size", _is_number(config.attack.step_size), "0 or more 8-bit levels"),
-        ("attack.num_steps", config.attack.num_steps >= 0, "0 or more"),
-        ("attack.norm", config.attack.norm in ("linf", "l2"), "linf or l2"),
-        ("optimizer.learning_rate", _is_number(config.optimizer.learning_rate), "0 or more"),
-        ("optimizer.momentum", 0 <= config.optimizer.momentum < 1, "at least 0 and below 1"),
-        ("optimizer.weight_decay", _is_number(config.optimizer.weight_decay), "0 or more"),
-        ("eval.step_size", _is_number(config.eval.step_size), "0 or more 8-bit levels"),
-        ("eval.batch_size", config.eval.batch_size >= 1, "1 or more"),
-        ("eval.num_examples", config.eval.num_examples >= 0, "0 (all) or more"),
-        ("eval.autoattack_examples", config.eval.autoattack_examples >= 0, "0 (all) or more"),
-        ("eval.probe_examples", config.eval.probe_examples >= 0, "0 (none) or more"),
-        ("eval.checkpoint", config.eval.checkpoint in ("best", "latest", "both"), "best, latest or both"),
-        ("eval.cam_images", config.eval.cam_images >= 0, "0 or more"),
-        ("checkpoint.keep", config.checkpoint.keep >= 1, "1 or more"),
-    ]
-    fields = dict(flatten(config.to_dict()))
-    for name, valid, expected in expect:
-        if not valid:
-            raise InvalidInput(f"config.{name} = {fields[name]!r}: expected {expected}")
-
-
-def _is_number(value: float | int) -> bool:
-    return math.isfinite(value) and value >= 0

@@ -185,12 +185,12 @@ def source_directory(workdir: pathlib.Path, name: str) -> pathlib.Path:
 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Whether `workdir` holds a trained run with the results that `config` asks for, of the sources as they are now."""
-    results = files.read_json(workdir / "results.json")
-    if not isinstance(results, dict) or not results.get("finished"):
+    try:
+        results = files.read_json(workdir / "results.json") or {}
+        stored, wanted = configs.complete(results.get("config")), config.to_dict()
+    except InvalidInput:  # damaged: as if there were none
         return False
-    if json.dumps(configs.complete(results.get("config")), sort_keys=True) != json.dumps(
-        config.to_dict(), sort_keys=True
-    ):
+    if json.dumps(stored, sort_keys=True) != json.dumps(wanted, sort_keys=True) or not results.get("finished"):
         return False
     sources = results.get("sources") or {}
     return all(is_current(workdir, name, sources.get(name)) for name in config.eval.attacks)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import run
+from infofeat_jax import config_checks, run
 from infofeat_jax.report import collect
 from infofeat_jax.runtime import files, processes
 from infofeat_jax.types import InvalidInput
@@ -32,6 +32,7 @@ class Planned(NamedTuple):
 
 def plan(config: ConfigDict) -> list[Planned]:
     """The runs of config.study, seed by seed, so that a study that is stopped has whole rows. Raises InvalidInput."""
+    config_checks.check_types(config, configs.default())
     if not config.study.seeds:
         raise InvalidInput("config.study.seeds is empty: expected seeds such as (0, 1, 2)")
     planned = [Planned(*plan_run(config, text, seed)) for seed in config.study.seeds for text in config.study.rows]
@@ -44,14 +45,20 @@ def plan(config: ConfigDict) -> list[Planned]:
 def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]:
     """(label, resolved configuration) of a row "METHOD" or "LABEL: FIELD=VALUE FIELD=VALUE"."""
     label, _, changes = (part.strip() for part in text.partition(":"))
-    if not re.fullmatch(r"[\w.+=-]+", label):
-        raise InvalidInput(f"config.study.rows: label {label!r} names a directory: use letters, digits and . _ + = -")
+    if not re.fullmatch(r"[\w.+=-]{1,200}", label):
+        raise InvalidInput(
+            f"config.study.rows: label {label!r} names a directory: use up to 200 letters, digits and . _ + = -"
+        )
     one = ConfigDict(config.to_dict())
     one.study = configs.default().study
     for change in changes.split() or [f"method.name={label}"]:
         field, equals, value = change.partition("=")
-        if not equals or field not in dict(configs.flatten(config.to_dict())):
+        fields = dict(configs.flatten(config.to_dict()))
+        if not equals:
             raise InvalidInput(f"config.study.rows: {change!r} in {text!r}: expected FIELD=VALUE, such as {EXAMPLE}")
+        if field not in fields:
+            unknown = config_checks.unknown(field, fields)
+            raise InvalidInput(f"config.study.rows: {change!r} in {text!r}: expected FIELD=VALUE: {unknown}")
         try:
             one.update_from_flattened_dict({field: _literal(value)})
         except TypeError as error:
@@ -88,5 +95,5 @@ def run_all(planned: list[Planned], directory: pathlib.Path, act: Callable[[Conf
 def _literal(text: str) -> object:
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # the last two: too many brackets
         return text

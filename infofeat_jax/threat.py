@@ -80,7 +80,7 @@ def budget(threat: Threat, like: Images):
 
 def per_example(values: Budget | Shaped[Array, " b"], like: Shaped[Array, "b ..."]):
     """[b] as [b, 1, ...], to broadcast against [b, ...]; one number stays as it is."""
-    return values.reshape(values.shape + (1,) * (like.ndim - 1)) if np.ndim(values) else values
+    return jnp.reshape(values, np.shape(values) + (1,) * (like.ndim - 1)) if np.ndim(values) else values
 
 
 def _round_down(epsilon):

@@ -70,9 +70,7 @@ def check_count(name: str, value: Any, least: int = 0) -> int:
     return count
 
 
-def check_number(
-    name: str, value: Any, *, least: float = 0.0, batch: int | None = None, unit: str = ""
-) -> float | Float[np.ndarray, " b"] | Real[Array, "..."]:
+def check_number(name: str, value: Any, *, least: float = 0.0, batch: int | None = None, unit: str = "") -> Any:
     """`value` as a float, or with `batch` examples as a float64 array [batch]. A traced value is returned as it is.
 
     Raises InvalidInput for another shape or type, and for a concrete value, of any type, that is not finite,

@@ -1,7 +1,6 @@
 """Weights from elsewhere, to evaluate, to start training from, to convert: PyTorch files and runs' directories."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +12,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import models
+from infofeat_jax import config_checks, models
 from infofeat_jax.models import Normalization
+from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
@@ -54,14 +54,15 @@ def load(
 
 def read_config(directory: pathlib.Path) -> dict | None:
     """What config.json there holds; None without one. Raises InvalidInput."""
-    path = directory / "config.json"
-    if not path.exists():
+    stored = files.read_json(directory / "config.json")
+    if stored is None:
         return None
+    stored = configs.complete(stored)
     try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is not readable as JSON ({error}): give another --workdir") from None
-    return configs.complete(stored)
+        config_checks.check_types(stored, configs.default(), others=True)
+    except InvalidInput as error:
+        raise InvalidInput(f"{directory / 'config.json'}: {error}") from None
+    return stored
 
 
 def create(model: Mapping[str, Any], num_classes: int, **execution) -> nn.Module:

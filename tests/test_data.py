@@ -82,7 +82,7 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_the_seed_moves_validation_but_never_test():
-    first, same, other = (data.load("digits", seed=seed) for seed in (0, 0, 1))
+    first, same, other = (data.load("digits", split_seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.validation.images, same.validation.images)
     np.testing.assert_array_equal(first.train.images, same.train.images)
     assert rows(first.validation) != rows(other.validation)
@@ -95,7 +95,7 @@ def test_the_seed_moves_validation_but_never_test():
 @pytest.mark.parametrize("seed", [0, 7])
 def test_train_and_validation_part_the_training_set(npz, seed):
     source = arrays()
-    loaded = data.load(npz(), validation_size=9, seed=seed)
+    loaded = data.load(npz(), validation_size=9, split_seed=seed)
     assert len(loaded.validation.labels) == 9
     original = data.Split(source["image_train"], source["label_train"])
     assert sorted(rows(loaded.train) + rows(loaded.validation)) == rows(original)
@@ -135,7 +135,7 @@ def test_no_validation_and_grey_pictures_without_channels(npz):
         ({"test_size": 0}, "test_size=0: expected 1 to 12 of the test images"),
         ({"test_size": -3}, "test_size=-3: expected 1 to 12 "),
         ({"test_size": 13}, "test_size=13: expected 1 to 12 "),
-        ({"seed": -1}, "seed=-1: expected a non-negative integer"),
+        ({"split_seed": -1}, "split_seed=-1: expected a non-negative integer"),
     ],
 )
 def test_sizes_that_do_not_fit(npz, arguments, expected):

@@ -71,7 +71,7 @@ def num_classes(forward: Forward, images: Images) -> int:
 
 def check_budget(
     *, step_size: Budget = 0.0, num_steps: int = 0, restarts: int = 1, batch: int | None = None
-) -> tuple[Budget, int, int]:
+) -> tuple[Any, int, int]:
     """(step_size, num_steps, restarts) as plain numbers, step_size also [batch] or traced.
 
     Raises InvalidInput for a negative step size or number of steps, or fewer than one restart.
@@ -82,7 +82,8 @@ def check_budget(
 
 def _outputs(result: Any) -> Outputs:
     if hasattr(result, "logits"):
-        return Outputs(**{name: getattr(result, name, None) for name in Outputs._fields})
+        fields: dict[str, Any] = {name: getattr(result, name, None) for name in Outputs._fields}
+        return Outputs(**fields)
     return Outputs(logits=result[0] if isinstance(result, (tuple, list)) else result)
 
 

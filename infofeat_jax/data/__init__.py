@@ -5,15 +5,11 @@ import os
 import numpy as np
 
 from infofeat_jax.data.arrays import Dataset, Split
+from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.data.sources import SOURCES, npz
 from infofeat_jax.types import InvalidInput
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
-
-
-def to_unit(images):
-    return images.astype(np.float32) * np.float32(1 / 255)
-
 
 VALIDATION_STREAM = 0x76616C  # keeps this permutation apart from other uses of the same seed
 
@@ -25,7 +21,7 @@ def load(
     validation_size: int = 1000,
     train_size: int | None = None,
     test_size: int | None = None,
-    seed: int = 0,
+    split_seed: int = 0,
 ) -> Dataset:
     """Loads a data set into memory.
 
@@ -33,10 +29,10 @@ def load(
       name: digits, cifar10, cifar100, svhn_cropped, or the path of an .npz with image_train, label_train,
         image_test and label_test.
       data_dir: where TFDS data sets are prepared; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
-      validation_size: how many training images to hold out, drawn at random by `seed`; 0 holds out none.
-      train_size: how many of the rest to keep, in an order drawn by `seed`; all by default.
+      validation_size: how many training images to hold out, drawn at random by `split_seed`; 0 holds out none.
+      train_size: how many of the rest to keep, in an order drawn by `split_seed`; all by default.
       test_size: how many test images to keep, the first ones; all by default.
-      seed: a non-negative integer. The test split does not depend on it.
+      split_seed: a non-negative integer, apart from a run's seed. The test split does not depend on it.
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes).
@@ -45,14 +41,14 @@ def load(
       InvalidInput: the name is unknown, the data cannot be found or read, or a size does not fit it.
     """
     name = os.fspath(name)
-    _check_integer("seed", seed, 0, None, "a non-negative integer")
+    _check_integer("split_seed", split_seed, 0, None, "a non-negative integer")
     source = _find(name, data_dir)
     available = len(source.train.labels)
     _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
     rest = available - validation_size
     _check_integer("train_size", train_size, 1, rest, f"of {rest} training images after validation")
     _check_integer("test_size", test_size, 1, len(source.test.labels), "of the test images")
-    order = np.random.default_rng([VALIDATION_STREAM, seed]).permutation(available)
+    order = np.random.default_rng([VALIDATION_STREAM, split_seed]).permutation(available)
     kept = order[validation_size:][:train_size]
     return Dataset(
         train=_take(source.train, kept),
@@ -78,7 +74,12 @@ def _take(split: Split, rows: np.ndarray) -> Split:
 def _check_integer(field: str, value: int | None, low: int, high: int | None, meaning: str) -> None:
     if value is None and field.endswith(("train_size", "test_size")):
         return
-    if isinstance(value, int | np.integer) and low <= value and (high is None or value <= high):
+    if (
+        isinstance(value, int | np.integer)
+        and not isinstance(value, bool)
+        and low <= value
+        and (high is None or value <= high)
+    ):
         return
     limits = meaning if high is None else f"{low} to {high} {meaning}"
     raise InvalidInput(f"{field}={value!r}: expected {limits}")

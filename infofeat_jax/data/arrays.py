@@ -45,7 +45,7 @@ def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | 
       InvalidInput: an array has another type or shape, the arrays disagree, or a label is out of range.
     """
     train = _checked_split(name, arrays, "train", num_classes or MAX_CLASSES)
-    num_classes = num_classes or int(train.labels.max()) + 1
+    num_classes = num_classes or _count_classes(name, train.labels)
     test = _checked_split(name, arrays, "test", num_classes)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InvalidInput(
@@ -53,6 +53,14 @@ def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | 
             f" {train.images.shape[1:]} and {test.images.shape[1:]}"
         )
     return Source(train, test, num_classes)
+
+
+def _count_classes(name: str, labels: np.ndarray) -> int:
+    if labels.min() == labels.max():
+        raise InvalidInput(
+            f"{name}: label_train holds the label {labels[0]} alone: expected 2 or more classes, numbered from 0"
+        )
+    return int(labels.max()) + 1
 
 
 def _checked_split(name: str, arrays: dict[str, np.ndarray], split: str, num_classes: int) -> Split:

@@ -28,7 +28,8 @@ def prepared(name: str, url: str, data_dir: str | None = None) -> Source:
     Raises:
       InvalidInput: the data set is missing, half prepared, in another format, or damaged.
     """
-    root = pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    root = pathlib.Path(os.path.expanduser(chosen))  # which leaves ~nobody as it is
     if not (directory := _newest_version(name, root)):
         _prepare(name, url, root)
         directory = _newest_version(name, root) or root / name
@@ -38,7 +39,10 @@ def prepared(name: str, url: str, data_dir: str | None = None) -> Source:
 
 def _newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
     folder = root / name
-    entries = list(folder.iterdir()) if folder.is_dir() else []
+    try:
+        entries = list(folder.iterdir()) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise _broken(name, folder, summary(error)) from None
     versions = [entry for entry in entries if re.fullmatch(r"\d+\.\d+\.\d+", entry.name)]
     if not versions and (unfinished := [entry for entry in entries if "incomplete" in entry.name]):
         raise _broken(name, unfinished[0], "an unfinished preparation was left behind")

@@ -48,8 +48,8 @@ def npz(path: str) -> Source:
     Raises:
       InvalidInput: the file is missing or damaged, or its arrays are not a data set (see `checked_source`).
     """
-    file = pathlib.Path(path).expanduser()
-    if not (file.is_file() and os.access(file, os.R_OK)):
+    file = pathlib.Path(os.path.expanduser(path))
+    if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # these answer False for names that are no paths
         raise InvalidInput(
             f"{path}: no such file, or not readable; data.name takes an .npz file with {', '.join(ARRAYS)}"
         )

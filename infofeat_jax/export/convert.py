@@ -12,6 +12,7 @@ import argparse
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, as the module's documentation explains it."""
+    """The command line, as the module's documentation explains it. Raises InvalidInput."""
     summary, details = __doc__.split("\n", 1)
     parser = argparse.ArgumentParser(
         "python -m infofeat_jax.export.convert", description=summary, epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
+    parser.error = refuse
     add = parser.add_argument
     add("source", type=pathlib.Path, metavar="SOURCE", help="a PyTorch checkpoint, or a run's directory")
     add("target", type=pathlib.Path, metavar="TARGET", help="a file or a new directory")
@@ -75,9 +77,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def refuse(message: str) -> NoReturn:
+    """Raises InvalidInput, in place of argparse's own answer of many lines."""
+    raise InvalidInput(f"{message}; --help explains")
+
+
 def numbers(text: str) -> float | tuple[float, ...]:
     """ "0.5" or "0.49,0.48,0.45"."""
-    values = tuple(map(float, text.split(",")))
+    try:
+        values = tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number, or several as 0.49,0.48,0.45") from None
     return values[0] if len(values) == 1 else values
 
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from infofeat_jax.models.pytorch.reading import from_torch
 from infofeat_jax.models.pytorch.writing import save_torch, to_torch
@@ -25,6 +26,8 @@ __all__ = [
     "save_torch",
     "to_torch",
 ]
+
+MAX_LAYERS = 1000  # a deeper network is a mistake, and would be traced for hours
 
 MODELS = {
     "resnet10": partial(ResNet, blocks=(1, 1, 1, 1)),
@@ -47,12 +50,16 @@ def create(
 
     `width`: channels of the first stage (ResNets: 64) or of the stem (WideResNets: 16); 0 is that default.
     `dtype`: of the computation, "float32" or "bfloat16"; parameters, statistics and the head are float32.
-    `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel. Raises InvalidInput.
+    `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel, finite and std above 0.
+    `options`: further fields of the module, such as a ResNet's `blocks`. Raises InvalidInput.
     """
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
     if width < 0 or num_classes < 2:
         raise InvalidInput(f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes")
+    _check_normalization("mean", mean, -np.inf)
+    _check_normalization("std", std, 0.0)
+    _check_blocks(options.get("blocks", (1,)))
     if width:
         options["width"] = width
     build = _lookup(name)
@@ -60,11 +67,32 @@ def create(
 
 
 def _lookup(name: str):
-    if match := re.fullmatch(r"wrn_(\d+)_(\d+)", name):
+    if match := re.fullmatch(r"wrn_(\d{1,9})_(\d{1,9})", name):
         depth, widen_factor = map(int, match.groups())
-        if depth < 10 or (depth - 4) % 6 or widen_factor < 1:
-            raise InvalidInput(f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ..., its factor >= 1")
+        if not 10 <= depth <= MAX_LAYERS or (depth - 4) % 6 or widen_factor < 1:
+            raise InvalidInput(
+                f"model {name!r}: a WideResNet's depth is 10, 16, 22, 28, ... up to {MAX_LAYERS}, its factor >= 1"
+            )
         return partial(WideResNet, depth=depth, widen_factor=widen_factor)
     if name not in MODELS:
         raise InvalidInput(f"unknown model {name!r}: choose one of {', '.join(MODELS)}, wrn_D_W (as wrn_28_10)")
     return MODELS[name]
+
+
+def _check_normalization(name: str, value: object, above: float) -> None:
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full((), np.nan)
+    if numbers.ndim > 1 or not numbers.size or not np.isfinite(numbers).all() or not (numbers > above).all():
+        finite = "a finite number" if above < 0 else f"a finite number above {above}"
+        raise InvalidInput(f"model {name} = {value!r}: expected {finite}, or one for each channel")
+
+
+def _check_blocks(blocks: object) -> None:
+    sizes = isinstance(blocks, tuple) and all(type(count) is int and count > 0 for count in blocks)
+    if not sizes or not blocks or sum(blocks) > MAX_LAYERS // 2:
+        raise InvalidInput(
+            f"model option blocks = {blocks!r}: expected how many each stage has, as (2, 2, 2, 2),"
+            f" at most {MAX_LAYERS // 2} in all"
+        )

@@ -3,12 +3,13 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infofeat_jax import cam
 from infofeat_jax.models.convolution import Features, convolve
-from infofeat_jax.types import Outputs
+from infofeat_jax.types import InvalidInput, Outputs
 
 Channels = Float[Array, " o"]
 
@@ -97,5 +98,16 @@ class Head(nn.Module):
 
 
 def normalize(images: Features, mean, std, dtype) -> Features:
-    """The models' first operation: [0, 1] pixels to (x - mean) / std, per channel or for all."""
+    """The models' first operation: [0, 1] pixels to (x - mean) / std, a number for all channels or one for each.
+
+    Raises InvalidInput for other shapes, which would broadcast to images of more channels.
+    """
+    check_channels(mean, std, images.shape[-1])
     return ((images - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)).astype(dtype)
+
+
+def check_channels(mean, std, channels: int) -> None:
+    """Raises InvalidInput unless `mean` and `std` are one number each or one for each channel."""
+    for name, value in (("mean", mean), ("std", std)):
+        if np.shape(value) not in ((), (1,), (channels,)):
+            raise InvalidInput(f"model {name} = {value}: expected one number, or {channels}, one for each channel")

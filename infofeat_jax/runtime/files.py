@@ -1,10 +1,13 @@
 """Files that are replaced as a whole: a reader, or a kill, sees the old content or the new."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+
+from infofeat_jax.types import InvalidInput
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
@@ -21,6 +24,19 @@ def write_arrays_atomically(path: pathlib.Path, arrays: Mapping) -> None:
     partial.replace(path)
 
 
+def read_json(path: pathlib.Path) -> dict | None:
+    """The object in a JSON file; None without the file. Raises InvalidInput if it is damaged or holds no object."""
+    if not os.path.lexists(path):  # which answers False for names that no file can have
+        return None
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not even text
+        raise InvalidInput(f"{path} is not readable as JSON ({error}): remove or repair it") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path} holds a JSON {type(value).__name__}, expected an object: remove or repair it")
+    return value
+
+
 def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz of the same "setting"; None if there is no such file, or it is damaged."""
     try:
@@ -29,10 +45,3 @@ def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | Non
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         return None
     return arrays if str(arrays.pop("setting", "")) == setting else None
-
-
-def read_json(path: pathlib.Path):
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError):
-        return None

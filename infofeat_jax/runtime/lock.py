@@ -18,7 +18,11 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
     Raises InvalidInput naming the process that is there. The kernel holds the lock, so none is left behind.
     """
     path = directory / "lock"
-    with path.open("a+") as file:
+    try:
+        opened = path.open("a+")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be opened ({error}): remove it, or give another --workdir") from None
+    with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

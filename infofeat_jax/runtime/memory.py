@@ -1,6 +1,7 @@
 """Whether a compiled step fits the memory: refused with the estimate before it runs, not by a crash in it."""
 
 import os
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -42,5 +43,34 @@ def available() -> int:
     """Bytes that a device of this process offers; 0 if it does not say. The CPU's devices share the machine's."""
     device = jax.local_devices()[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return min([physical, *cgroup_limits()]) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def cgroup_limits(root: pathlib.Path = pathlib.Path("/")) -> list[int]:
+    """Bytes that each control group this process is in may use, as containers and schedulers set them; often none.
+
+    Version 2 of control groups (memory.max) and version 1 (memory.limit_in_bytes), from the group's own directory to
+    the uppermost: in a container /proc may tell the host's path, of which only the end is mounted. `root`: for tests.
+    """
+    limits = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            mounts, file = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), "memory.max"
+        elif "memory" in controllers.split(","):
+            mounts, file = ("sys/fs/cgroup/memory",), "memory.limit_in_bytes"
+        else:
+            continue
+        path = pathlib.PurePosixPath(group.lstrip("/"))
+        places = [root / mount / part / file for mount in mounts for part in (path, *path.parents)]
+        limits += [int(text) for place in places if (text := _read(place).strip()).isdigit()]  # else "max"
+    return limits
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,113 @@
+"""What can be known to fail before a run reads its data: its directory, its model's size, its images' roles."""
+
+import math
+import os
+import pathlib
+import tempfile
+from functools import lru_cache
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from infofeat_jax import config as configs
+from infofeat_jax import weights
+from infofeat_jax.models.layers import check_channels
+from infofeat_jax.runtime import memory
+from infofeat_jax.types import InvalidInput
+
+COPIES = 3  # of the parameters in training: weights, gradient, momentum
+FILES = ("lock", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "parameters.txt")
+FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
+
+
+def check_writable(directory: pathlib.Path) -> None:
+    """Raises InvalidInput unless files can be written there; leaves nothing behind."""
+    absolute = directory.absolute()
+    existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if not existing.exists():
+        raise InvalidInput(
+            f"workdir {directory}: {existing} is a link to nowhere: remove it, or give another --workdir"
+        )
+    try:  # permissions alone do not tell: full, read-only, not a disk, names too long
+        with tempfile.TemporaryDirectory(dir=existing) as trial:
+            pathlib.Path(trial, absolute.relative_to(existing)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        brief = f"{type(error).__name__}: {error.strerror}"
+        raise InvalidInput(f"workdir {directory} cannot be written ({brief}): give another --workdir") from None
+    wrong = [name for name in FILES if (directory / name).is_dir()]
+    wrong += [name for name in FOLDERS if os.path.lexists(directory / name) and not (directory / name).is_dir()]
+    if wrong:
+        kind = "a directory" if wrong[0] in FILES else "no directory"
+        raise InvalidInput(f"{directory / wrong[0]} is {kind}: remove it, or give another --workdir")
+
+
+def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
+    """Raises InvalidInput where config.eval.torch_checkpoint would meet training, past or to come."""
+    if mode != "evaluate":
+        raise InvalidInput(
+            f"config.eval.torch_checkpoint = {file!r} is for --mode=evaluate; to train from it, config.init_from"
+        )
+    if (directory / "checkpoints").is_dir():
+        raise InvalidInput(f"{directory} holds a run of its own: give another --workdir for the results of {file}")
+
+
+def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
+    """Raises InvalidInput if `directory` holds a run that `config` would alter; evaluation may change the attack."""
+    old = weights.read_config(directory)
+    if old is None:
+        return
+    if not weights.is_converted(old):
+        configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
+    elif mode == "train":
+        other = f"to train from them, --config.init_from={directory} and another --workdir"
+        raise InvalidInput(f"{directory} holds converted weights: {other}")
+
+
+def check_split(config: ConfigDict) -> None:
+    """Raises InvalidInput if the run of config.init_from was trained on images that `config` validates on.
+
+    They would flatter early stopping. With the same split_seed a smaller validation set lies within a larger one.
+    """
+    old = weights.read_config(pathlib.Path(config.init_from)) if config.init_from else None
+    if old is None or weights.is_converted(old) or old["data"]["name"] != config.data.name:
+        return
+    seed, size = old["data"]["split_seed"], old["data"]["validation_size"]
+    start = f"config.init_from = {config.init_from!r} was trained on images that this run would validate on:"
+    if config.data.split_seed != seed:
+        raise InvalidInput(f"{start} give config.data.split_seed={seed}, as it had, not {config.data.split_seed}")
+    if config.data.validation_size > size:
+        raise InvalidInput(
+            f"{start} give config.data.validation_size={size} or less, as it had, not {config.data.validation_size}"
+        )
+
+
+def check_size(config: ConfigDict) -> None:
+    """Raises InvalidInput if the model's parameters alone are more than the memory holds, or no model is built."""
+    count = _count_parameters(weights.create(config.model.to_dict(), 10).clone(mean=0.5, std=0.5))
+    need, have = 4 * COPIES * count, memory.available()
+    if have and need > have:
+        raise InvalidInput(
+            f"config.model: {config.model.name} of width {config.model.width or 'its own'} has {count:.3g} parameters,"
+            f" which take {need / 2**30:.3g} GiB in training, a device has {have / 2**30:.3g}: lower config.model.width"
+        )
+
+
+@lru_cache
+def _count_parameters(module: nn.Module) -> int:
+    images = jnp.zeros((1, 32, 32, 3))  # any: the number of channels alters the first kernel alone
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def check_data(config: ConfigDict, image_shape: tuple[int, ...]) -> None:
+    """Raises InvalidInput for fields that do not fit images of this shape [..., h, w, c]."""
+    *_, height, width, channels = image_shape
+    normalization = {"mean": 0.5, "std": 0.5} | weights.normalization(config.model.to_dict())
+    check_channels(**normalization, channels=channels)
+    if config.data.crop_padding > min(height, width):
+        raise InvalidInput(
+            f"config.data.crop_padding = {config.data.crop_padding}: expected at most the images' side,"
+            f" {min(height, width)}: a crop would hold nothing of the image"
+        )

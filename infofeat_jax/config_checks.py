@@ -1,0 +1,197 @@
+"""What each field of a configuration may hold: its type, its range, and the answer in one line if it holds another."""
+
+import difflib
+import math
+import reprlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from infofeat_jax.objectives import DISTANCES
+from infofeat_jax.types import InvalidInput
+
+OPEN = "model.options"  # the one group whose fields a model, not this package's default, names
+# Of the fields that hold several values. Integers do for numbers.
+ELEMENTS = {
+    "model.mean": float, "model.std": float, "optimizer.milestones": float, "eval.attacks": str,
+    "eval.distances": str, "study.rows": str, "study.seeds": int,
+}  # fmt: skip
+TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
+PROSE = ("data.note", "study.title", "study.rows")  # texts that name no file
+LONGEST_TEXT, LONGEST_NAME = 4096, 255  # characters; bytes between two slashes, as file systems have it
+
+MAX_SEED = 2**32 - 1  # JAX's keys without 64-bit types are a function of the seed's lower 32 bits
+MAX_STEPS = 10**6  # of an attack, and epochs: counted in 32 bits on the device
+MAX_BATCH = 2**20
+MAX_LEVELS = 10**6  # an l2 budget that covers any image of 5 million pixels and more
+
+
+Number = int | float
+Fields = Mapping[str, Any] | ConfigDict
+
+
+class Rule(NamedTuple):
+    """A range of values, and its description for the error."""
+
+    valid: Callable[[Any], bool]
+    expected: str
+
+
+def between(low: Number, high: Number, text: str = "") -> Rule:
+    """`low` to `high`, both included; neither NaN nor, unless `high` is, infinity."""
+    return Rule(lambda value: low <= value <= high, text or f"{low} to {high}")
+
+
+def at_least(low: Number, text: str = "") -> Rule:
+    """`low` or more, finite."""
+    return Rule(lambda value: low <= value < math.inf, text or f"{low} or more")
+
+
+def one_of(*choices: str) -> Rule:
+    """One of these texts."""
+    return Rule(lambda value: value in choices, f"{', '.join(choices[:-1])} or {choices[-1]}")
+
+
+def each(rule: Rule, text: str) -> Rule:
+    """Several values, each as `rule` says."""
+    return Rule(lambda values: all(map(rule.valid, values)), text)
+
+
+RULES = {
+    "seed": between(0, MAX_SEED),
+    "batch_size": between(1, MAX_BATCH),
+    "accumulate_steps": between(1, MAX_BATCH),
+    "num_epochs": between(1, MAX_STEPS),
+    "log_every": at_least(1),
+    "max_loss": Rule(lambda value: value > 0, "above 0"),
+    "skip_batches": at_least(0),
+    "dtype": one_of("float32", "bfloat16"),
+    "parallel": one_of("jit", "pmap"),
+    "model.width": at_least(0, "0 (the paper's) or more"),
+    "model.mean": each(between(-math.inf, math.inf), "numbers such as (0.5,)"),
+    "model.std": each(Rule(lambda value: 0 < value < math.inf, ""), "numbers above 0 such as (0.5,)"),
+    "data.split_seed": at_least(0),
+    "data.train_size": at_least(0, "0 (all) or more"),
+    "data.test_size": at_least(0, "0 (all) or more"),
+    "data.validation_size": at_least(1, "1 or more: early stopping needs images"),
+    "data.crop_padding": at_least(0, "0 or more pixels"),
+    "method.weight": at_least(0),
+    "method.label_smoothing": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "method.distance": one_of(*DISTANCES),
+    "method.classes": one_of("all", "label"),
+    "attack.epsilon": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
+    "attack.step_size": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
+    "attack.num_steps": between(0, MAX_STEPS),
+    "attack.norm": one_of("linf", "l2"),
+    "optimizer.learning_rate": at_least(0),
+    "optimizer.momentum": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "optimizer.weight_decay": at_least(0),
+    "optimizer.milestones": Rule(
+        lambda values: list(values) == sorted(set(values)) and all(0 < value < math.inf for value in values),
+        "increasing epochs above 0",
+    ),
+    "optimizer.decay": at_least(0),
+    "eval.step_size": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
+    "eval.batch_size": between(1, MAX_BATCH),
+    "eval.num_examples": at_least(0, "0 (all) or more"),
+    "eval.autoattack_examples": at_least(0, "0 (all) or more"),
+    "eval.probe_examples": at_least(0, "0 (none) or more"),
+    "eval.cam_images": at_least(0, "0 (none) or more"),
+    "eval.checkpoint": one_of("best", "latest", "both"),
+    "study.seeds": each(between(0, MAX_SEED), f"integers, 0 to {MAX_SEED}, such as (0, 1, 2)"),
+    "checkpoint.keep": at_least(1),
+}
+
+
+def check_types(config: Fields, defaults: ConfigDict, *, others: bool = False) -> None:
+    """Raises InvalidInput unless `config` has the fields of `defaults` with values of their types.
+
+    `others`: fields that `defaults` lacks are let through, as a newer version may have saved them.
+    """
+    expected, values = dict(_typed(defaults)), dict(_leaves(config))
+    for name in values:
+        if name not in expected and not others and not name.startswith(OPEN + "."):
+            raise InvalidInput(unknown(name, expected))
+    for name, (kind, optional) in expected.items():
+        if name not in values:
+            raise InvalidInput(f"config.{name} is missing: expected {_describe(name, kind)}")
+        if not (values[name] is None and optional) and not _is_of(values[name], kind, ELEMENTS.get(name)):
+            raise InvalidInput(f"config.{name} = {show(values[name])}: expected {_describe(name, kind)}")
+        _check_text(name, values[name])
+
+
+def check_ranges(config: Fields) -> None:
+    """Raises InvalidInput unless each field, of the right type, is in the range of RULES; None is no value."""
+    values = dict(_leaves(config))
+    for name, rule in RULES.items():
+        if values[name] is not None and not rule.valid(values[name]):
+            raise InvalidInput(f"config.{name} = {show(values[name])}: expected {rule.expected}")
+
+
+def unknown(name: str, names: Collection[str]) -> str:
+    """The answer to a field that does not exist, with the nearest that do."""
+    return (
+        f"config.{name}: no such field; the nearest are {', '.join(f'config.{near}' for near in nearest(name, names))}"
+    )
+
+
+def nearest(name: str, names: Collection[str], count: int = 3) -> list[str]:
+    """Those of `names` that are most like `name`, as a whole or after the last dot."""
+
+    def likeness(other: str) -> float:
+        pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return sorted(names, key=likeness, reverse=True)[:count]
+
+
+def show(value: object) -> str:
+    """The value as a message shows it: on one line, the middle of a long one left out."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return short.repr(value)
+
+
+def _typed(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, tuple[type, bool]]]:
+    """Yields ("model.name", (type, whether None is a value))."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _typed(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, (config.get_type(name), value is None)
+
+
+def _leaves(config: Fields, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_of(value: object, kind: type, element: type | None = None) -> bool:
+    if element is not None:
+        return isinstance(value, tuple | list) and all(_is_of(one, element) for one in value)
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float if kind is float else kind)
+
+
+def _describe(name: str, kind: type) -> str:
+    if element := ELEMENTS.get(name):
+        return {float: "numbers, such as (0.5,)", int: "integers, such as (0, 1)", str: "texts, such as ('pgd20',)"}[
+            element
+        ]
+    return TYPES[kind]
+
+
+def _check_text(name: str, value: object) -> None:
+    """Raises InvalidInput for texts that no message can show and no file system can hold."""
+    for text in value if isinstance(value, tuple | list) else [value]:
+        if not isinstance(text, str):
+            continue
+        if not text.isprintable() or len(text) > LONGEST_TEXT:
+            raise InvalidInput(f"config.{name} = {show(text)}: expected one line of printable characters")
+        if name not in PROSE and any(len(part.encode()) > LONGEST_NAME for part in text.split("/")):
+            raise InvalidInput(f"config.{name} = {show(text)}: expected a name of at most {LONGEST_NAME} bytes")
