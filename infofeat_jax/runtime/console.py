@@ -1,4 +1,4 @@
-"""Progress on the terminal."""
+"""Progress bars on the terminal."""
 
 import sys
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from rich.progress import (
 class Show(Protocol):
     """Reports progress: `steps` done, `text` beside the bar; `line` is kept above it, `note` in it from now on."""
 
-    def __call__(self, steps: float, text: str, line: str | None = None, note: str | None = None) -> None: ...
+    def __call__(self, steps: int | float, text: str, line: str | None = None, note: str | None = None) -> None: ...
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Show
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("starting (compiling takes a while)", total=total, completed=done, note="")
 
-            def show(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+            def show(steps: int | float, text: str, line: str | None = None, note: str | None = None) -> None:
                 kept: dict[str, Any] = {} if note is None else {"note": f"  {note}"}
                 bar.update(task, completed=steps, description=text, **kept)
                 if line:
@@ -47,10 +47,10 @@ def progress(total: int, done: int = 0, *, active: bool = True) -> Iterator[Show
             yield show
 
 
-def _print_line(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+def _print_line(steps: int | float, text: str, line: str | None = None, note: str | None = None) -> None:
     if line:
         print(line, file=sys.stderr, flush=True)
 
 
-def _ignore(steps: float, text: str, line: str | None = None, note: str | None = None) -> None:
+def _ignore(steps: int | float, text: str, line: str | None = None, note: str | None = None) -> None:
     pass
