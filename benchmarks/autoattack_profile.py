@@ -1,8 +1,8 @@
-"""What an iteration of each AutoAttack stage costs beside the network's own forward and backward passes.
+"""The cost of an iteration of each AutoAttack stage beyond the network's own forward and backward passes.
 
     python benchmarks/autoattack_profile.py [--model=resnet10 --width=16 --batch_size=72]
 
-Prints milliseconds an iteration, and the share spent outside the passes that the stage needs anyway, measured
+Prints milliseconds per iteration, and the share spent outside the passes that the stage needs anyway, measured
 in the same kind of loop. Minima over interleaved repetitions.
 """
 

@@ -1,4 +1,4 @@
-"""The time of AutoAttack in PyTorch (torchattacks), to compare with that of ours in autoattack_fidelity.py.
+"""The time of AutoAttack in PyTorch (torchattacks), to compare with autoattack_fidelity.py.
 
     pip install torch torchattacks
     python benchmarks/autoattack_torch.py --golden=DIR --images=cifar10.npz

@@ -1,8 +1,8 @@
-"""Where a ResNet18 step's arithmetic goes: every convolution forward, to its input and to its kernel, by itself.
+"""The time of each convolution of a ResNet18 step: forward, gradient to its input and to its kernel, timed alone.
 
   python benchmarks/convolutions.py --width=64 --batch_size=32
 
-Prints the best of a few runs of each and the floor that they set: a step cannot be quicker than its convolutions.
+Prints the best of a few runs of each and the lower bound that they set: a step cannot be faster than its convolutions.
 """
 
 import argparse

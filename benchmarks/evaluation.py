@@ -1,10 +1,11 @@
-"""What each attack costs in an evaluation, beside PyTorch, and the host's part in it.
+"""The speed of each attack in an evaluation, compared with PyTorch, and the host's share of it.
 
   python benchmarks/evaluation.py --model=resnet18 --width=16 --batch_size=64
 
-Images a second of the paper's five evaluations as `--mode=evaluate` does them (uint8 pictures on the host to outcomes
-on the host), and of the other attacks that training and evaluation use. Medians of interleaved batches; ratios are of
-this run. Last, how long the host takes to gather a training batch and hand it over, while the step before computes.
+Images a second of the paper's five evaluations as `--mode=evaluate` does them (uint8 images on the host to outcomes
+on the host), and of the other attacks that training and evaluation use. Medians of interleaved batches; ratios are
+within this run. Last, the time that the host takes to gather a training batch and transfer it while the previous
+step runs.
 """
 
 import argparse

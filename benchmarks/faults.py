@@ -1,10 +1,10 @@
-"""Breaks runs of main.py from outside, goes on with them, and compares what comes out with an undisturbed run.
+"""Injects faults into runs of main.py, resumes them, and compares the result with an undisturbed run.
 
   python benchmarks/faults.py sigkill --trials=20      # or another of FAULTS; full_disk mounts a tmpfs, as root
   python benchmarks/faults.py table                    # writes docs/faults.md anew from docs/faults.jsonl
 
-Each trial appends a line to docs/faults.jsonl. On the digits, 1 CPU device a process, 24 steps in 6 epochs. A trial is
-lost unless all arrays of the final checkpoint equal the undisturbed run's, of as many processes, bit for bit.
+Each trial appends a line to docs/faults.jsonl. On the digits, one CPU device per process, 24 steps in 6 epochs. A trial
+is lost unless all arrays of the final checkpoint equal the undisturbed run's, of as many processes, bit for bit.
 """
 
 import argparse
@@ -33,7 +33,7 @@ STEPS = 24
 
 
 class Main:
-    """Where the compiled programs are kept, as tests/processes.py wants it."""
+    """Where the compiled programs are kept, in the form that tests/processes.py expects."""
 
     cache = pathlib.Path(tempfile.gettempdir()) / "infofeat_jax-faults"
 
@@ -192,12 +192,12 @@ def write_table() -> None:
             what = " ".join(function.__doc__.split())
             rows.append(f"| {what} | {len(tried)} | {lost} | {where}, {dates[-1]} |")
     TABLE.write_text(
-        "# Faults tried, and what was lost\n\n"
+        "# Fault injection: trials, and what was lost\n\n"
         "Written by `python benchmarks/faults.py table` from `docs/faults.jsonl`, to which each trial of\n"
         "`python benchmarks/faults.py FAULT --trials=N` appends a line. After each fault the same command is run\n"
-        "again; lost: an array of the final checkpoint (parameters, statistics, momentum) differs in a bit from the\n"
+        "again; lost: an array of the final checkpoint (parameters, statistics, momentum) differs in any bit from the\n"
         "undisturbed run's. InfoFeature training of a WRN-10-1 of width 4 on 256 digits, 24 steps in 6 epochs, one\n"
-        "CPU device a process.\n\n"
+        "CPU device per process.\n\n"
         "| fault | trials | lost | where |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 

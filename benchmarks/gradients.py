@@ -1,10 +1,10 @@
-"""Which of InfoFeature's terms moves an image: the gradients of cross-entropy and of the maps' distance on a model.
+"""Which term of InfoFeature's objective dominates: gradients of the cross-entropy and of the CAM distance on a model.
 
   python -m infofeat_jax.export.convert runs/cifar10_small/madry madry.npz
   python benchmarks/gradients.py madry.npz --data=cifar10.npz
 
-Of the images that are still classified correctly after 0, 1, 7 and 20 InfoFeature steps: median size of either gradient
-(mean over pixels of its absolute value, lambda 0.1 included), and for how many the maps' is the larger.
+Over the images still classified correctly after 0, 1, 7 and 20 InfoFeature steps: the median size of each gradient
+(mean absolute value over pixels, lambda 0.1 included), and the share of images for which the CAM distance's is larger.
 """
 
 import argparse

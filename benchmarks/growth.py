@@ -1,10 +1,10 @@
-"""What a training step costs against attack steps, batch, width and devices, as a table and a plot.
+"""The cost of a training step against attack steps, batch size, width and devices, as a table and a figure.
 
   python benchmarks/growth.py --out=docs/growth.png
 
 ResNet18 of width 16 and a batch of 32 where they are not what varies; medians of interleaved steps on the first device.
-Each is divided by what the work grows by, so that a line that rises shows a term that grows faster than the work.
-Devices: floating point operations a device in the program compiled for so many, the batch staying the same.
+Each is divided by the growth of the work, so that a rising line shows a term that grows faster than the work.
+Devices: floating point operations per device in the program compiled for that number of devices, the batch fixed.
 """
 
 import argparse

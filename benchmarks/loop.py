@@ -2,7 +2,7 @@
 
   python benchmarks/loop.py --width=16 --batch_size=64
 
-Prints the median of interleaved runs and the ratios within this run. The aim: loop at most 1.1 x unrolled.
+Prints the median of interleaved runs and the ratios within this run. Target: loop at most 1.1 x unrolled.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What a training step takes of a device's memory: plain, rematerialised, with accumulated gradients, in bfloat16.
+"""The device memory of a training step: plain, rematerialised, with accumulated gradients, in bfloat16.
 
   python benchmarks/memory.py --config=configs/cifar10_resnet18.py
   pip install '.[tpu]'
   JAX_PLATFORMS=cpu python benchmarks/memory.py --config=configs/cifar10_resnet18.py --topology=v5e:2x2
 
-Compiles the step for one device without running it, and prints what XLA allocates beside the state: for this machine,
-or for a TPU that need not be there.
+Compiles the step for one device without running it, and prints what XLA allocates besides the state: for this machine,
+or for a TPU, which need not be present.
 """
 
 import os
@@ -52,8 +52,8 @@ def device() -> jax.Device:
 def workspace(config) -> int:
     """Bytes of a step's temporaries on a device."""
     size = config.batch_size
-    pictures = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
-    the_run = experiment.create(config, pathlib.Path("."), data.Dataset(pictures, pictures, pictures, 10, "none"))
+    split = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
+    the_run = experiment.create(config, pathlib.Path("."), data.Dataset(split, split, split, 10, "none"))
     the_run = the_run._replace(mesh=Mesh([device()], (devices.AXIS,)))
     step = devices.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
     batch = jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)

@@ -1,11 +1,11 @@
-"""What the devices of a training step say to each other, by the compiled program, and the efficiency it implies.
+"""The communication between devices in a training step, from the compiled program, and the efficiency it implies.
 
   python benchmarks/scaling.py --model=resnet18 --batch_size=128 --images_per_second=10000 --bandwidth=50
 
 Nothing is run: the step is compiled for 8 virtual devices, its collectives are read from the program, those inside the
-attack's loop apart. Implied for a batch of --batch_size a device, --images_per_second of one device alone (measure it
-with train_step.py), a ring of links of --bandwidth GB/s each way, and --latency microseconds a collective and doubling
-of the devices; nothing overlapped with computing: a lower bound.
+attack's loop apart. Implied for a batch of --batch_size per device, --images_per_second of one device alone (measure it
+with train_step.py), a ring of links of --bandwidth GB/s in each direction, and --latency microseconds per collective
+and doubling of the devices; no overlap with computation: a lower bound.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""How long a run takes to its first training step: the first time, and again with the compiled programs kept.
+"""Time from the start of a run to its first training step: with an empty compilation cache, and with a filled one.
 
   python benchmarks/startup.py --config=configs/cifar10_small.py --config.data.name=cifar10.npz
   python benchmarks/startup.py                       # the digits

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: medians of interleaved calls, so that ratios are of one run."""
+"""Timing for the benchmarks: medians of interleaved calls, so that ratios are within one run."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Plain PyTorch training steps and evaluations of the same work, to measure ours against. Only for benchmarks.
+"""Plain PyTorch training steps and evaluations that do the same work, as a baseline for the benchmarks.
 
 research: contiguous NCHW, and the attack's backward pass computes the parameters' gradients too, as the public
 research code does. tuned: channels_last, input gradients only.

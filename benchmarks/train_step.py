@@ -1,10 +1,10 @@
-"""One training step of ours beside PyTorch's, and the share of this machine's arithmetic that ours reaches.
+"""One training step compared with PyTorch's, and the share of this machine's peak throughput that it reaches.
 
   python benchmarks/train_step.py --method=infofeature --model=resnet18 --width=64 --batch_size=32
   python benchmarks/train_step.py --method=infofeature --model=resnet18 --width=64 --batch_size=32 --torch=tuned
 
 Without PyTorch (pip install torch==2.13.0 for a CPU) ours alone is measured. Medians of interleaved steps; ratios are
-of this run. Synthetic pictures that lie on the device: no input pipeline.
+within this run. Synthetic images already on the device: no input pipeline.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def has_torch() -> bool:
 
 
 def random_split(count: int) -> data.Split:
-    """Synthetic pictures of CIFAR-10's shape."""
+    """Synthetic images of CIFAR-10's shape."""
     rng = np.random.default_rng(0)
     return data.Split(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.int32) % 10)
 

@@ -60,7 +60,7 @@ def main() -> None:
     images, labels = jax.numpy.asarray(data.to_unit(digits.train.images)), jax.numpy.asarray(digits.train.labels)
     model = train(Classifier(jax.random.key(0)), images, labels)
 
-    # An attack wants a pure function of the images; an Equinox model is one already.
+    # An attack takes a pure function of the images; an Equinox model is one already.
     forward = partial(classify, model)
     attack = jax.jit(partial(attacks.pgd, forward, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=20))
 

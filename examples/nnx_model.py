@@ -45,7 +45,7 @@ def main() -> None:
         rows = jax.random.choice(jax.random.key(step), len(labels), (128,))
         train_step(model, optimizer, jax.numpy.asarray(images[rows]), labels[rows])
 
-    # An attack wants a pure function of the images: the model in evaluation mode, its state closed over.
+    # An attack takes a pure function of the images: the model in evaluation mode, its state closed over.
     model.eval()
     definition, state = nnx.split(model)
     forward = lambda images: nnx.merge(definition, state)(images)  # noqa: E731

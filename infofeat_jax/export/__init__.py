@@ -1,1 +1,1 @@
-"""Commands that carry trained weights elsewhere: PyTorch files, StableHLO programs, RobustBench entries."""
+"""Commands that export trained weights: PyTorch files, StableHLO programs, RobustBench entries."""

@@ -31,13 +31,13 @@ PROGRAM = ".stablehlo"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InvalidInput."""
-    logging.set_verbosity(logging.ERROR)  # orbax is talkative
+    logging.set_verbosity(logging.ERROR)  # orbax logs a lot
     options = parse(arguments)
     source, target = options.source, options.target
     if target.suffix not in ("", *TORCH_FILES, PROGRAM):
         raise InvalidInput(f"{target}: expected a directory, or a file ending in {', '.join((*TORCH_FILES, PROGRAM))}")
     if not target.suffix and target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InvalidInput(f"{target} is there already: give another name")
+        raise InvalidInput(f"{target} exists already: give another name")
     module, variables = weights.load(
         source, options.arch, mean=options.mean, std=options.std, which=options.checkpoint
     )  # fmt: skip
@@ -67,13 +67,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("source", type=pathlib.Path, metavar="SOURCE", help="a PyTorch checkpoint, or a run's directory")
     add("target", type=pathlib.Path, metavar="TARGET", help="a file or a new directory")
-    add("--arch", help="what the checkpoint must be, as resnet18; preact_resnet18_raw_shortcut: see models.from_torch")
-    add("--mean", type=numbers, help="of its normalisation of [0, 1] pixels, as 0.5 or 0.49,0.48,0.45; else its own")
+    add("--arch", help="the expected architecture, such as resnet18: see models.from_torch")
+    add(
+        "--mean", type=numbers, help="of its normalisation of [0, 1] pixels, such as 0.49,0.48,0.45; by default its own"
+    )
     add("--std", type=numbers, help="likewise")
-    add("--checkpoint", choices=["best", "latest"], default="best", help="which one of a run (best)")
+    add("--checkpoint", choices=["best", "latest"], default="best", help="which checkpoint of a run (best)")
     add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
     add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")
-    add("--batch", type=batch, default="symbolic", metavar="N", help="images a call of it; by default any number")
+    add("--batch", type=batch, default="symbolic", metavar="N", help=f"images per call of a {PROGRAM} (any number)")
     return parser.parse_args(arguments)
 
 
@@ -108,7 +110,7 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
 
 
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
-    """Writes what evaluation needs of a run: the configuration's model, and one checkpoint, of step 0."""
+    """Writes a run's directory that can be evaluated: a configuration with the model, and one checkpoint, of step 0."""
     config = configs.default()
     optimizer = optimizers.sgd(lambda _: 0.0)
     params, batch_stats = variables["params"], variables["batch_stats"]
@@ -120,7 +122,7 @@ def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables
 
 
 def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Writes a file whole or not at all."""
+    """Has `write` create a file, which appears complete or not at all. Raises InvalidInput."""
     if not path.parent.is_dir():
         raise InvalidInput(f"{path}: no such folder: {path.parent}")
     part = path.with_name(f".partial{path.suffix}")

@@ -3,7 +3,7 @@
   python -m infofeat_jax.export.robustbench runs/cifar10_wrn/infofeature entry --name=Yan2026Improving \\
       --title="Improving ..." --authors="First Author, Second Author" --venue="arXiv" --link=https://arxiv.org/abs/...
 
-The figures come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
+The accuracies come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
 model of a leaderboard. Into the directory entry go NAME.pt and model_info/DATASET/THREAT/NAME.json.
 """
 
@@ -16,10 +16,12 @@ from typing import Any
 from absl import logging
 
 from infofeat_jax import cli, models, weights
+from infofeat_jax.report.runs import read_json
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
+EVALUATE = "evaluate it, with main.py --mode=evaluate"
 EXAMPLES = 10_000  # of the test split; AutoAttack on all of them
 # (data set, norm): (name of the threat model, epsilon in 8-bit levels, as RobustBench writes it)
 LEADERBOARDS = {
@@ -32,7 +34,7 @@ FAMILIES = {models.ResNet: "ResNet", models.PreActResNet: "PreActResNet"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InvalidInput."""
-    logging.set_verbosity(logging.ERROR)  # orbax is talkative
+    logging.set_verbosity(logging.ERROR)  # orbax logs a lot
     options = parse(arguments)
     results = read_results(options.run)
     dataset = options.dataset or results["config"]["data"]["name"]
@@ -72,14 +74,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def read_results(run: pathlib.Path) -> dict[str, Any]:
     """results.json of a run. Raises InvalidInput."""
-    try:
-        return json.loads((run / "results.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"{run}: no results ({error}): evaluate it, with main.py --mode=evaluate") from None
+    results = read_json(run / "results.json")
+    if not isinstance(results, dict):
+        raise InvalidInput(f"{run}: no results.json ({results or 'no such file'}): {EVALUATE}")
+    return results
 
 
 def check_results(results: Mapping[str, Any], dataset: str) -> tuple[str, float, str]:
-    """The leaderboard's line of LEADERBOARDS. Raises InvalidInput unless the figures are those it asks for."""
+    """The entry of LEADERBOARDS. Raises InvalidInput unless the results are what that leaderboard asks for."""
     attack = results["config"]["attack"]
     if (board := LEADERBOARDS.get((dataset, attack["norm"]))) is None:
         offered = ", ".join(" ".join(key) for key in LEADERBOARDS)
@@ -106,7 +108,7 @@ def check_checkpoint(run: pathlib.Path, results: Mapping[str, Any]) -> None:
 
 
 def architecture(module) -> str:
-    """As RobustBench writes it: WideResNet-28-10, ResNet-18, PreActResNet-18; with the width if unusual."""
+    """The architecture as RobustBench writes it: WideResNet-28-10, ResNet-18 ...; with the width if unusual."""
     if isinstance(module, models.WideResNet):
         name, usual = f"WideResNet-{module.depth}-{module.widen_factor}", 16
     else:

@@ -1,7 +1,7 @@
-"""Training methods: an attack on the frozen model, the targets to learn, and the loss of the update.
+"""Training methods: an attack on the frozen model, the training targets, and the loss of the update.
 
-A loss gets the model in training mode as a function of images. Each call is one forward pass that moves
-BatchNorm's statistics, so that the number and order of passes, part of what a method is, are written there.
+A loss takes the model in training mode as a function of images. Each call is one forward pass that updates
+BatchNorm's running statistics: the number and order of passes are part of a method and are written in its loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ __all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "create", "smoot
 
 
 class Method(NamedTuple):
-    """A training method. The train step knows nothing else of it."""
+    """A training method: all that the train step needs to know of it."""
 
     attack: Attack | None  # on the frozen model: BatchNorm on running statistics
     targets: Callable[[Forward, Images, Labels], Probabilities]
@@ -36,7 +36,7 @@ class Method(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What methods are made from; None is the method's own default."""
+    """The options of a method; None is the method's own default."""
 
     num_classes: int
     attack: Mapping  # epsilon, step_size, num_steps, norm, in the images' units
@@ -136,7 +136,7 @@ def _adversarial_interpolation(options: Options) -> Method:
 
 
 def _bilateral(options: Options) -> Method:
-    """Bilateral Adversarial Training (Wang & Zhang, 2019): PGD to the likeliest wrong class, own labels.
+    """Bilateral Adversarial Training (Wang & Zhang, 2019): PGD to the most likely wrong class, adversarial labels.
 
     label_smoothing: the strength where the wrong classes are equally likely. None is the authors' factor of 9
     between the label and the most likely wrong class: 0.5 for 10 classes.

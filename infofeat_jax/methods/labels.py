@@ -1,4 +1,4 @@
-"""What a method lets the network learn for an image: a distribution over the classes, [b, k]."""
+"""Training targets: distributions over the classes, [b, k]."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ _FLOOR = 0.01
 
 
 def smooth(labels: Labels, num_classes: int, strength: float) -> Probabilities:
-    """1 - strength for the label, the rest evenly for the others, as FeatureScatter and Bag of Tricks do."""
+    """1 - strength for the label, the rest evenly for the others, as in Feature Scattering and Bag of Tricks."""
     others = strength / (num_classes - 1)
     return jax.nn.one_hot(labels, num_classes) * (1 - strength - others) + others
 

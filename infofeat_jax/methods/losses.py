@@ -1,7 +1,7 @@
 """The losses of the update: (training forward, batch) -> the loss [b], whose mean is descended, and logits [b, k].
 
 The logits are those of the perturbed images, for the training accuracy. Each call of `forward` is one
-training-mode pass that moves BatchNorm's statistics, in the order written. Losses and gradients
+training-mode pass that updates BatchNorm's running statistics, in the order written. Losses and gradients
 are finite for finite logits.
 """
 
@@ -18,7 +18,7 @@ from infofeat_jax.types import Forward, Images, InvalidInput, Labels, Outputs, P
 
 
 class Batch(NamedTuple):
-    """What a loss reads."""
+    """The arguments of a loss besides the model."""
 
     images: Images  # augmented, unperturbed
     perturbed: Images  # the same without an attack
@@ -36,7 +36,7 @@ _MATCHED_LOGITS = 2.0  # the weight of the logit pairing in Feature Matching's c
 
 
 def adversarial_cross_entropy(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
-    """Eq. 4 and 8: cross-entropy of the perturbed images, and of nothing else."""
+    """Eq. 4 and 8: the cross-entropy of the perturbed images alone."""
     logits = forward(batch.perturbed).logits
     return optax.softmax_cross_entropy(logits, batch.targets), logits
 
@@ -112,7 +112,7 @@ def grad_cam(outputs: Outputs, labels: Labels, *, normalize: bool = True) -> Flo
 def trades(weight: float) -> Loss:
     """TRADES (Zhang et al., 2019): CE(z, y) + weight * KL(p(x) || p(x')); nothing is detached.
 
-    Three passes as in the authors' code: x, x', and x again, which only moves BatchNorm once more.
+    Three passes as in the authors' code: x, x', and x again, which only updates BatchNorm's statistics once more.
     """
 
     def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
@@ -145,7 +145,7 @@ def mart(weight: float) -> Loss:
 
 
 def _forward_both(forward: Forward, batch: Batch) -> tuple[Outputs, Outputs]:
-    """Clean and perturbed outputs from one pass, in which BatchNorm sees both."""
+    """Clean and perturbed outputs from one pass, in which BatchNorm's batch holds both."""
     both, count = forward(jnp.concatenate([batch.images, batch.perturbed])), len(batch.labels)
     per_example = both._replace(kernel=None)
     halves = (jax.tree.map(lambda x: x[:count], per_example), jax.tree.map(lambda x: x[count:], per_example))

@@ -1,4 +1,4 @@
-"""The convolution of all models, and its forms for the CPU, whose compiler has slow paths."""
+"""The convolution of all models, with implementations that avoid slow paths of XLA's CPU compiler."""
 
 import math
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ Features = Float[Array, "b _ _ _"]
 Kernel = Float[Array, "s s i o"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_FEW_PIXELS = 4  # of an output that is computed pixel by pixel
+_FEW_PIXELS = 4  # of an output computed pixel by pixel
 _FEW_INPUTS = 36  # values that an output pixel depends on: 3x3 of up to 4 channels
 _MANY_CHANNELS = 32  # for which products in bfloat16 are faster than XLA:CPU's convolution
 _NARROW = 4  # columns of an input for which a product over all nine taps is
@@ -22,9 +22,9 @@ _NARROW = 4  # columns of an input for which a product over all nine taps is
 def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
     """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's (Flax's "SAME" differs at stride 2).
 
-    On a CPU as matrix products where XLA's convolution is slower than those: 1x1 kernels, few input channels (a
-    network's first layer), outputs of 2x2 and fewer pixels (30 times as fast), many channels in bfloat16, which the
-    convolution computes in float32. Elsewhere with its own input gradient.
+    On a CPU it is computed as matrix products where XLA's convolution is slower: 1x1 kernels, few input channels (a
+    network's first layer), outputs of at most 2x2 pixels (30 times as fast), many channels in bfloat16, which XLA
+    convolves in float32. Other cases use XLA's convolution with a custom input gradient.
     """
     if jax.default_backend() != "cpu":
         return plain_convolve(x, kernel, stride)
@@ -85,14 +85,16 @@ def _kernel_gradient(x: Features, gradient: Features, *, size: int, stride: int)
 
 
 def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
-    """x.transpose(axes) by itself: as part of other operations XLA:CPU does those again for each number it fetches."""
+    """x.transpose(axes), not fused: fused with other operations XLA:CPU would recompute those for each element read."""
     with set_xla_metadata(inlineable="false"):
         return jax.jit(lambda x: x.transpose(axes))(x)
 
 
 def _input_gradient(gradient: Features, kernel: Kernel, *, stride: int, shape: tuple[int, ...]) -> Features:
-    """Written out, the kernel's transpose behind a barrier: inside a loop XLA:CPU folds the transpose of JAX's own
-    into the convolution's dimension labels and then misses its fast path."""
+    """The convolution of the gradient with the transposed kernel, the transpose behind a barrier.
+
+    Inside a loop XLA:CPU folds JAX's own transpose into the convolution's dimension labels and misses its fast path.
+    """
     size = kernel.shape[0]
     if stride == 1:
         return _loop_safe_convolve(gradient, _transpose(kernel[::-1, ::-1]), 1)
@@ -102,9 +104,9 @@ def _input_gradient(gradient: Features, kernel: Kernel, *, stride: int, shape: t
 
 
 def _input_gradient_of_halving(gradient: Features, kernel: Kernel) -> Features:
-    """Of a 3x3 kernel at stride 2: even and odd rows and columns by themselves, instead of a convolution with zeros.
+    """For a 3x3 kernel at stride 2: even and odd rows and columns separately, instead of a dilated convolution.
 
-    In each direction an even pixel was met by the kernel's middle only, an odd one by its last and its first.
+    In each direction an even pixel only meets the kernel's middle tap, an odd one its last and its first.
     """
     transposed = _transpose(kernel)
     taps = slice(1, 2), slice(None, None, -2)
@@ -157,7 +159,7 @@ def _pixelwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
 
 
 def _product(x: Float[Array, "... i"], taps: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ taps; of bfloat16 XLA:CPU's sums in float32 are twice as fast, and exact."""
+    """x @ taps; for bfloat16, accumulation in float32 is twice as fast on XLA:CPU, and more accurate."""
     return jnp.matmul(x, taps, preferred_element_type=jnp.float32).astype(x.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Convolution, batch normalisation and the CAM-returning head that every model is made of."""
+"""The layers of all models: convolution, batch normalisation, and the head that returns CAMs."""
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # Py
 
 
 class Conv(nn.Module):
-    """Square convolution without bias; its kernel may be scaled per output channel on the way."""
+    """Convolution with a square kernel and no bias; `scale` multiplies the kernel per output channel."""
 
     features: int
     size: int = 3

@@ -97,7 +97,7 @@ class PreActResNet(nn.Module):
 
 
 def rematerialised(block: type[nn.Module], remat: bool) -> type[nn.Module]:
-    """`block`, of whose activations only the input is kept for the backward pass if `remat`."""
+    """`block`; with `remat` only its input is kept for the backward pass, and its activations are recomputed."""
     return nn.remat(block, static_argnums=(2,)) if remat else block  # 2: train
 
 

@@ -1,4 +1,4 @@
-"""A model as one file for serving: weights and program together, as StableHLO (jax.export)."""
+"""Export of a model for serving: weights and program in one StableHLO file (jax.export)."""
 
 from pathlib import Path
 from typing import Literal
@@ -30,8 +30,8 @@ def export(
     Args:
       module, variables: from `create`, `from_torch` or training; used in evaluation mode.
       image_shape: (h, w, c).
-      batch: how many images a call takes; "symbolic": any number of them.
-      platforms: what it is to run on.
+      batch: the number of images per call; "symbolic": any number of them.
+      platforms: the platforms to compile for at load time.
 
     Raises:
       InvalidInput: the batch is not a positive number, or the images do not fit the model.

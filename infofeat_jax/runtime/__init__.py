@@ -1,1 +1,1 @@
-"""What the operating system and JAX's runtime need: devices, processes, signals, locks, memory, files, the console."""
+"""The interface to the operating system and to JAX's runtime: devices, processes, signals, memory, files, console."""

@@ -9,9 +9,9 @@ _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 
 
 def keep_compiled() -> None:
-    """Has JAX keep compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where.
+    """Makes JAX keep compiled programs in the user's cache directory, unless JAX_COMPILATION_CACHE_DIR says where.
 
-    One directory a host, because programs for the CPU are made for its very model.
+    One directory per host, because programs for a CPU are compiled for its exact model.
     """
     if jax.config.jax_compilation_cache_dir is None:  # pyrefly: ignore[missing-attribute] - set at run time
         root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -19,10 +19,10 @@ def keep_compiled() -> None:
 
 
 def tune_cpu() -> None:
-    """Has XLA:CPU convolve with Eigen instead of YNNPACK, unless XLA_FLAGS choose; before JAX meets its devices.
+    """Makes XLA:CPU convolve with Eigen, not YNNPACK, unless XLA_FLAGS choose; call it before JAX finds its devices.
 
     YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10.2) and can be half as fast at 256 and more
-    (0.11.2): docs/performance.md. Matrix products stay with it. Accelerators do not notice.
+    (0.11.2): docs/performance.md. Matrix products stay with it. Accelerators are not affected.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _YNNPACK not in flags:

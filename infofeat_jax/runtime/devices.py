@@ -1,9 +1,9 @@
-"""Programs over all devices; the only file that knows how a batch is split.
+"""Programs over all devices: how batches are split and states replicated. No other module knows.
 
-"jit" (default): one program over a mesh, the batch split, the state replicated. The semantics are those of
-the whole batch on any number of devices: BatchNorm, batch-coupled attacks and random numbers do not change.
-"pmap": per-device semantics, as PyTorch's DataParallel code of the peers. BatchNorm and batch-coupled attacks
-see their device's examples, gradients and statistics are averaged. jax.pmap is jit(shard_map) since JAX 0.8,
+"jit" (default): one program over a mesh, the batch split, the state replicated. Whole-batch
+semantics on any number of devices: BatchNorm, batch-coupled attacks and random numbers do not change.
+"pmap": per-device semantics, as in the PyTorch DataParallel code of related work. BatchNorm and batch-coupled attacks
+see only their device's examples; gradients and statistics are averaged. jax.pmap is jit(shard_map) since JAX 0.8,
 and in those terms it is written here.
 """
 
@@ -21,12 +21,12 @@ AXIS = "batch"
 
 
 def mesh() -> Mesh:
-    """All devices of all processes, in one axis."""
+    """A mesh of all devices of all processes, with one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def own_part(mesh: Mesh, tree: PyTree) -> tuple[Mesh, PyTree]:
-    """This process's devices, and replicated arrays on them: for what each process computes by itself."""
+    """This process's devices, and replicated arrays on them: for what each process computes on its own."""
     if jax.process_count() == 1:
         return mesh, tree
     own = Mesh(np.array(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
@@ -57,7 +57,7 @@ def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def shard(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Splits global host arrays along the batch; each process hands over only the part of its devices."""
+    """Splits global host arrays along the batch; each process transfers only the parts of its devices."""
     sharding = NamedSharding(mesh, P(AXIS))
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), tree)
 

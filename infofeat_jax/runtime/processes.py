@@ -1,4 +1,4 @@
-"""The processes of a multi-host run: how they find each other, which one writes, and how they end."""
+"""The processes of a multi-host run: connecting them, choosing the writer, ending them."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     """Joins the processes of a multi-host run.
 
     `coordinator` is "host:port" of process 0; "auto" finds everything itself (TPU pods, SLURM); "" is one process.
-    A process that is not heard of for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
+    A process that does not respond for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
     """
     timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
     if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:

@@ -1,7 +1,7 @@
 """Signals that ask a run to stop.
 
-A stop is asked for by SIGTERM (preemption, a scheduler's time limit) or Ctrl-C. It is noted, and heeded between two
-steps, where the state can be saved. A second signal ends the process as usual.
+SIGTERM (preemption, a scheduler's time limit) or Ctrl-C requests a stop. It is recorded, and obeyed between two steps,
+where the state can be saved. A second signal ends the process as usual.
 """
 
 import os
@@ -16,7 +16,7 @@ _asked = {"stop": False, "looks": 0}  # signals belong to the process, and so do
 
 
 def listen() -> None:
-    """Notes signals from now on. In a run of several processes JAX itself notes SIGTERM, to agree on one step."""
+    """Records signals from now on. In a run of several processes JAX itself records SIGTERM, to agree on one step."""
     several = jax.process_count() > 1
 
     def note(number, frame) -> None:
@@ -32,7 +32,7 @@ def listen() -> None:
 
 
 def requested() -> bool:
-    """Whether to stop here. All processes of a run must ask equally often: they get the same answers."""
+    """Whether to stop here. All processes of a run must call this equally often; they get the same answers."""
     if jax.process_count() == 1:
         return _asked["stop"]
     _asked["looks"] += 1

@@ -1,1 +1,1 @@
-"""PyTorch checkpoints in and out: state_dicts of the public classes."""
+"""Reading and writing PyTorch checkpoints: state_dicts of the public classes."""

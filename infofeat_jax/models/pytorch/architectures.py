@@ -1,4 +1,4 @@
-"""Which of our modules the keys and shapes of a PyTorch network describe."""
+"""The architecture of a PyTorch network, from the keys and shapes of its state_dict."""
 
 import flax.linen as nn
 

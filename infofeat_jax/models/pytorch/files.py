@@ -19,7 +19,7 @@ from infofeat_jax.types import InvalidInput
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """What the file holds, nested as it is there. Raises InvalidInput; never runs code from the file."""
+    """The contents of the file, nested as they are there. Raises InvalidInput; never runs code from the file."""
     path = Path(path)
     if not path.is_file():
         raise InvalidInput("no such file")

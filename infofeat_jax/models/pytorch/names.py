@@ -1,4 +1,4 @@
-"""How PyTorch names and lays out what our models hold. Nearly mechanical: modules are named after its keys.
+"""Conversion between PyTorch's keys and axes and ours. Nearly mechanical: modules are named after PyTorch's keys.
 
 `params/layer2_0/shortcut_0/kernel` [h, w, in, out] is `layer2.0.shortcut.0.weight` [out, in, h, w];
 `batch_stats/bn1/mean` is `bn1.running_mean`.
@@ -49,7 +49,7 @@ def _torch_layout(array: np.ndarray) -> np.ndarray:
 
 
 def to_variables(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[str, dict]:
-    """The variables of `module` from `state`, as float32. InvalidInput also lists impossible values' keys."""
+    """The variables of `module` from `state`, as float32. InvalidInput also lists the keys with impossible values."""
     keys = match(state, module)
     if unsound := [key for key in keys.values() if not _sound(key, state[key])]:
         raise InvalidInput(listing("with impossible values (not finite, complex, negative variance)", unsound))
@@ -60,7 +60,7 @@ def to_variables(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[str
 
 
 def _sound(key: str, array: np.ndarray) -> bool:
-    """Whether a network can hold such values. A broken one would pass for a poor one."""
+    """Whether a trained network can hold such values. Otherwise a damaged file would pass for a poor model."""
     real = array.dtype.kind != "c" and bool(np.isfinite(array).all())
     return real and not (key.endswith("running_var") and (array < 0).any())
 

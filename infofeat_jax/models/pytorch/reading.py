@@ -1,4 +1,4 @@
-"""A PyTorch checkpoint as one of our models."""
+"""Conversion of a PyTorch checkpoint to one of our models."""
 
 import re
 from collections import Counter
@@ -36,16 +36,16 @@ def from_torch(
     Knows the CIFAR networks of FeatureScatter, AdvInterp, TRADES, MART, AWP, robust_overfitting and
     RobustBench: ResNet-18, PreAct-ResNet-18 (and other depths made of the same blocks) and WideResNet-D-W.
     Depth, width and number of classes are read from the shapes. Prefixes such as `module.`, nesting, counters
-    and unused branches are seen through. Code in a file is never executed.
+    and unused branches are ignored. Code in a file is never executed.
 
     Args:
       path_or_state_dict: .safetensors or .npz; .pt, .pth and the like (these need PyTorch); or arrays or
         tensors by key.
-      arch: what it must be: resnet18, preact_resnet18, wrn_34_10 ...; None takes what it is. No shape tells
-        what a PreActResNet's shortcuts convolve: taken to be relu(bn(x)) where there is a final BatchNorm
+      arch: the expected architecture: resnet18, preact_resnet18, wrn_34_10 ...; None accepts any. No shape tells
+        what a PreActResNet's shortcuts convolve: assumed to be relu(bn(x)) where there is a final BatchNorm
         (robust_overfitting, RobustBench's bn_before_fc with out_shortcut) and the raw x where there is none
-        (RobustBench's default). preact_resnet18_activated_shortcut, preact_resnet18_raw_shortcut say which.
-      mean, std: the normalisation it was trained with, a number or one a channel, in units of [0, 1] pixels:
+        (RobustBench's default). preact_resnet18_activated_shortcut and preact_resnet18_raw_shortcut choose.
+      mean, std: the normalisation it was trained with, a number or one per channel, in units of [0, 1] pixels:
         0.5 and 0.5 for networks of images in [-1, 1] (FeatureScatter, AdvInterp). None: its own buffers (mu
         and sigma, mean and std, normalize.mean ...); without those none, 0 and 1.
       key: which network, where a file holds several: "net", or "ema.net" if nested.

@@ -1,4 +1,4 @@
-"""Our models as PyTorch state_dicts, under the keys of the public classes."""
+"""Conversion of our models to PyTorch state_dicts, under the keys of the public classes."""
 
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def to_torch(
 ) -> StateDict:
     """The state_dict, NumPy arrays by key, that the public PyTorch class loads with strict=True.
 
-    `from_torch` takes it back bit for bit. Normalisation is part of our modules and of no public class: feed
-    that (images - mean) / std, with the module's `mean` and `std`. (It cannot go into the first convolution,
+    `from_torch` reads it back bit for bit. Normalisation is part of our modules and of no public class: give
+    those (images - mean) / std, with the module's `mean` and `std`. (It cannot go into the first convolution,
     which pads with zeros *after* normalisation.) Classes that normalise by buffers: `mean` and `std` below.
 
     Args:
       variables: params and batch_stats of a ResNet, PreActResNet or WideResNet from `models.create`.
-      arch: what they must be (see `from_torch`); None takes what they are.
+      arch: the expected architecture (see `from_torch`); None accepts any.
       mean, std: written as the buffers `mu` and `sigma` [1, c, 1, 1] of RobustBench's classes; None: none.
       sub_block1: adds the branch, never run, of the WideResNet of TRADES, MART and AWP: a copy of block1.
       num_batches_tracked: PyTorch's count of training steps, unused at its default momentum; we keep none.
