@@ -64,7 +64,9 @@ def probe(
     _, large = run(half, half / 10, LARGE_STEPS, images, wrong)
     fooled = {"clean": wrong, "one step": one, "steps": some, "more steps": more, "restarts": again}
     fooled["large budget"] = large
-    return Probes(*map(np.asarray, looks), {name: ~np.asarray(values) for name, values in fooled.items()})
+    zero, saturated, noise, normalised = map(np.asarray, looks)
+    correct = {name: ~np.asarray(values) for name, values in fooled.items()}
+    return Probes(zero, saturated, noise, normalised, correct)
 
 
 def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]:

@@ -4,7 +4,7 @@ import hashlib
 import pathlib
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import optax
@@ -170,7 +170,7 @@ def report_steps(
     reporting.show(step, f"epoch {epoch}/{settings.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
 
 
-def interrupt(training: Training, reporting: Reporting, state: State, seconds: float) -> None:
+def interrupt(training: Training, reporting: Reporting, state: State, seconds: float) -> NoReturn:
     """Saves the state where it is, and raises Stopped."""
     step, checkpoints = int(state.step), reporting.checkpoints
     if step and step not in {*checkpoints.epochs.all_steps(), *checkpoints.interrupted.all_steps()}:
