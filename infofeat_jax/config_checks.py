@@ -60,7 +60,7 @@ def each(rule: Rule, text: str) -> Rule:
 
 RULES = {
     "seed": between(0, MAX_SEED),
-    "batch_size": between(1, MAX_BATCH),
+    "batch_size": between(1, MAX_BATCH, f"1 or more, at most {MAX_BATCH}"),
     "accumulate_steps": between(1, MAX_BATCH),
     "num_epochs": between(1, MAX_STEPS),
     "log_every": at_least(1),
