@@ -1,4 +1,4 @@
-"""CIFAR-10 reduced to what a 2-core machine trains in half an hour: the paper's Table 1 in small.
+"""CIFAR-10 reduced to what a 2-core machine trains in half an hour: the paper's Table 1 at reduced scale.
 
 ResNet18 of width 16 (not 64), 20,000 training images, 8 epochs (not 120) with the learning rate dropped at half
 and three quarters of them as in the paper, 2,000 test images. Figures are not comparable with the paper's.

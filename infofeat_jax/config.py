@@ -104,7 +104,7 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep = 2  # newest checkpoints, besides the best
-    config.max_loss = 1e4  # a larger loss, or one that is no number, stops the run
+    config.max_loss = 1e4  # a larger or a non-finite loss stops the run
     config.skip_batches = 0  # how many batches with such a loss may be left out, going back to the last checkpoint
     config.log_every = 20  # steps
     config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow

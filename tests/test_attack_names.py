@@ -58,7 +58,7 @@ def test_every_attack_of_the_library_has_a_name():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pgd", "expected 1 to 100000 steps, as pgd20"),
+        ("pgd", "unknown attack 'pgd' in config.eval"),
         ("pgd0", "expected 1 to 100000 steps"),
         ("pgd3000000000", "expected 1 to 100000 steps"),
         ("fgsm5", "unknown attack 'fgsm5' in config.eval: choose of clean"),

@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 
 
 def images(n=64, height=6, width=5, channels=3):
-    """Pictures without black and without equal pixels, so every place is recognised."""
+    """Images without black and without equal pixels, so every place is recognised."""
     pixels = np.arange(1, n * height * width * channels + 1, dtype=np.float32)
     return jnp.asarray((pixels / (len(pixels) + 1)).reshape(n, height, width, channels))
 

@@ -189,13 +189,13 @@ def test_survivors_keep_their_places_through_compaction():
         return state._replace(adversarial=state.adversarial + (state.due == t)[:, None, None, None], success=broken)
 
     due = np.random.default_rng(0).permutation(60).astype(np.int32)  # 40 and later: never
-    pictures = np.arange(60, dtype=np.float32).reshape(60, 1, 1, 1)
+    images = np.arange(60, dtype=np.float32).reshape(60, 1, 1, 1)
     forward = jax.tree_util.Partial(lambda x: x)
     sizes = bucket_sizes(60, 60)
-    batch = survivors.Batch(forward, pictures, due, due[:, None], sizes, jnp.asarray)
+    batch = survivors.Batch(forward, images, due, due[:, None], sizes, jnp.asarray)
     found = survivors.attack(survivors.stage("fake", Search(start, step, 40)), KEY, batch)
     np.testing.assert_array_equal(found.broken, due < 40)
-    np.testing.assert_array_equal(found.adversarial, pictures + (due < 40)[:, None, None, None])
+    np.testing.assert_array_equal(found.adversarial, images + (due < 40)[:, None, None, None])
     assert found.queries < 40 * 60
 
 

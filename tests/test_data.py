@@ -24,15 +24,15 @@ from infofeat_jax.data import batches, prepared
 from infofeat_jax.types import InvalidInput
 
 
-def pictures(n, shape=(6, 5, 3), seed=0):
+def create_images(n, shape=(6, 5, 3), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
 
 
 def arrays(train=30, test=12, classes=4):
     return {
-        "image_train": pictures(train),
+        "image_train": create_images(train),
         "label_train": np.arange(train) % classes,
-        "image_test": pictures(test, seed=1),
+        "image_test": create_images(test, seed=1),
         "label_test": np.arange(test) % classes,
     }
 
@@ -172,11 +172,11 @@ def test_unknown_name_lists_the_choices():
             {"image_test": None, "label_test": None},
             "lacks image_test, label_test; it has image_train, label_t",
         ),
-        ({"image_train": pictures(30) / 255}, "image_train has dtype float64, expected uint8"),
-        ({"image_train": pictures(30, (3, 6, 5))}, "image_train has shape (30, 3, 6, 5), expected"),
-        ({"image_train": pictures(30, ())}, "image_train has shape (30,), expected [n, h, w]"),
-        ({"image_test": pictures(12, (6, 6, 3))}, "different shapes, (6, 5, 3) and (6, 6, 3)"),
-        ({"image_test": pictures(0)}, "image_test is empty"),
+        ({"image_train": create_images(30) / 255}, "image_train has dtype float64, expected uint8"),
+        ({"image_train": create_images(30, (3, 6, 5))}, "image_train has shape (30, 3, 6, 5), expected"),
+        ({"image_train": create_images(30, ())}, "image_train has shape (30,), expected [n, h, w]"),
+        ({"image_test": create_images(12, (6, 6, 3))}, "different shapes, (6, 5, 3) and (6, 6, 3)"),
+        ({"image_test": create_images(0)}, "image_test is empty"),
         ({"label_train": np.zeros(0, int)}, "label_train is empty"),
         ({"label_train": np.zeros(29, int)}, "image_train has 30 images but label_train 29"),
         ({"label_train": np.zeros(30)}, "label_train is float64 of shape (30,), expected integers"),
@@ -252,7 +252,7 @@ def test_names_that_are_no_directories(directory, monkeypatch):
 
 
 def write_tfds(root, splits, file_format="array_record"):
-    """Prepares a small cifar10 with TFDS, which would need TensorFlow to encode the pictures itself."""
+    """Prepares a small cifar10 with TFDS, which would need TensorFlow to encode the images itself."""
     import tensorflow_datasets as tfds
     from PIL import Image
     from tensorflow_datasets.core import registered
@@ -284,8 +284,8 @@ def write_tfds(root, splits, file_format="array_record"):
 
 
 CIFAR = {
-    "train": data.Split(pictures(23, (32, 32, 3)), np.arange(23) % 9),  # class 9 is in no example
-    "test": data.Split(pictures(7, (32, 32, 3), seed=1), np.arange(7) % 9),
+    "train": data.Split(create_images(23, (32, 32, 3)), np.arange(23) % 9),  # class 9 is in no example
+    "test": data.Split(create_images(7, (32, 32, 3), seed=1), np.arange(7) % 9),
 }
 
 
@@ -528,7 +528,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 @given(n=SIZES, batch_size=SIZES)
 def test_padded_batches_hold_every_example_once(n, batch_size):
-    split = data.Split(pictures(n, (2, 2, 1)), np.arange(n, dtype=np.int32))
+    split = data.Split(create_images(n, (2, 2, 1)), np.arange(n, dtype=np.int32))
     seen = []
     for images, labels, mask in batches.padded_batches(split, batch_size):
         assert images.shape == (batch_size, 2, 2, 1)
@@ -540,7 +540,7 @@ def test_padded_batches_hold_every_example_once(n, batch_size):
 
 
 def test_batch_sizes_that_do_not_fit():
-    split = data.Split(pictures(3), np.zeros(3, np.int32))
+    split = data.Split(create_images(3), np.zeros(3, np.int32))
     assert message(batches.padded_batches, split, 0) == "batch_size=0: expected 1 or more"
     assert message(batches.steps_per_epoch, 10, -1) == "batch_size=-1: expected 1 or more"
     assert message(batches.batch_indices, 0, 0, 10, 11).endswith("larger than the training set: expected 1 to 10")

@@ -45,7 +45,7 @@ def test_defaults_of_the_row_not_of_the_base():
         (("x: method.nme=madry",), "'method.nme=madry' in 'x: method.nme=madry': expected FIELD=VALUE"),
         (("x: method",), "'method' in 'x: method': expected FIELD=VALUE"),
         (("x: batch_size=many",), "'batch_size=many'"),
-        (("x: batch_size=0",), "config.batch_size = 0: expected 1 to"),
+        (("x: batch_size=0",), "config.batch_size = 0: expected 1 or more"),
         (("madry", "madry: seed=3"), "has madry-seed0 twice"),
     ],
 )

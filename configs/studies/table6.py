@@ -5,7 +5,7 @@ Expected (the paper; noise, Standard PGD10, CW10, Madry PGD10, CW10, in %):
   standard     92.1 / 35.8 / 30.1 / 82.4 / 81.1
   madry        88.7 / 88.6 / 88.4 / 75.3 / 74.6
   infofeature  89.8 / 89.8 / 88.3 / 76.6 / 75.2
-In small, on Table 1's study with two seeds: crafted on the models of seed 1, against those of seed 0.
+At reduced scale, on Table 1's study with two seeds: crafted on the models of seed 1, against those of seed 0.
 
   python main.py --config=configs/studies/table6.py --workdir=runs/table3 --mode=evaluate
   python main.py --config=configs/studies/table6.py:digits --workdir=runs/table1-digits --mode=evaluate

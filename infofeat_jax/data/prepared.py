@@ -102,8 +102,8 @@ def _decode(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
             rows = range(start, min(start + READ_CHUNK, len(source)))
             for row, record in zip(rows, records.__getitems__(rows), strict=True):
                 feature = tf_example_pb2.Example.FromString(record).features.feature
-                with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as picture:
-                    images[row] = np.asarray(picture)
+                with Image.open(io.BytesIO(feature["image"].bytes_list.value[0])) as decoded:
+                    images[row] = np.asarray(decoded)
                 labels[row] = feature["label"].int64_list.value[0]
     return images, labels
 

@@ -75,14 +75,16 @@ class AttackSpec(NamedTuple):
 
 def parse(name: str) -> AttackSpec:
     """The attack behind a name. Raises InvalidInput."""
-    match = re.fullmatch(r"\s*([a-z_]+(?:-[a-z]+)*(?:-\d+)?)(\d*)\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name))
+    match = re.fullmatch(r"\s*([a-z_]+(?:-[a-z]+)*(?:-\d+)?)(\d{0,12})\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name))
     if not isinstance(name, str) or not match:
         raise _unknown(name)
     attack, steps, options, source = match[1], match[2], match[3] or "", match[4] or ""
     if attack in ITERATED:
-        if not steps or not 1 <= int(steps[:9]) <= MOST_STEPS or len(steps) > 9:
+        if steps and not 1 <= int(steps) <= MOST_STEPS:
             raise InvalidInput(f"attack {name!r}: expected 1 to {MOST_STEPS} steps, as {attack}20")
-    elif attack not in (*SINGLE, *CASCADES) or steps:
+    elif attack not in (*SINGLE, *CASCADES):
+        raise _unknown(name)
+    if bool(steps) != (attack in ITERATED):
         raise _unknown(name)
     if source and attack in CASCADES:
         raise InvalidInput(f"attack {name!r}: {attack} cannot be crafted on another run: choose pgdN, cwN, ...")

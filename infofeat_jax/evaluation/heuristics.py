@@ -1,4 +1,4 @@
-"""Signs that a robust accuracy is better than the model.
+"""Heuristics for overestimated robustness: what makes a measured robust accuracy doubtful.
 
 After the checklists of Athalye et al. ("Obfuscated gradients give a false sense of security", 2018) and Carlini
 et al. ("On evaluating adversarial robustness", 2019), and the warnings of AutoAttack (Croce & Hein, 2020).
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool
 
+from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.probes import MORE_STEPS, RESTARTS, STEPS, Probes
 
 RANDOM = 1e-3  # relative difference of logits; rounding by another place in the batch stays far below
@@ -25,7 +26,7 @@ def flags(
     outcomes: Mapping[str, np.ndarray] | None = None,
     stages: Mapping[str, np.ndarray] | None = None,
 ) -> list[str]:
-    """One sentence for each sign that the measured robustness is not to be trusted: what was seen, what it means.
+    """One sentence for each heuristic that fires: what was seen, and what it means.
 
     Args:
       probes: what `probes.probe` saw, if it was run.
@@ -88,7 +89,8 @@ def _of_effort(probes: Probes) -> Iterator[str]:
 
 
 def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
-    longest = max((name for name in outcomes if _steps(name, "pgd")), key=lambda name: _steps(name, "pgd"), default="")
+    steps = {name: _pgd_steps(name) for name in outcomes if _pgd_steps(name)}
+    longest = max(steps, key=lambda name: steps[name], default="")
     if longest and "fgsm" in outcomes and _beats(outcomes["fgsm"], outcomes[longest], MEASURED):
         yield (
             f"one step beats many: {_accuracies('fgsm', longest, outcomes)}; the gradients mislead an iterated attack"
@@ -102,9 +104,11 @@ def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
 
 def _of_black_boxes(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Attacks that see no gradient of this model against the strongest that does."""
-    white_box = [name for name in outcomes if name[-1:].isdigit() and "@" not in name]
-    for name in outcomes:
-        if white_box and ("@" in name or name == "noise"):
+    specs = {name: attack_names.parse(name) for name in outcomes}
+    inside = {name: spec for name, spec in specs.items() if not spec.has_own_epsilon}
+    white_box = [name for name, spec in inside.items() if spec.steps and not spec.source]
+    for name, spec in inside.items():
+        if white_box and (spec.source or spec.attack in ("noise", "square")):
             strongest = min(white_box, key=lambda other: outcomes[other].mean())
             if _beats(outcomes[name], outcomes[strongest], MEASURED):
                 yield (
@@ -125,9 +129,10 @@ def _of_stages(stages: Mapping[str, np.ndarray]) -> Iterator[str]:
         )
 
 
-def _steps(name: str, attack: str) -> int:
-    number = name.removeprefix(attack)
-    return int(number) if number.isdigit() else 0
+def _pgd_steps(name: str) -> int:
+    """Of PGD on the model itself in the evaluation's threat model; 0 of other attacks."""
+    spec = attack_names.parse(name)
+    return spec.steps or 0 if spec.attack == "pgd" and not spec.source and not spec.has_own_epsilon else 0
 
 
 def _accuracies(first: str, second: str, outcomes: Mapping[str, np.ndarray]) -> str:

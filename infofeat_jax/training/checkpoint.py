@@ -199,7 +199,7 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def finished(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The directories of all checkpoints; while one is being written its name is no number."""
+    """The directories of all checkpoints; one that is being written has another kind of name."""
     return sorted(path for name in (EPOCHS, INTERRUPTED) for path in (workdir / name).glob("*") if path.name.isdigit())
 
 
