@@ -87,7 +87,7 @@ def test_autoattack_on_a_trained_run(main, finished):
         assert results["autoattack_stages"]["square"] == results["autoattack"]
         queries = state["queries"]
     for flag in results["flags"]:
-        assert f"warning: {flag}" in printed
+        assert f"warning: {workdir.name}: {flag}" in printed
     written = (workdir / "autoattack.npz").stat().st_mtime_ns
     main(*QUICK, f"--workdir={workdir}", *flags)
     assert (workdir / "autoattack.npz").stat().st_mtime_ns >= written

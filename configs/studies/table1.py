@@ -8,7 +8,7 @@ Expected (the paper; clean / FGSM / PGD7 / PGD20 / CW20, in %):
   feature_scatter            89.5 / 69.8 / 61.0 / 50.2 / 44.2
   adversarial_interpolation  90.0 / 70.4 / 61.0 / 47.5 / 44.1
   infofeature                85.1 / 69.3 / 61.3 / 49.3 / 48.0
-Hardware: an accelerator. At reduced scale (width 16, 20,000 images, 8 epochs) 2 CPU cores and about two and a half hours;
+Hardware: an accelerator. At reduced scale (width 16, 20,000 images, 8 epochs) 2 CPU cores, about two and a half hours;
 on handwritten digits about ten minutes.
 
   python main.py --config=configs/studies/table1.py
