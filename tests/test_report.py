@@ -398,8 +398,8 @@ def test_results_that_are_no_object_are_a_gap(tmp_path, text):
         ("clean", ("clean", None, "", ""), "clean"),
         (
             "pgd20(step_size=1,restarts=5)",
-            ("pgd", 20, "step_size=1, restarts=5", ""),
-            "PGD20 (step_size=1, restarts=5)",
+            ("pgd", 20, "restarts=5, step_size=1", ""),
+            "PGD20 (restarts=5, step_size=1)",
         ),
         ("apgd-t", ("apgd-t", None, "", ""), "APGD-T"),
         ("square(num_queries=1000)", ("square", None, "num_queries=1000", ""), "Square (num_queries=1000)"),
@@ -425,7 +425,7 @@ def test_attacks_with_options_have_columns_and_curves_of_their_own(tmp_path):
     the_study = collect.collect(tmp_path)
     accuracy, steps = tables.accuracy_table(the_study), tables.steps_table(the_study)
     assert accuracy.columns == [
-        "seeds", "clean", "PGD20", "PGD20 (step_size=0.5, restarts=2)", "PGD5 (step_size=1)", "PGD10 (step_size=1)",
+        "seeds", "clean", "PGD20", "PGD20 (restarts=2, step_size=0.5)", "PGD5 (step_size=1)", "PGD10 (step_size=1)",
         "PGD20 (step_size=1)", "CW20", "APGD-T", "Square", "worst case",
     ]  # fmt: skip
     assert [line.label for line in steps.lines] == ["Madry, PGD", "Madry, PGD (step_size=1)"]

@@ -6,8 +6,9 @@ import pathlib
 
 import pytest
 
+from infofeat_jax import cli, report, run, study
 from infofeat_jax import config as configs
-from infofeat_jax import study
+from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.types import InvalidInput
 
@@ -68,10 +69,10 @@ def test_every_study_can_be_planned_at_every_scale(path, monkeypatch):
     for scale in scales:
         planned = study.plan(module.get_config(*scale))
         assert planned
-        for run in planned:
-            evaluate.check_names(run.config.eval.attacks, run.config.eval.distances)
-            sources = {attack_names.parse(name).source for name in run.config.eval.attacks} - {""}
-            assert run.name not in sources  # else it is no transferred attack
+        for one in planned:
+            evaluate.check_names(one.config.eval.attacks, one.config.eval.distances)
+            sources = {attack_names.parse(name).source for name in one.config.eval.attacks} - {""}
+            assert one.name not in sources  # else it is no transferred attack
 
 
 def test_finished_runs_are_passed_over(tmp_path):
@@ -108,3 +109,18 @@ def test_a_damaged_description_is_said(tmp_path):
     (tmp_path / "study.json").write_text('{"runs": ')
     with pytest.raises(InvalidInput, match=r"study.json: expected JSON with .* remove it, do the study again"):
         study.describe(config("madry"), study.plan(config("madry")), tmp_path)
+
+
+def test_all_runs_are_trained_before_the_first_is_evaluated(tmp_path, monkeypatch):
+    """A row may craft its attacks on a later one."""
+    order = []
+    monkeypatch.setattr(experiments, "create", lambda config, directory: directory.name)
+    monkeypatch.setattr(run, "train", lambda name: order.append(("train", name)))
+    monkeypatch.setattr(run, "evaluate_run", lambda name: order.append(("evaluate", name)))
+    monkeypatch.setattr(report, "write", lambda directory: order.append(("report", directory.name)))
+    settings = config("madry", "standard")
+    settings.data.name, settings.eval.attacks = "digits", ("clean", "pgd2@standard-seed0")
+    settings.data.validation_size = 200
+    cli.execute_study(settings, tmp_path / "study", "train")
+    names = ("madry-seed0", "standard-seed0")
+    assert order == [*(("train", name) for name in names), *(("evaluate", name) for name in names), ("report", "study")]

@@ -101,6 +101,16 @@ def test_the_schedule_has_the_decays_at_its_epochs():
     assert create_experiment().total_steps == 15
 
 
+def test_schedule_and_optimizer_are_those_named():
+    """Cosine over 15 steps; AdamW's first step is the rate times the sign, whatever the gradient's size."""
+    experiment = create_experiment(**{"optimizer.schedule": "cosine", "optimizer.name": "adamw"})
+    np.testing.assert_allclose([experiment.schedule(0), experiment.schedule(15)], [0.5, 0], atol=1e-7)
+    params = jnp.array([0.0, 0.0])
+    changes, _ = experiment.optimizer.update(jnp.array([3.0, -0.01]), experiment.optimizer.init(params), params)
+    assert changes[0] < 0 < changes[1]
+    np.testing.assert_allclose(changes[0], -changes[1], rtol=1e-4)
+
+
 def test_the_optimizer_decays_all_parameters_and_has_its_momentum():
     """Against PyTorch's rule written out, Nesterov, weight decay on BatchNorm's scale and bias too."""
     experiment = create_experiment()

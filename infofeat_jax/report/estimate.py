@@ -1,13 +1,14 @@
 """Accuracies over seeds, with intervals that say what they cover."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 
+from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report.runs import Row, RunRecord, accuracies
+from infofeat_jax.types import InvalidInput
 
 LEVEL = 0.95
 
@@ -100,13 +101,14 @@ def attack_order(name: str) -> tuple:
 def split_steps(name: str) -> AttackName:
     """("pgd", 20, "step_size=1", "runs/a") of "pgd20(step_size=1)@runs/a"; ("clean", None, "", "") of "clean".
 
-    A text of any other form is a family of its own.
+    A name that this version does not know is a family of its own.
     """
-    match = re.fullmatch(r"([^()@]*?[^()@\d])(\d{0,9})(?:\(([^()@]*)\))?(?:@(.+))?", name)
-    if not match:
+    try:
+        spec = attack_names.parse(name)
+    except InvalidInput:
         return AttackName(name, None, "", "")
-    family, steps, options, source = match.groups(default="")
-    return AttackName(family, int(steps) if steps else None, re.sub(r"\s*,\s*", ", ", options.strip()), source)
+    options = ", ".join(f"{option}={value}" for option, value in spec.options)
+    return AttackName(spec.attack, spec.steps, options, spec.source)
 
 
 def step_series(estimates: Mapping[str, Estimate]) -> dict[str, dict[int, Estimate]]:
