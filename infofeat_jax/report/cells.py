@@ -46,6 +46,12 @@ def display(attack: str) -> str:
     return f"{source} {text}" if source else text
 
 
+def display_series(series: str) -> str:
+    """The same for attacks that differ in the number of steps alone: PGD (step_size=1) for pgd(step_size=1)."""
+    family, bracket, options = series.partition("(")
+    return DISPLAYED.get(family, family) + (f" ({options}" if bracket else "")
+
+
 def paper_key(attack: str) -> str:
     """Gives "pgd10@standard" for "pgd10@../table1/standard-seed0": as the columns of Table 6 are named."""
     source = estimate.split_steps(attack).source

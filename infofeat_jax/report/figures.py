@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from infofeat_jax.report import estimate, tables
-from infofeat_jax.report.cells import display, name_of
+from infofeat_jax.report.cells import display, display_series, name_of
 from infofeat_jax.report.runs import Row, Study
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without black and yellow.
@@ -100,7 +100,7 @@ def draw_steps(study: Study) -> Figure | None:
         for family, points in found.items():
             index = families.index(family)
             style = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
-            _errorbar(axes, list(points), list(points.values()), label=display(family), **style)
+            _errorbar(axes, list(points), list(points.values()), label=display_series(family), **style)
         axes.set_title(label)
         axes.tick_params(labelbottom=True)
     panels[0, 0].set_ylim(bottom=0)  # after all are drawn: the panels share their scale

@@ -23,6 +23,8 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "examples": dict, "distances": dict, "flags": list, "seconds_per_attack": dict, "latest": dict, "train_images": int,
     "worst_case": (int, float),
 }  # fmt: skip
+# Fields in which comparable runs may differ; in runs of earlier versions each seed held out images of its own.
+FREE_DATA = ("data.data_dir", "data.note", "data.split_seed")
 
 
 def find_gap(config: dict | str | None, results: dict | str | None, epochs: list[dict]) -> str:
@@ -120,7 +122,7 @@ def shared_setting(run: RunRecord, *, with_model: bool) -> dict:
     """What has to agree for two runs to share a table: data, threat model, evaluation, and perhaps the model."""
     config = dict(configs.flatten(run.results.get("config", run.config)))
     names = ["attack.norm", "attack.epsilon", "eval.step_size", "eval.validation_attack"]
-    names += [name for name in config if name.startswith("data.") and name not in ("data.data_dir", "data.note")]
+    names += [name for name in config if name.startswith("data.") and name not in FREE_DATA]
     names += [name for name in config if name.startswith("model.") and with_model]
     fields = {name: config[name] for name in names}
     if not run.results:

@@ -13,6 +13,7 @@ from infofeat_jax.report.cells import (
     cell,
     difference,
     display,
+    display_series,
     name_of,
     number,
     paper_key,
@@ -123,9 +124,9 @@ def steps_table(study: Study) -> Table | None:
     if len(columns) <= MOST_STEPS:
         return None  # the accuracies already have them
     lines = [
-        Line(f"{name_of(row)}, {display(attack)}", [cell(points.get(steps)) for steps in columns])
+        Line(f"{name_of(row)}, {display_series(series_name)}", [cell(points.get(steps)) for steps in columns])
         for row in study.rows
-        for attack, points in series[row.label].items()
+        for series_name, points in series[row.label].items()
         if len(points) > 2
     ]
     return Table("steps", "Accuracy in % against the number of steps", [str(n) for n in columns], lines, [])
