@@ -21,12 +21,13 @@ from train_step import has_torch, random_split
 
 from infofeat_jax import models
 from infofeat_jax.data.batches import batch_indices
-from infofeat_jax.evaluation import accuracy
+from infofeat_jax.evaluation import robustness
+from infofeat_jax.evaluation.attack_names import Budget, create, parse
 from infofeat_jax.runtime import compilation, devices
 
 PAPER = ("clean", "fgsm", "pgd7", "pgd20", "cw20")
 OTHERS = ("infofeature7", "feature_scatter1", "adversarial_interpolation1")
-BUDGET = {"norm": "linf", "epsilon": 8 / 255, "step_size": 2 / 255}
+BUDGET = Budget("linf", 8 / 255, 2 / 255)
 TRAINING_SET = 50_000
 
 
@@ -62,8 +63,9 @@ def create_ours(args) -> dict:
     variables = devices.replicate(mesh, variables)
 
     def evaluate(name):
-        one_batch = accuracy.compile_attack(module, accuracy.create_attack(name, **BUDGET), mesh)
-        return lambda: list(accuracy.correct(one_batch, mesh, variables, jax.random.key(2), split, args.batch_size))
+        one_batch = robustness.compile_attack(module, create(parse(name), BUDGET), mesh)
+        key = jax.random.key(2)
+        return lambda: list(robustness.in_batches(one_batch, mesh, variables, key, split, args.batch_size))
 
     return {name: evaluate(name) for name in PAPER + OTHERS}
 

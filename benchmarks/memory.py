@@ -11,7 +11,6 @@ or for a TPU, which need not be present.
 import os
 import pathlib
 import sys
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +23,9 @@ from ml_collections import config_flags
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, experiment
+from infofeat_jax import data
+from infofeat_jax import experiment as experiments
 from infofeat_jax.runtime import devices
-from infofeat_jax.training.step import update
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "An experiment of configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", "", "A TPU to compile for, such as v5e:2x2; this machine by default.")
@@ -53,11 +52,11 @@ def workspace(config) -> int:
     """Bytes of a step's temporaries on a device."""
     size = config.batch_size
     split = data.Split(np.zeros((size, 32, 32, 3), np.uint8), np.zeros(size, np.int32))
-    the_run = experiment.create(config, pathlib.Path("."), data.Dataset(split, split, split, 10, "none"))
-    the_run = the_run._replace(mesh=Mesh([device()], (devices.AXIS,)))
-    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, config.parallel)
+    experiment = experiments.create(config, pathlib.Path("."), data.Dataset(split, split, split, 10, "none"))
+    experiment = experiment._replace(mesh=Mesh([device()], (devices.AXIS,)))
+    step, state = experiments.compile_step(experiment), experiments.describe_state(experiment)
     batch = jax.ShapeDtypeStruct((size, 32, 32, 3), jnp.uint8), jax.ShapeDtypeStruct((size,), jnp.int32)
-    compiled = step.lower(experiment.describe_state(the_run), batch, jax.random.key(0)).compile()
+    compiled = step.lower(state, batch, jax.random.key(0)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 

@@ -11,17 +11,12 @@ and doubling of the devices; no overlap with computation: a lower bound.
 import argparse
 import math
 import re
-from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from train_step import create_experiment
 
-from infofeat_jax import config as configs
-from infofeat_jax import data, experiment, models
-from infofeat_jax.runtime import devices
-from infofeat_jax.training import optimizers
-from infofeat_jax.training.step import update
+from infofeat_jax import experiment as experiments
 
 DEVICES = 8
 COLLECTIVES = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute"
@@ -56,22 +51,12 @@ def main():
 
 def compile_step(args) -> tuple[str, str]:
     """The compiled program on DEVICES devices: (its loops' bodies and what they call, everything else)."""
-    config = configs.default()
-    config.method.name = args.method
-    config = configs.resolve(config)
     count = DEVICES * 2  # the collectives are of parameters: independent of the batch
-    images, labels = jnp.zeros((count, 32, 32, 3), jnp.uint8), jnp.zeros(count, jnp.int32)
-    module = models.create(args.model, num_classes=10, width=args.width)
-    schedule = optimizers.step_schedule(0.1, (1.0,), 0.1, 1000)
-    the_run = experiment.Run(
-        config, Path("."), data.Dataset(None, None, None, 10, "none"), devices.mesh(), module,
-        experiment.create_method(config, 10), optimizers.sgd(schedule, 0.9, 2e-4), schedule, 1000,
-    )  # fmt: skip
-    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    params, statistics = variables["params"], variables["batch_stats"]
-    state = experiment.State(jnp.int32(0), params, statistics, jax.eval_shape(the_run.optimizer.init, params))
-    step = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
-    text = step.lower(state, (images, labels), jax.random.key(0)).compile().as_text()
+    options = {"batch_size": count, "devices": DEVICES, "dtype": "float32", "steps": 7}
+    experiment = create_experiment(argparse.Namespace(**vars(args) | options))
+    batch = jnp.zeros((count, 32, 32, 3), jnp.uint8), jnp.zeros(count, jnp.int32)
+    step, state = experiments.compile_step(experiment), experiments.describe_state(experiment)
+    text = step.lower(state, batch, jax.random.key(0)).compile().as_text()
     return split_loops(text)
 
 

@@ -21,10 +21,9 @@ import numpy as np
 import timing
 
 from infofeat_jax import config as configs
-from infofeat_jax import data, experiment, models
+from infofeat_jax import data, models
+from infofeat_jax import experiment as experiments
 from infofeat_jax.runtime import compilation, devices
-from infofeat_jax.training import optimizers
-from infofeat_jax.training.step import update
 
 # Forward passes' worth of arithmetic: a step forward and to the input costs 2, a training step 3.
 PASSES = {"standard": 3, "madry": 3 + 7 * 2, "infofeature": 3 + 7 * 2 + 1}
@@ -76,28 +75,28 @@ def create_ours(args):
 def compile_step(args) -> tuple[jax.stages.Compiled, Callable]:
     """(the compiled update, a function that takes a step) with the fields of `args`: method, model, width, batch_size,
     dtype, steps of the attack, devices."""
-    config = configs.default()
-    config.method.name, config.dtype, config.batch_size = args.method, args.dtype, args.batch_size
-    config.model.name, config.model.width, config.attack.num_steps = args.model, args.width, args.steps
-    config = configs.resolve(config)
-    split = random_split(args.batch_size)
-    schedule = optimizers.step_schedule(0.1, (1.0,), 0.1, 1000)
-    the_run = experiment.Run(
-        config, Path("."), data.Dataset(split, split, split, 10, "noise"),
-        jax.sharding.Mesh(jax.devices()[: args.devices], (devices.AXIS,)),
-        models.create(args.model, num_classes=10, width=args.width, dtype=args.dtype),
-        experiment.create_method(config, 10), optimizers.sgd(schedule, 0.9, 2e-4), schedule, 1000,
-    )  # fmt: skip
-    state = [experiment.create_state(the_run)]
-    batch, key = devices.shard(the_run.mesh, tuple(split)), jax.random.key(0)
-    compiled = devices.parallelize_update(partial(update, the_run), the_run.mesh, "jit")
-    compiled = compiled.lower(state[0], batch, key).compile()
+    experiment = create_experiment(args)
+    state, split = [experiments.create_state(experiment)], experiment.data.train
+    batch, key = devices.shard(experiment.mesh, tuple(split)), jax.random.key(0)
+    compiled = experiments.compile_step(experiment).lower(state[0], batch, key).compile()
 
     def step():
         state[0], values = compiled(state[0], batch, key)
         jax.block_until_ready(values)
 
     return compiled, step
+
+
+def create_experiment(args) -> experiments.Experiment:
+    """Training on one synthetic batch with the fields of `args`."""
+    config = configs.default()
+    config.method.name, config.dtype, config.batch_size = args.method, args.dtype, args.batch_size
+    config.model.name, config.model.width, config.attack.num_steps = args.model, args.width, args.steps
+    config.eval.batch_size = args.batch_size
+    split = random_split(args.batch_size)
+    dataset = data.Dataset(split, split, split, 10, "noise")
+    experiment = experiments.create(configs.resolve(config), Path("."), dataset)
+    return experiment._replace(mesh=jax.sharding.Mesh(jax.devices()[: args.devices], (devices.AXIS,)))
 
 
 def create_torch(args) -> dict:

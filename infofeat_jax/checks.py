@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import weights
+from infofeat_jax import data, weights
 from infofeat_jax.models.layers import check_channels
 from infofeat_jax.runtime import memory
 from infofeat_jax.types import InvalidInput
 
+MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
 FILES = ("lock", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "parameters.txt")
 FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
@@ -85,7 +86,10 @@ def check_split(config: ConfigDict) -> None:
 
 def check_size(config: ConfigDict) -> None:
     """Raises InvalidInput if the model's parameters alone are more than the memory holds, or no model is built."""
-    count = _count_parameters(weights.create(config.model.to_dict(), 10).clone(mean=0.5, std=0.5))
+    module = weights.create(config.model.to_dict(), 10)  # with normalisation, which may not fit any images but its own
+    if config.model.mean or config.model.std:
+        module = weights.create(config.model.to_dict() | {"mean": (), "std": ()}, 10)
+    count = _count_parameters(module)
     need, have = 4 * COPIES * count, memory.available()
     if have and need > have:
         raise InvalidInput(
@@ -101,13 +105,19 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def check_data(config: ConfigDict, image_shape: tuple[int, ...]) -> None:
-    """Raises InvalidInput for fields that do not fit images of this shape [..., h, w, c]."""
-    *_, height, width, channels = image_shape
+def check_data(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Raises InvalidInput for fields that do not fit the data: normalisation, crops, and how many steps it makes."""
+    *_, height, width, channels = dataset.train.images.shape
     normalization = {"mean": 0.5, "std": 0.5} | weights.normalization(config.model.to_dict())
     check_channels(**normalization, channels=channels)
     if config.data.crop_padding > min(height, width):
         raise InvalidInput(
             f"config.data.crop_padding = {config.data.crop_padding}: expected at most the images' side,"
             f" {min(height, width)}: a crop would hold nothing of the image"
+        )
+    steps = len(dataset.train.labels) // config.batch_size
+    if max(config.num_epochs, *config.optimizer.milestones, 0) * steps > MAX_COUNT:
+        raise InvalidInput(
+            f"config.num_epochs, optimizer.milestones: expected at most {MAX_COUNT // steps} epochs"
+            f" of {steps} steps each"
         )

@@ -24,7 +24,7 @@ LONGEST_TEXT, LONGEST_NAME = 4096, 255  # characters; bytes between two slashes,
 MAX_SEED = 2**32 - 1  # JAX's keys without 64-bit types are a function of the seed's lower 32 bits
 MAX_STEPS = 10**6  # of an attack, and epochs: counted in 32 bits on the device
 MAX_BATCH = 2**20
-MAX_LEVELS = 10**6  # an l2 budget that covers any image of 5 million pixels and more
+MAX_FACTOR = 10**6  # budgets, rates and weights: far from float32's limits, whatever they are multiplied by
 
 
 Number = int | float
@@ -60,7 +60,7 @@ def each(rule: Rule, text: str) -> Rule:
 
 RULES = {
     "seed": between(0, MAX_SEED),
-    "batch_size": between(1, MAX_BATCH),
+    "batch_size": between(1, MAX_BATCH, f"1 or more, at most {MAX_BATCH}"),
     "accumulate_steps": between(1, MAX_BATCH),
     "num_epochs": between(1, MAX_STEPS),
     "log_every": at_least(1),
@@ -69,30 +69,30 @@ RULES = {
     "dtype": one_of("float32", "bfloat16"),
     "parallel": one_of("jit", "pmap"),
     "model.width": at_least(0, "0 (the paper's) or more"),
-    "model.mean": each(between(-math.inf, math.inf), "numbers such as (0.5,)"),
-    "model.std": each(Rule(lambda value: 0 < value < math.inf, ""), "numbers above 0 such as (0.5,)"),
+    "model.mean": each(between(-MAX_FACTOR, MAX_FACTOR), "finite numbers such as (0.5,)"),
+    "model.std": each(between(1 / MAX_FACTOR, MAX_FACTOR), "finite numbers above 0 such as (0.5,)"),
     "data.split_seed": at_least(0),
     "data.train_size": at_least(0, "0 (all) or more"),
     "data.test_size": at_least(0, "0 (all) or more"),
     "data.validation_size": at_least(1, "1 or more: early stopping needs images"),
     "data.crop_padding": at_least(0, "0 or more pixels"),
-    "method.weight": at_least(0),
+    "method.weight": between(0, MAX_FACTOR),
     "method.label_smoothing": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "method.distance": one_of(*DISTANCES),
     "method.classes": one_of("all", "label"),
-    "attack.epsilon": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
-    "attack.step_size": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
+    "attack.epsilon": between(0, MAX_FACTOR, f"0 or more 8-bit levels, at most {MAX_FACTOR}"),
+    "attack.step_size": between(0, MAX_FACTOR, f"0 or more 8-bit levels, at most {MAX_FACTOR}"),
     "attack.num_steps": between(0, MAX_STEPS),
     "attack.norm": one_of("linf", "l2"),
-    "optimizer.learning_rate": at_least(0),
+    "optimizer.learning_rate": between(0, MAX_FACTOR),
     "optimizer.momentum": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
-    "optimizer.weight_decay": at_least(0),
+    "optimizer.weight_decay": between(0, MAX_FACTOR),
     "optimizer.milestones": Rule(
-        lambda values: list(values) == sorted(set(values)) and all(0 < value < math.inf for value in values),
-        "increasing epochs above 0",
+        lambda values: list(values) == sorted(set(values)) and all(0 < value <= MAX_STEPS for value in values),
+        f"increasing epochs above 0, at most {MAX_STEPS}",
     ),
-    "optimizer.decay": at_least(0),
-    "eval.step_size": between(0, MAX_LEVELS, "0 or more 8-bit levels"),
+    "optimizer.decay": between(0, MAX_FACTOR),
+    "eval.step_size": between(0, MAX_FACTOR, f"0 or more 8-bit levels, at most {MAX_FACTOR}"),
     "eval.batch_size": between(1, MAX_BATCH),
     "eval.num_examples": at_least(0, "0 (all) or more"),
     "eval.autoattack_examples": at_least(0, "0 (all) or more"),

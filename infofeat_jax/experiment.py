@@ -12,8 +12,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from infofeat_jax import checks, data, methods, streams, weights
 from infofeat_jax import config as configs
-from infofeat_jax import data, methods, streams, weights
 from infofeat_jax.data import augment
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation.attack_names import Budget
@@ -60,6 +60,7 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     create_method(config, 10), create_optimizer(config, 10), make_module(10)  # errors before the data is read
     path, initial = weights.named(config, workdir) or ("", None)
     dataset = dataset or load_data(config)
+    checks.check_data(config, dataset)
     if initial is not None:
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
     optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))

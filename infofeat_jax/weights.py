@@ -116,11 +116,14 @@ def sizes(variables: Variables) -> tuple[int, int]:
 def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     """`config` with the model of the weights that it names, or of those converted to `directory`.
 
-    A run that has begun keeps its model, whatever becomes of the file that it started from. Raises InvalidInput.
+    A run that has begun keeps its model, whatever becomes of the file that it started from, and unless
+    data.split_seed is given, the images that it holds out. Raises InvalidInput.
     """
     source = config.eval.torch_checkpoint or config.init_from
     stored = None if config.eval.torch_checkpoint else read_config(directory)
     adopted = ConfigDict(config.to_dict())
+    if stored and not is_converted(stored) and config.data.split_seed == 0:  # the default
+        adopted.data.split_seed = stored["data"]["split_seed"]
     if stored and is_converted(stored):
         source = adopted.init_from = stored["init_from"]
     if stored and source and stored.get("init_from") == source:
@@ -128,7 +131,7 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     elif source:
         model = describe(load(source, **normalization(config.model.to_dict()))[0])
     else:
-        return config
+        return adopted
     if config.eval.torch_checkpoint or (stored and is_converted(stored)):
         adopted.num_epochs = 0  # no training of ours: results say so
     adopted.model = ConfigDict({**model, "mean": tuple(model["mean"]), "std": tuple(model["std"])})

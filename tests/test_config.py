@@ -6,13 +6,15 @@ import tempfile
 import warnings
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl import flags
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
+from small import TinyNet
 
-from infofeat_jax import checks, cli, config_checks, models, study, weights
+from infofeat_jax import checks, cli, config_checks, data, models, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax.types import InvalidInput, RunFailed
 
@@ -147,14 +149,14 @@ def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
             "model option blocks = (9, 387420489): expected how many each stage has",
         ),
         ("model.mean=('a',)", "config.model.mean = ('a',): expected numbers"),
-        ("model.std=(0.0,)", "config.model.std = (0.0,): expected numbers above 0"),
-        ("model.std=(-1.0,)", "config.model.std = (-1.0,): expected numbers above 0"),
-        ("model.std=(1e400,)", "config.model.std = (inf,): expected numbers above 0"),
+        ("model.std=(0.0,)", "config.model.std = (0.0,): expected finite numbers above 0"),
+        ("model.std=(-1.0,)", "config.model.std = (-1.0,): expected finite numbers above 0"),
+        ("model.std=(1e400,)", "config.model.std = (inf,): expected finite numbers above 0"),
         ("attack.step_size=fast", "flag --config.attack.step_size=fast: could not convert"),
         ("attack.step_size=nan", "config.attack.step_size = nan: expected 0 or more 8-bit levels"),
         ("attack.num_steps=3000000000", "config.attack.num_steps = 3000000000: expected 0 to 1000000"),
         ("eval.batch_size=10000000000", "config.eval.batch_size = 10000000000: expected 1 to 1048576"),
-        ("method.weight=inf", "config.method.weight = inf: expected 0 or more"),
+        ("method.weight=inf", "config.method.weight = inf: expected 0 to 1000000"),
         ("method.distance=l3", "config.method.distance = 'l3': expected l2, l1 or cosine"),
         ("data.note=a\nb", "config.data.note = 'a\\nb': expected one line of printable characters"),
         (f"data.name={'a' * 300}.npz", "expected a name of at most 255 bytes"),
@@ -231,10 +233,10 @@ def test_a_normalisation_is_one_number_or_one_a_channel(model, channels, message
     config = configs.resolve(changed(model=model | {"name": "wrn_10_1", "width": 1}))
     module, shape = weights.create(config.model.to_dict(), 10), (1, 8, 8, channels)
     if message:
-        assert message in refused(checks.check_data, config, shape)
+        assert message in refused(checks.check_data, config, dataset(*shape[1:]))
         assert message in refused(models.layers.normalize, jnp.zeros(shape), module.mean, module.std, "float32")
     else:
-        checks.check_data(config, shape)
+        checks.check_data(config, dataset(*shape[1:]))
         assert models.layers.normalize(jnp.zeros(shape), module.mean, module.std, "float32").shape == shape
 
 
@@ -244,12 +246,25 @@ def test_a_normalisation_is_finite(name, value, unchecked):
     assert f"model {name} = " in refused(models.create, "wrn_10_1", num_classes=10, **{name: value})
 
 
+def dataset(*shape: int, count: int = 4) -> data.Dataset:
+    """Black images of one shape; as many as asked for take no memory."""
+    split = data.Split(np.broadcast_to(np.uint8(0), (count, *shape)), np.broadcast_to(np.int32(0), count))
+    return data.Dataset(split, split, split, 10, "black")
+
+
 def test_a_crop_holds_some_of_the_image():
     config = configs.resolve(changed(data={"crop_padding": 9}))
-    assert "config.data.crop_padding = 9: expected at most the images' side, 8" in refused(
-        checks.check_data, config, (1, 8, 12, 1)
-    )
-    checks.check_data(config, (1, 9, 12, 1))
+    text = refused(checks.check_data, config, dataset(8, 12, 1))
+    assert "config.data.crop_padding = 9: expected at most the images' side, 8" in text
+    checks.check_data(config, dataset(9, 12, 1))
+
+
+@pytest.mark.parametrize("fields", [{"num_epochs": 10**6}, {"optimizer": {"milestones": (2.0, 1e6)}}])
+def test_steps_are_counted_in_32_bits(fields):
+    config = configs.resolve(changed(batch_size=10, **fields))
+    text = refused(checks.check_data, config, dataset(32, 32, 3, count=50_000))
+    assert "expected at most 429496 epochs of 5000 steps each" in text
+    checks.check_data(config, dataset(32, 32, 3, count=20_000))
 
 
 # Anything at all
@@ -300,7 +315,7 @@ def test_any_configuration_passes_the_checks_or_is_answered_in_one_line(drawn):
             planned = [run.config for run in study.plan(config)] if config.study.rows else [configs.resolve(config)]
             for one in planned:
                 cli.check(weights.adopt(one, workdir), workdir, "train")
-                checks.check_data(one, (1, 32, 32, 3))
+                checks.check_data(one, dataset(32, 32, 3))
         except InvalidInput as error:
             assert "\n" not in str(error)  # noqa: PT017 - either outcome is right
         assert not workdir.exists()
@@ -311,10 +326,10 @@ RUNNABLE = [
     for name in FIELDS
     if not name.startswith("study.") and name not in ("tensorboard", "init_from", "eval.torch_checkpoint")
 ]
-# What would take long although it is valid
+# What would take long although it is valid, and "tiny" for the models
 SHORT = {
     "num_epochs": st.sampled_from([1, 2, 0]), "attack.num_steps": st.sampled_from([0, 1, 2, -1]),
-    "model.name": st.sampled_from(["wrn_10_1", "wrn_10_2", "vgg"]), "model.width": st.sampled_from([1, 2, 0, -1]),
+    "model.name": st.sampled_from(["tiny", "vgg"]), "model.width": st.sampled_from([1, 0, -1]),
     "eval.attacks": st.sampled_from([("clean",), ("pgd1", "noise"), (), ("clean", "clean")]),
     "eval.batch_size": st.sampled_from([8, 16, 3, 104]), "data.name": st.sampled_from(["digits", "digit"]),
     "eval.distances": st.sampled_from([(), ("cw1",)]), "eval.validation_attack": st.sampled_from(["clean", "pgd1"]),
@@ -323,20 +338,21 @@ SHORT = {
 
 
 def tiny() -> ConfigDict:
-    """Two steps on digits, and a network of 2,000 parameters."""
+    """Two steps on digits."""
     config = parse(f"--config={ROOT}/configs/digits.py:madry")
     config.update_from_flattened_dict({
-        "model.name": "wrn_10_1", "model.width": 1, "num_epochs": 1, "batch_size": 16, "data.train_size": 32,
-        "data.test_size": 16, "data.validation_size": 16, "attack.num_steps": 1, "eval.attacks": ("clean", "fgsm"),
+        "model.name": "tiny", "num_epochs": 1, "batch_size": 16, "data.train_size": 32, "data.test_size": 16,
+        "data.validation_size": 16, "attack.num_steps": 1, "eval.attacks": ("clean", "fgsm"), "log_every": 1,
         "eval.validation_attack": "pgd1", "eval.batch_size": 16, "eval.probe_examples": 0, "eval.cam_images": 0,
-        "optimizer.milestones": (), "log_every": 1,
+        "optimizer.milestones": (),
     })  # fmt: skip
     return config
 
 
 def run_anything(drawn) -> None:
+    """A run of few steps leaves results or nothing and one line."""
     config = tiny()
-    for name in drawn.draw(st.lists(st.sampled_from(RUNNABLE), min_size=1, max_size=4, unique=True)):
+    for name in drawn.draw(st.lists(st.sampled_from(RUNNABLE), min_size=1, max_size=3, unique=True)):
         assign(config, name, drawn.draw(SHORT.get(name, like(name)), name))
     with tempfile.TemporaryDirectory() as directory:
         workdir = pathlib.Path(directory) / "run"
@@ -350,3 +366,28 @@ def run_anything(drawn) -> None:
         else:
             results = json.loads((workdir / "results.json").read_text())
             assert all(0 <= results[name] <= 1 for name in config.eval.attacks)
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    """A network that is compiled in a second, by the name of "tiny"."""
+
+    def create(*, num_classes, mean, std, dtype, remat=False, width=0):
+        return TinyNet(num_classes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", create)
+        yield
+
+
+@settings(max_examples=10, deadline=None, phases=[Phase.generate])
+@given(st.data())
+def test_any_run_of_few_steps_has_results_or_one_line(tiny_model, drawn):
+    run_anything(drawn)
+
+
+@pytest.mark.slow
+@settings(max_examples=200, deadline=None, phases=[Phase.generate], derandomize=False)
+@given(st.data())
+def test_more_runs_of_few_steps_have_results_or_one_line(tiny_model, drawn):
+    run_anything(drawn)

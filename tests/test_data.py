@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,6 +61,21 @@ def message(call, *args, **kwargs):
 def rows(split):
     """The examples of a split as a sorted list of bytes."""
     return sorted(image.tobytes() + bytes([label]) for image, label in zip(*split, strict=True))
+
+
+# Pixels
+
+
+def test_a_pixel_is_one_number_everywhere():
+    """XLA compiles a division by 255 to a multiplication: training and AutoAttack would see different images."""
+    levels = np.arange(256, dtype=np.uint8)
+    here = data.to_unit(levels)
+    assert here.dtype == np.float32
+    for elsewhere in (data.to_unit(jnp.asarray(levels)), jax.jit(data.to_unit)(levels)):
+        assert elsewhere.dtype == jnp.float32
+        np.testing.assert_array_equal(here, elsewhere)
+    assert (here[0], here[255]) == (0, 1)
+    np.testing.assert_allclose(here, levels / 255, rtol=1e-7)
 
 
 # The embedded digits
@@ -167,6 +184,8 @@ def test_unknown_name_lists_the_choices():
         ({"label_train": np.full(30, -2)}, "label_train has the label -2, expected 0 to"),
         ({"label_train": np.full(30, 2**40)}, "label_train has the label 1099511627776, expected 0 to"),
         ({"label_test": np.arange(12) % 5}, "label_test has the label 4, expected 0 to 3"),
+        ({"label_train": np.zeros(30, int)}, "label_train holds the label 0 alone: expected 2 or more classes"),
+        ({"label_train": np.full(30, 3)}, "label_train holds the label 3 alone: expected 2 or more classes"),
         (
             {"label_train": np.array([{}] * 30)},
             "label_train cannot be read as a plain array: ValueError: Object",
@@ -216,6 +235,17 @@ def test_missing_npz(tmp_path):
     text = message(data.load, str(tmp_path / "no.npz"))
     assert "no.npz: no such file, or not readable" in text
     assert "image_train, label_train, image_test, label_test" in text
+
+
+@pytest.mark.parametrize("name", ["a" * 300 + ".npz", "~nobody-here/set.npz", "\0.npz", "set.npz/set.npz"])
+def test_names_that_are_no_files(name):
+    assert "no such file, or not readable" in message(data.load, name)
+
+
+@pytest.mark.parametrize("directory", ["a" * 300, "~nobody-here"])
+def test_names_that_are_no_directories(directory, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert f"is not prepared in {directory} (data.data_dir" in message(data.load, "cifar10", data_dir=directory)
 
 
 # TFDS

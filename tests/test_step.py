@@ -57,22 +57,31 @@ def distance(a, b) -> float:
     return max(float(np.abs(x - y).max() / (np.abs(x).max() + 1e-3)) for x, y in leaves)
 
 
-def test_a_madry_step_is_the_plain_one():
-    """Augmentation, PGD with BatchNorm in evaluation mode, one SGD step with coupled decay: by hand."""
-    experiment = create_experiment("madry")
+@pytest.mark.parametrize(("method", "weight"), [("madry", 0.0), ("infofeature", 0.1)])
+def test_a_step_is_the_plain_one(method, weight):
+    """Augmentation, the attack with BatchNorm in evaluation mode, one SGD step with coupled decay: by hand."""
+    experiment = create_experiment(method)
     state = jax.device_get(experiments.create_state(experiment))
     labels = jnp.asarray(experiment.data.train.labels[:16])
     images = jnp.asarray(experiment.data.train.images[:16], jnp.float32) / 255
-    value, params, moved = jax.jit(partial(plain_madry_step, experiment.module))(state, images, labels)
+    plain = jax.jit(partial(plain_step, experiment.module))
+    value, params, moved = plain(state, images, labels, weight)
     after, values = steps(experiment, 1)
     np.testing.assert_allclose(values["loss"], value, rtol=1e-4)
     assert distance(jax.device_get(params), after.params) < 1e-3
     assert distance(jax.device_get(moved), after.batch_stats) < 1e-3
     assert after.step == 1
+    other = plain(state, images, labels, 0.1 - weight)  # lambda matters by more than what is let pass
+    assert distance(jax.device_get(other[1]), after.params) > 1e-2
 
 
-def plain_madry_step(module, state, images, labels):
-    """(loss, new parameters, new statistics), written out for the settings of create_run."""
+def naive_cam(maps, kernel):
+    """Eq. 6 term by term: [b, h, w, k]."""
+    return jnp.maximum(maps[..., :, None] * kernel, 0).sum(-2)
+
+
+def plain_step(module, state, images, labels, weight):
+    """(loss, new parameters, new statistics), written out for the settings of create_experiment; weight: lambda."""
     augment_key, attack_key = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
     images = augment.crop_and_flip(augment_key, images, padding=1, flip=True)
     stats = state.batch_stats
@@ -80,8 +89,15 @@ def plain_madry_step(module, state, images, labels):
     def cross_entropy(logits):
         return -jax.nn.log_softmax(logits)[jnp.arange(16), labels]
 
+    def maps_and_logits(x):
+        outputs = module.apply({"params": state.params, "batch_stats": stats}, x)
+        return naive_cam(outputs.maps, state.params["linear"]["kernel"]), outputs.logits
+
+    clean, _ = maps_and_logits(images)
+
     def attacked(x):
-        return cross_entropy(module.apply({"params": state.params, "batch_stats": stats}, x).logits).sum()
+        cam, logits = maps_and_logits(x)
+        return (cross_entropy(logits) + weight * jnp.sqrt(jnp.square(cam - clean).sum((1, 2, 3)))).sum()
 
     x = jnp.clip(images + jax.random.uniform(attack_key, images.shape, minval=-1, maxval=1) * 8 / 255, 0, 1)
     for _ in range(2):

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from hypothesis.extra.numpy import arrays as arrays_of
 
-from infofeat_jax import checks, data
+from infofeat_jax import checks, cli, data, weights
 from infofeat_jax import config as configs
 from infofeat_jax.data import sources
 from infofeat_jax.evaluation import autoattack
-from infofeat_jax.runtime import files
+from infofeat_jax.runtime import files, lock
 from infofeat_jax.types import InvalidInput
 
 
@@ -127,3 +127,108 @@ def test_a_run_of_before_a_field_existed_is_the_same_run(tmp_path):
     config.optimizer.decay = 0.2
     with pytest.raises(InvalidInput, match=r"optimizer.decay: 0.1 there, 0.2 now"):
         checks.check_continues(tmp_path, config, "train")
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", '"x"', "{", "", "\0", "[" * 100_000, "9" * 5000])
+def test_a_file_that_holds_no_object_is_named(tmp_path, text):
+    path = tmp_path / "results.json"
+    assert files.read_json(path) is None
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=r"results.json (is not readable as|holds a) JSON") as caught:
+        files.read_json(path)
+    assert "\n" not in str(caught.value)
+    path.write_text('{"clean": 1}')
+    assert files.read_json(path) == {"clean": 1}
+
+
+def test_saved_values_of_other_types_are_named(tmp_path):
+    saved = configs.resolve(configs.default()).to_dict() | {"of_a_newer_version": 1}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved))
+    assert weights.read_config(tmp_path)["of_a_newer_version"] == 1
+    saved["model"]["mean"] = 3
+    path.write_text(json.dumps(saved))
+    with pytest.raises(InvalidInput, match=r"config.json: config.model.mean = 3: expected numbers"):
+        weights.read_config(tmp_path)
+
+
+# A run's directory
+
+
+def dangling(directory):
+    (directory / "run").symlink_to(directory / "nowhere")
+
+
+def looping(directory):
+    (directory / "run").symlink_to(directory / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare", "message"),
+    [
+        ("run", dangling, "run is a link to nowhere: remove it, or give another --workdir"),
+        ("run/deeper", dangling, "run is a link to nowhere"),
+        ("run", looping, "--workdir"),
+        ("a" * 300, None, "cannot be written (OSError: File name too long): give another --workdir"),
+        (f"new/{'a' * 300}/x", None, "cannot be written (OSError: File name too long)"),
+        ("/".join(["a" * 200] * 30), None, "cannot be written (OSError: File name too long)"),
+        ("run", lambda directory: (directory / "run").write_text(""), "cannot be written (NotADirectoryError"),
+        ("run", lambda directory: (directory / "run/lock").mkdir(parents=True), "run/lock is a directory: remove it"),
+    ],
+)
+def test_a_directory_that_holds_no_run_is_refused(tmp_path, name, prepare, message):
+    if prepare:
+        prepare(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InvalidInput) as caught:
+        checks.check_writable(tmp_path / name)
+    assert message in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_among_the_run_s_directories_is_refused(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(InvalidInput, match="checkpoints is no directory: remove it"):
+        checks.check_writable(tmp_path)
+
+
+def test_a_directory_of_a_run_passes(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for directory in (tmp_path, tmp_path / "link", tmp_path / "new/deeper"):
+        checks.check_writable(directory)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoints", "config.json", "link"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("runs/a", "runs/a"),
+        ("..", "/there"),
+        ("../other", "/there/other"),
+        (".", "/there/here"),
+        ("a/../b", "/there/here/b"),
+    ],
+)
+def test_a_relative_directory_has_a_name_and_neighbours(given, expected, tmp_path, monkeypatch):
+    (tmp_path / "there/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "there/here")
+    found = str(cli.find_workdir(configs.default(), "digits.py", given))
+    assert found == (expected if expected[0] != "/" else str(tmp_path.resolve()) + expected)
+
+
+def test_a_lock_that_cannot_be_opened(tmp_path):
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(InvalidInput, match=r"lock cannot be opened .*: remove it"), lock.lock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("error", [MemoryError("Unable to allocate 9 TiB"), OSError(36, "File name too long", "a\nb")])
+def test_what_the_system_refuses_is_one_line(error, capsys):
+    with pytest.raises(SystemExit) as end, cli.one_line_errors():
+        raise error
+    assert end.value.code == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1

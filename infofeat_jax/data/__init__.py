@@ -4,14 +4,13 @@ import os
 
 import numpy as np
 
+from infofeat_jax import streams
 from infofeat_jax.data.arrays import Dataset, Split
 from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.data.sources import SOURCES, npz
 from infofeat_jax.types import InvalidInput
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
-
-VALIDATION_STREAM = 0x76616C  # keeps this permutation apart from other uses of the same seed
 
 
 def load(
@@ -48,7 +47,7 @@ def load(
     rest = available - validation_size
     _check_integer("train_size", train_size, 1, rest, f"of {rest} training images after validation")
     _check_integer("test_size", test_size, 1, len(source.test.labels), "of the test images")
-    order = np.random.default_rng([VALIDATION_STREAM, split_seed]).permutation(available)
+    order = streams.generator(split_seed, "held_out").permutation(available)
     kept = order[validation_size:][:train_size]
     return Dataset(
         train=_take(source.train, kept),

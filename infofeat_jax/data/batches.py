@@ -6,10 +6,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt8
 
+from infofeat_jax import streams
 from infofeat_jax.data.arrays import Split
 from infofeat_jax.types import InvalidInput
-
-ORDER_STREAM = 0x6F7264  # keeps these permutations apart from other uses of the same seed
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
@@ -31,7 +30,7 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
 
 @lru_cache(maxsize=4)
 def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    order = np.random.default_rng([ORDER_STREAM, seed, epoch]).permutation(n)
+    order = streams.generator(seed, "data_order", epoch).permutation(n)
     order.flags.writeable = False
     return order
 

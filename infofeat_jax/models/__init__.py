@@ -81,8 +81,9 @@ def _lookup(name: str):
 
 def _check_normalization(name: str, value: object, above: float) -> None:
     try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError):
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(value, np.float64).astype(np.float32)  # as the models compute
+    except (TypeError, ValueError, OverflowError):
         numbers = np.full((), np.nan)
     if numbers.ndim > 1 or not numbers.size or not np.isfinite(numbers).all() or not (numbers > above).all():
         finite = "a finite number" if above < 0 else f"a finite number above {above}"

@@ -1,0 +1,44 @@
+"""How much memory a process may use: the machine's, or what a container or a scheduler leaves of it."""
+
+import os
+
+import jax
+import pytest
+
+from infofeat_jax.runtime import memory
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected"),
+    [
+        ("", {}, []),
+        ("0::/\n", {"memory.max": "max\n"}, []),
+        ("0::/\n", {"memory.max": f"{GIB}\n"}, [GIB]),
+        ("0::/job/step\n", {"job/memory.max": f"{GIB}\n", "job/step/memory.max": "max\n"}, [GIB]),
+        ("0::/job/step\n", {"job/memory.max": f"{2 * GIB}", "job/step/memory.max": f"{GIB}"}, [GIB, 2 * GIB]),
+        ("0::/hosts/path\n", {"memory.max": f"{GIB}\n"}, [GIB]),  # a container sees the end of it only
+        ("4:memory:/box\n1:cpu:/box\n", {"memory/box/memory.limit_in_bytes": f"{GIB}\n"}, [GIB]),
+        ("4:cpu,memory:/hosts/path\n", {"memory/memory.limit_in_bytes": f"{GIB}\n"}, [GIB]),
+        ("4:cpuset:/box\n", {"memory/memory.limit_in_bytes": f"{GIB}\n"}, []),
+        ("4:memory:/a\n0::/b:c\n", {"memory/memory.limit_in_bytes": "5", "unified/b:c/memory.max": "7"}, [5, 7]),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, groups, limits, expected):
+    files = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in limits.items()}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert memory.cgroup_limits(tmp_path) == expected
+
+
+def test_the_least_limit_holds(tmp_path, monkeypatch):
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limits, expected in (([], physical), ([2**62, 3 * GIB], min(physical, 3 * GIB))):
+        monkeypatch.setattr(memory, "cgroup_limits", lambda limits=limits: limits)
+        assert memory.available() == expected // jax.local_device_count()
+
+
+def test_no_control_groups_at_all(tmp_path):
+    assert memory.cgroup_limits(tmp_path) == []

@@ -1,0 +1,276 @@
+"""From configuration to kernel: the exact arguments that reach attack, schedule, optimizer, data and AutoAttack.
+
+Every field below has a value of its own, unlike any default, so that a field that is dropped or exchanged is seen.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import small
+
+from infofeat_jax import attacks, data, models, run
+from infofeat_jax import config as configs
+from infofeat_jax import experiment as experiments
+from infofeat_jax.attacks.autoattack import Progress
+from infofeat_jax.data import augment, to_unit
+from infofeat_jax.evaluation import autoattack, evaluate, robustness
+from infofeat_jax.evaluation.attack_names import Budget
+from infofeat_jax.runtime import devices
+from infofeat_jax.training import loop
+
+TRAIN, VALIDATION, TEST = 24, 10, 12
+
+
+def configure(method: str = "infofeature", **changes):
+    """A resolved configuration of which no value is a default."""
+    config = configs.default()
+    config.seed, config.batch_size, config.num_epochs = 7, 8, 5
+    config.max_loss, config.skip_batches, config.log_every, config.checkpoint.keep = 123.0, 3, 4, 6
+    config.model.name, config.model.width = "wrn_10_1", 3
+    config.data.update({"crop_padding": 2, "flip": False, "validation_size": VALIDATION, "split_seed": 9})
+    config.method.update({"name": method, "weight": 0.7, "label_smoothing": 0.3, "distance": "l1", "classes": "label"})
+    config.attack.update({"norm": "l2", "epsilon": 100.0, "step_size": 17.0, "num_steps": 3})
+    config.optimizer.update(
+        {"learning_rate": 0.5, "momentum": 0.8, "weight_decay": 0.02, "milestones": (1.0, 2.0), "decay": 0.25,
+         "nesterov": True}
+    )  # fmt: skip
+    config.eval.update(
+        {"step_size": 11.0, "batch_size": 16, "num_examples": 9, "autoattack_examples": 5, "probe_examples": 4,
+         "cam_images": 2, "validation_attack": "cw2", "attacks": ("clean", "pgd4", "autoattack")}
+    )  # fmt: skip
+    config.update_from_flattened_dict(changes)
+    return configs.resolve(config)
+
+
+def create_data() -> data.Dataset:
+    """Three splits of different images, so that one taken for another is seen."""
+    splits = []
+    for seed, count in enumerate((TRAIN, VALIDATION, TEST)):
+        images, labels = (np.asarray(part) for part in small.batch(count, seed=seed))
+        splits.append(data.Split((255 * images).astype(np.uint8), labels.astype(np.int32)))
+    return data.Dataset(*splits, 5, "noise")
+
+
+def create_experiment(workdir=Path("."), **changes) -> experiments.Experiment:
+    one = experiments.create(configure(**changes), workdir, create_data())
+    return one._replace(mesh=jax.sharding.Mesh(jax.devices()[:1], (devices.AXIS,)))
+
+
+def test_the_attack_gets_the_methods_and_the_attacks_fields_in_the_images_units():
+    method = experiments.create_method(configure(), 5)
+    assert method.attack.func is attacks.infofeature
+    assert method.attack.keywords == {
+        "norm": "l2", "epsilon": 100 / 255, "step_size": 17 / 255, "num_steps": 3, "weight": 0.7, "distance": "l1",
+        "classes": "label",
+    }  # fmt: skip
+    targets = method.targets(None, None, jnp.array([1]))
+    np.testing.assert_allclose(targets, [[0.075, 0.7, 0.075, 0.075, 0.075]], rtol=1e-5)
+
+
+def test_the_papers_defaults():
+    """InfoFeature: lambda 0.1, Euclidean distance of all classes' maps, 7 steps of a quarter of epsilon."""
+    config = configs.default()
+    config.attack.epsilon = 12.0
+    method = experiments.create_method(configs.resolve(config), 5)
+    assert method.attack.keywords == {
+        "norm": "linf", "epsilon": 12 / 255, "step_size": 3 / 255, "num_steps": 7, "weight": 0.1, "distance": "l2",
+        "classes": "all",
+    }  # fmt: skip
+    np.testing.assert_array_equal(method.targets(None, None, jnp.array([1])), [[0, 1, 0, 0, 0]])
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, 25.0), (11.0, 11.0)])
+def test_the_evaluations_budget(given, expected):
+    """Steps of a quarter of epsilon, as in training, unless given."""
+    config = configure(**({} if given else {"eval.step_size": None}))
+    if given is None:
+        config = configs.default()
+        config.attack.norm, config.attack.epsilon = "l2", 100.0
+        config = configs.resolve(config)
+    assert experiments.create_budget(config) == Budget("l2", 100 / 255, expected / 255)
+
+
+def test_the_schedule_has_the_decays_at_its_epochs():
+    schedule = create_experiment().schedule  # of 3 steps an epoch
+    rates = [float(schedule(step)) for step in (0, 2, 3, 5, 6, 14)]
+    np.testing.assert_allclose(rates, [0.5, 0.5, 0.125, 0.125, 0.03125, 0.03125], rtol=1e-6)
+    assert create_experiment().total_steps == 15
+
+
+def test_the_optimizer_decays_all_parameters_and_has_its_momentum():
+    """Against PyTorch's rule written out, Nesterov, weight decay on BatchNorm's scale and bias too."""
+    experiment = create_experiment()
+    params = {"bn": {"scale": np.array([2.0, -1.0]), "bias": np.array([0.5, 3.0])}, "kernel": np.array([1.0, 4.0])}
+    gradient = jax.tree.map(lambda p: 0.1 * p**2, params)
+    state = experiment.optimizer.init(params)
+    found, expected, v = params, params, jax.tree.map(np.zeros_like, params)
+    for _ in range(2):
+        changes, state = experiment.optimizer.update(gradient, state, found)
+        found = optax.apply_updates(found, changes)
+        decayed = jax.tree.map(lambda g, p: g + 0.02 * p, gradient, expected)
+        v = jax.tree.map(lambda v, g: 0.8 * v + g, v, decayed)
+        expected = jax.tree.map(lambda p, g, v: p - 0.5 * (g + 0.8 * v), expected, decayed, v)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found, expected)
+
+
+def test_the_step_is_made_of_the_experiments_parts(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(parts=parts, **options))
+    monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: seen.update(mesh=mesh, mode=mode))
+    experiment = create_experiment(**{"accumulate_steps": 2, "parallel": "pmap", "batch_size": 16})
+    experiments.compile_step(experiment)
+    assert seen["parts"] == (experiment.module, experiment.method, experiment.optimizer)
+    assert seen["augment"].func is augment.crop_and_flip
+    assert seen["augment"].keywords == {"padding": 2, "flip": False}
+    assert (seen["accumulate_steps"], seen["mode"], seen["mesh"]) == (2, "pmap", experiment.mesh)
+
+
+def test_the_module_is_the_configurations():
+    experiment = create_experiment(**{"model.mean": (0.4,), "model.std": (0.2,), "dtype": "bfloat16", "remat": True})
+    module = experiment.module
+    assert isinstance(module, models.WideResNet)
+    assert (module.depth, module.widen_factor, module.width, module.num_classes) == (10, 1, 3, 5)
+    assert (module.mean, module.std, module.dtype, module.remat) == (0.4, 0.2, jnp.bfloat16, True)
+
+
+def test_the_data_are_loaded_as_the_configuration_says(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(data, "load", lambda *names, **options: seen.update(names=names, **options) or create_data())
+    changes = {"data.name": "digits", "data.data_dir": "here", "data.train_size": 20, "data.test_size": 30}
+    experiments.load_data(configure(**changes))
+    assert seen == {
+        "names": ("digits",), "data_dir": "here", "validation_size": VALIDATION, "train_size": 20, "test_size": 30,
+        "split_seed": 9,
+    }  # fmt: skip
+
+
+def test_the_loop_gets_the_training_split_and_its_settings(tmp_path):
+    experiment = create_experiment(tmp_path)
+    training = run.create_training(experiment)
+    assert training.settings == loop.Settings(8, 5, 7, 4, 123.0, 3, 6, False)
+    assert training.data is experiment.data.train
+    assert (training.judge, training.robust_name, training.num_classes) == ("robust", "cw2", 5)
+    assert run.create_training(create_experiment(tmp_path, method="standard")).judge == "clean"
+    assert training.schedule is experiment.schedule
+    images, labels = loop.load_batch(training, 4)
+    rows = loop.batch_rows(training, 4)
+    np.testing.assert_array_equal(images, experiment.data.train.images[rows])
+    np.testing.assert_array_equal(labels, experiment.data.train.labels[rows])
+
+
+def test_an_epoch_sees_every_image_once_and_the_next_in_another_order(tmp_path):
+    training = run.create_training(create_experiment(tmp_path))
+    epochs = [np.concatenate([loop.batch_rows(training, 3 * epoch + step) for step in range(3)]) for epoch in (0, 1)]
+    for order in epochs:
+        assert sorted(order) == list(range(TRAIN))
+    assert not np.array_equal(*epochs)
+
+
+def test_validation_is_of_the_held_out_images_under_the_validation_attack(tmp_path, monkeypatch):
+    """Clean accuracy against a plain pass; the robust one with the exact arguments of its attack."""
+    made = []
+    compile_attack = robustness.compile_attack
+
+    def spy(module, attack, mesh):
+        made.append(attack)
+        return compile_attack(module, attack, mesh)
+
+    monkeypatch.setattr(robustness, "compile_attack", spy)
+    experiment = create_experiment(tmp_path)
+    validations = run.create_validations(experiment)
+    assert made[0] is None
+    assert made[1].func is attacks.cw
+    assert made[1].keywords == {"norm": "l2", "epsilon": 100 / 255, "step_size": 11 / 255, "num_steps": 2}
+    state = experiments.create_state(experiment)
+    held_out = experiment.data.validation
+    logits = experiment.module.apply(state.variables, to_unit(jnp.asarray(held_out.images))).logits
+    assert validations["clean"](state) == (logits.argmax(-1) == held_out.labels).mean()
+
+
+def test_what_is_evaluated(tmp_path):
+    experiment = create_experiment(tmp_path)
+    state = experiments.create_state(experiment)
+    subject = run.create_subject(experiment, state.evaluated)
+    np.testing.assert_array_equal(subject.split.images, experiment.data.test.images[:9])
+    np.testing.assert_array_equal(subject.split.labels, experiment.data.test.labels[:9])
+    assert (subject.module, subject.mesh, subject.num_classes) == (experiment.module, experiment.mesh, 5)
+    assert subject.budget == Budget("l2", 100 / 255, 11 / 255)
+    limits = subject.seed, subject.batch_size, subject.autoattack_examples, subject.probe_examples, subject.cam_images
+    assert limits == (7, 16, 5, 4, 2)
+    assert run.create_subject(experiment, state.evaluated, "_latest").cam_images == 0
+    assert subject.file("outcomes") == tmp_path / "outcomes.npz"
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True), ({"num_epochs": 9}, True), ({"seed": 8}, False), ({"attack.epsilon": 99.0}, False),
+        ({"eval.step_size": 12.0}, False), ({"eval.batch_size": 8}, False), ({"dtype": "bfloat16"}, False),
+        ({"model.mean": (0.4,)}, False), ({"attack.norm": "linf"}, False),
+    ],
+)  # fmt: skip
+def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
+    """Of the same weights; num_examples is told by the count."""
+    experiment = create_experiment()
+    variables = experiments.create_state(experiment).evaluated
+    other = run.describe_setting(create_experiment(**changes), variables, 9)
+    assert (run.describe_setting(experiment, variables, 9) == other) is same
+    assert run.describe_setting(experiment, variables, 8) != run.describe_setting(experiment, variables, 9)
+    moved = jax.tree.map(lambda leaf: leaf + 1, variables)
+    assert run.describe_setting(experiment, moved, 9) != run.describe_setting(experiment, variables, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "epsilon", "stages"),
+    [
+        ("autoattack", 100, ["apgd-ce", "apgd-t", "fab-t", "square"]),
+        ("autoattack(version=plus)", 100, ["apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"]),
+        ("apgd-t(epsilon=50)", 50, ["apgd-t"]),
+    ],
+)
+def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilon, stages):
+    threats, given = [], {}
+    plan = autoattack.plan
+
+    def spy_plan(threat, num_classes, size, **options):
+        threats.append((threat.norm, threat.epsilon, num_classes, tuple(size)))
+        return plan(threat, num_classes, size, **options)
+
+    def spy_steps(the_plan, forward, key, images, labels, **options):
+        given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, **options)
+        state = autoattack.ResumeState(len(stages), 0, np.array([-1, 0, 1, -1, 2], np.int32), images, 3)
+        yield Progress("square", 2, 5, 3, 1.0), state
+
+    monkeypatch.setattr(autoattack, "plan", spy_plan)
+    monkeypatch.setattr(autoattack, "steps", spy_steps)
+    experiment = create_experiment(tmp_path)
+    subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
+    outcome = evaluate.measure_one(subject, name, lambda *texts: None)
+    ((norm, found, num_classes, size),) = threats
+    assert (norm, num_classes, size) == ("l2", 5, (8, 8))
+    assert epsilon / 255 - 1e-6 < found <= epsilon / 255
+    assert given["stages"] == stages
+    np.testing.assert_array_equal(given["images"], to_unit(experiment.data.test.images[:5]))
+    np.testing.assert_array_equal(given["labels"], experiment.data.test.labels[:5])
+    assert given["batch_size"] == 16
+    np.testing.assert_array_equal(outcome, [True, False, False, True, False])
+
+
+def test_each_device_of_the_pmap_mode_has_a_key_of_its_own():
+    """Random starts of equal images on two devices differ in the pmap mode."""
+    mesh = jax.sharding.Mesh(jax.devices()[:2], (devices.AXIS,))
+    spread = {}
+
+    def update(state, batch, key, *, average):
+        noise = jax.random.uniform(key, ())
+        return state, {"spread": average(noise) - noise}
+
+    for mode in ("jit", "pmap"):
+        step = devices.parallelize_update(update, mesh, mode)
+        spread[mode] = float(step(jnp.zeros(()), (jnp.zeros(4), jnp.zeros(4)), jax.random.key(0))[1]["spread"])
+    assert spread["jit"] == 0
+    assert abs(spread["pmap"]) > 1e-3
