@@ -52,8 +52,8 @@ HAND_WRITTEN = [
     ("run", "attack_names.create(spec, experiments.create_budget(config))", "None"),
     ("run", "source_directory(experiment.workdir, name), which", "experiment.workdir, which"),
     # Randomness.
-    ("data/batches", "[ORDER_STREAM, seed, epoch]", "[ORDER_STREAM, seed, 0]"),
-    ("data/batches", "[ORDER_STREAM, seed, epoch]", "[ORDER_STREAM, 0, epoch]"),
+    ("data/batches", '(seed, "data_order", epoch)', '(seed, "data_order", 0)'),
+    ("data/batches", '(seed, "data_order", epoch)', '(0, "data_order", epoch)'),
     ("attacks/projected", "jax.random.split(key, restarts)", "jax.numpy.stack([key] * restarts)"),
     ("runtime/devices", "return jax.random.fold_in(key, jax.lax.axis_index(AXIS))", "return key"),
     ("streams", '"evaluation": 3', '"evaluation": 2'),

@@ -29,23 +29,23 @@ from mutants import HAND_WRITTEN
 ROOT, PACKAGE, LIMIT = pathlib.Path(__file__).parents[1], "infofeat_jax", 240  # seconds
 FAILURE = r"^(?:FAILED|ERROR) (\S+)"  # in pytest's summary
 # The tests that guard a module, quickest first.
-EVALUATION = "test_attack_names test_cascade test_heuristics test_evaluate"
+EVALUATION = "test_wiring test_attack_names test_cascade test_heuristics test_evaluate"
 ASCENT, SEARCHES = "test_attacks test_methods test_contract", "test_square test_apgd test_fab test_autoattack"
 GUARDS = {
-    "training/step": "test_step test_loop", "training/loop": "test_loop", "training/optimizers": "test_step",
-    "training/health": "test_loop", "evaluation/evaluate": EVALUATION, "evaluation/robustness": "test_evaluate",
+    "training/step": "test_wiring test_step test_loop", "training/loop": "test_wiring test_loop", "training/optimizers": "test_wiring test_step",
+    "training/health": "test_loop", "evaluation/evaluate": EVALUATION, "evaluation/robustness": "test_wiring test_evaluate",
     "evaluation/autoattack": EVALUATION, "evaluation/distances": "test_attack_names test_evaluate",
-    "evaluation/attack_names": EVALUATION, "experiment": "test_step test_loop test_evaluate",
-    "run": "test_loop test_study test_evaluate", "methods/__init__": "test_methods", "methods/losses": "test_methods",
+    "evaluation/attack_names": EVALUATION, "experiment": "test_wiring test_step test_loop test_evaluate",
+    "run": "test_wiring test_loop test_study test_evaluate", "methods/__init__": "test_wiring test_methods", "methods/losses": "test_methods",
     "methods/labels": "test_methods", "attacks/gradient": ASCENT, "attacks/projected": ASCENT,
     "attacks/coupled": "test_methods test_contract", "attacks/inputs": ASCENT, "attacks/search": SEARCHES,
     "attacks/survivors": "test_autoattack", "attacks/autoattack": "test_autoattack test_cascade",
     "attacks/apgd": "test_apgd test_autoattack", "attacks/fab": "test_fab test_autoattack",
     "attacks/hyperplane": "test_fab", "attacks/square": "test_square test_autoattack",
     "attacks/patches": "test_square", "threat": "test_threat test_attacks test_apgd",
-    "objectives": "test_objectives test_methods", "data/batches": "test_data", "data/augment": "test_augment test_step",
+    "objectives": "test_objectives test_methods", "data/batches": "test_wiring test_data", "data/augment": "test_augment test_step",
     "data/pixels": "test_data test_step test_evaluate", "data/__init__": "test_data",
-    "runtime/devices": "test_step test_loop", "streams": "test_package test_data test_evaluate",
+    "runtime/devices": "test_wiring test_step test_loop", "streams": "test_package test_wiring test_data test_evaluate",
 }  # fmt: skip
 SWAPS = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
