@@ -101,6 +101,12 @@ def test_the_schedule_has_the_decays_at_its_epochs():
     assert create_experiment().total_steps == 15
 
 
+def test_the_schedule_is_the_one_that_is_named():
+    """Half a cosine over the 15 steps, of which the milestones say nothing."""
+    schedule = create_experiment(**{"optimizer.schedule": "cosine"}).schedule
+    np.testing.assert_allclose([schedule(0), schedule(5), schedule(15)], [0.5, 0.375, 0.0], atol=1e-7)
+
+
 def test_the_optimizer_decays_all_parameters_and_has_its_momentum():
     """Against PyTorch's rule written out, Nesterov, weight decay on BatchNorm's scale and bias too."""
     experiment = create_experiment()
