@@ -17,7 +17,7 @@ from infofeat_jax.data import augment
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import optimizers
 from infofeat_jax.training.state import initial_state
-from infofeat_jax.training.step import make_step
+from infofeat_jax.training.step import Gradients, accumulated_gradients, make_step
 
 METHODS = ("standard", "infofeature", "feature_scatter", "trades")
 
@@ -224,6 +224,18 @@ def test_accumulated_gradients_are_the_whole_batches(count):
     assert distance((one.params, one.opt_state), (four.params, four.opt_state)) < 1e-4
     np.testing.assert_allclose(one_values["loss"], four_values["loss"], rtol=1e-5)
     np.testing.assert_allclose(one_values["accuracy"], four_values["accuracy"])
+
+
+def test_each_accumulated_part_has_a_key_and_every_fourth_example():
+    def one_part(params, frozen, batch_stats, key, images, labels):
+        noise = jax.random.uniform(key)
+        return Gradients(noise, batch_stats * 10 + labels[0] + labels[1] / 10, noise**2, images.sum() * noise)
+
+    images, labels = jnp.ones((8, 2, 2, 3)), jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
+    found = accumulated_gradients(one_part, 4, {}, {}, jnp.float32(0), jax.random.key(0), images, labels)
+    assert found.loss - found.params**2 > 1e-3  # the variance of what the parts draw
+    np.testing.assert_allclose(found.accuracy, 24 * found.params, rtol=1e-5)
+    np.testing.assert_allclose(found.batch_stats, 1234 + 567.8, rtol=1e-6)
 
 
 def test_accumulation_moves_the_statistics_with_each_part():
