@@ -219,6 +219,20 @@ def test_budgets_of_each_example_are_what_they_are_alone():
         np.testing.assert_allclose(together[part], alone, atol=1e-6)
 
 
+def test_each_restart_has_a_start_of_its_own_and_the_best_is_kept():
+    """Random starts alone: per example the one of highest loss, if any misclassified, of those."""
+    images, labels = small.batch(8)
+    forward = small.forward()
+    run = partial(attacks.pgd, forward, images=images, labels=labels, epsilon=0.05, num_steps=0)
+    starts = jnp.stack([run(key=key) for key in jax.random.split(KEY, 3)])
+    outputs = [forward(x) for x in starts]
+    losses = jnp.stack([objectives.cross_entropy(one, one, labels) for one in outputs])
+    fooled = jnp.stack([objectives.misclassified(one.logits, labels) for one in outputs])
+    best = (losses + 1e3 * fooled).argmax(0)
+    assert len(set(best.tolist())) == 3
+    np.testing.assert_array_equal(run(key=KEY, restarts=3), starts[best, jnp.arange(8)])
+
+
 def test_restarts_and_keeping_the_worst_never_help_the_model():
     images, labels = small.batch(16)
     forward = small.forward()

@@ -71,6 +71,12 @@ def test_a_flip_mirrors_about_half_of_the_images():
     assert 150 < sum(mirrored) < 250
 
 
+def test_crop_and_flip_have_a_key_each():
+    crop_key, flip_key = jax.random.split(KEY)
+    expected = augment.random_flip(flip_key, augment.random_crop(crop_key, images(), 2))
+    np.testing.assert_array_equal(augment.crop_and_flip(KEY, images(), padding=2, flip=True), expected)
+
+
 @pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True), (0, False)])
 def test_crop_and_flip_composes_both(padding, flip):
     clean = images()

@@ -83,6 +83,17 @@ def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(
     assert results["worst_case"] == np.all([found[name] for name in results["examples"]], axis=0).mean()
 
 
+def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_that_all_saw():
+    outcomes = {
+        "pgd2": np.array([True, True, False, True]),
+        "autoattack": np.array([True, False]),
+        "fgsm(epsilon=24)": np.zeros(4, bool),
+    }
+    assert evaluate.worst_case(outcomes) == 0.5
+    assert evaluate.worst_case({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == 0.75
+    assert evaluate.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
+
+
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     target = make(directory / "target", attacks=("clean",), distances=("cw2",))
     results = run.evaluate_run(target)

@@ -80,6 +80,27 @@ def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(tra
         assert ours.get("validation_robust_accuracy") == theirs.get("validation_robust_accuracy")
 
 
+def test_the_learning_rate_that_is_logged_is_that_of_the_logged_step(whole):
+    """Decays after each of the first two epochs, of 2 steps each; every second step is logged."""
+    rates = [record["learning_rate"] for record in whole[1] if "learning_rate" in record]
+    np.testing.assert_allclose(rates, [0.1, 0.01, 0.001], rtol=1e-5)
+
+
+def test_records_of_steps_that_are_taken_again_are_replaced(training, whole, monkeypatch):
+    """What was logged after the last checkpoint, by a process that died before the next."""
+    asked = iter([False] * 4)  # two steps and their validation
+    monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
+    with pytest.raises(Stopped):
+        loop.train(training)
+    with (training.workdir / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 4, "loss": -1.0}) + "\n")
+    monkeypatch.setattr(signals, "requested", lambda: False)
+    loop.train(training)
+    assert [(r["step"], r.get("loss")) for r in records(training.workdir)] == [
+        (r["step"], r.get("loss")) for r in whole[1]
+    ]
+
+
 def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
     """The same, but what the step returns is not finite after step `at` (counted from 1)."""
 

@@ -17,7 +17,7 @@ from infofeat_jax.data import augment
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import optimizers
 from infofeat_jax.training.state import initial_state
-from infofeat_jax.training.step import make_step
+from infofeat_jax.training.step import Gradients, accumulated_gradients, gradients, make_step
 
 METHODS = ("standard", "infofeature", "feature_scatter", "trades")
 
@@ -71,6 +71,8 @@ def test_a_step_is_the_plain_one(method, weight):
     assert distance(jax.device_get(params), after.params) < 1e-3
     assert distance(jax.device_get(moved), after.batch_stats) < 1e-3
     assert after.step == 1
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(after.params)))
+    np.testing.assert_allclose(values["parameter_norm"], norm, rtol=1e-6)
     other = plain(state, images, labels, 0.1 - weight)  # lambda matters by more than what is let pass
     assert distance(jax.device_get(other[1]), after.params) > 1e-2
 
@@ -111,6 +113,19 @@ def plain_step(module, state, images, labels, weight):
 
     (value, moved), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
     return value, jax.tree.map(lambda p, g: p - 0.1 * (g + 2e-4 * p), state.params, gradient), moved
+
+
+def test_statistics_move_with_each_pass_of_the_loss():
+    """TRADES without a perturbation: three passes over one batch."""
+    module, (images, labels) = small.TinyNet(), small.batch(8)
+    variables = module.init(jax.random.key(0), images)
+    moved = {}
+    for name in ("standard", "trades"):
+        method = methods.create(name, methods.Options(5, {}))._replace(attack=None)
+        given = variables["params"], variables, variables["batch_stats"], jax.random.key(0), images, labels
+        found = gradients(module, method, *given).batch_stats["bn1"]
+        moved[name] = found["mean"] - variables["batch_stats"]["bn1"]["mean"]
+    np.testing.assert_allclose(moved["trades"], (1 + 0.9 + 0.81) * moved["standard"], rtol=1e-5)
 
 
 def test_the_schedule_follows_the_states_own_counter():
@@ -160,6 +175,23 @@ def test_optimizers_by_name(nesterov):
         optimizers.create_optimizer("lion", lambda step: 0.1)
     with pytest.raises(methods.InvalidInput, match="choose one of cosine, piecewise"):
         optimizers.create_schedule("steps")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_adamw_is_adam_with_decoupled_decay(nesterov):
+    """Three steps by hand; with `nesterov` as NAdam (Dozat, 2016) without its schedule of momenta."""
+    optimizer = optimizers.adamw(lambda step: 0.1, momentum=0.5, weight_decay=0.01, nesterov=nesterov)
+    p, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
+    params, state = jnp.asarray(p), optimizer.init(jnp.asarray(p))
+    for t in (1, 2, 3):
+        gradient = np.array([0.3, -0.1]) * (2 - t)
+        m, v = 0.5 * m + 0.5 * gradient, 0.999 * v + 0.001 * gradient**2
+        ahead = 0.5 * m / (1 - 0.5 ** (t + 1)) + 0.5 * gradient / (1 - 0.5**t)
+        mean = ahead if nesterov else m / (1 - 0.5**t)
+        p = p - 0.1 * (mean / (np.sqrt(v / (1 - 0.999**t)) + 1e-8) + 0.01 * p)
+        changes, state = optimizer.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, changes)
+    np.testing.assert_allclose(params, p, rtol=1e-5)
 
 
 def test_sgd_is_pytorchs():
@@ -224,6 +256,18 @@ def test_accumulated_gradients_are_the_whole_batches(count):
     assert distance((one.params, one.opt_state), (four.params, four.opt_state)) < 1e-4
     np.testing.assert_allclose(one_values["loss"], four_values["loss"], rtol=1e-5)
     np.testing.assert_allclose(one_values["accuracy"], four_values["accuracy"])
+
+
+def test_each_accumulated_part_has_a_key_and_every_fourth_example():
+    def one_part(params, frozen, batch_stats, key, images, labels):
+        noise = jax.random.uniform(key)
+        return Gradients(noise, batch_stats * 10 + labels[0] + labels[1] / 10, noise**2, images.sum() * noise)
+
+    images, labels = jnp.ones((8, 2, 2, 3)), jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
+    found = accumulated_gradients(one_part, 4, {}, {}, jnp.float32(0), jax.random.key(0), images, labels)
+    assert found.loss - found.params**2 > 1e-3  # the variance of what the parts draw
+    np.testing.assert_allclose(found.accuracy, 24 * found.params, rtol=1e-5)
+    np.testing.assert_allclose(found.batch_stats, 1234 + 567.8, rtol=1e-6)
 
 
 def test_accumulation_moves_the_statistics_with_each_part():
