@@ -52,7 +52,7 @@ def same(one, other) -> bool:
 
 
 def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training, whole, monkeypatch):
-    """On the second call the scores decrease."""
+    """In the second run the clock runs backwards."""
     moments = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(moments))
     assert same(whole[0], loop.train(training))
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     rows = loop.batch_rows(training, at - 1)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
     training = poisoned(training, at, leaf)
-    expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last checkpoint before it is of step 2.*skip_batches=1"
+    expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last earlier checkpoint is of step 2.*skip_batches=1"
     with pytest.raises(RunFailed, match=expected):
         loop.train(training)
     assert checkpoint.latest_step(training.workdir) == 2
@@ -127,7 +127,7 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
 
 
 def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
-    with pytest.raises(RunFailed, match=r"step 1, epoch 1, .*; there is no checkpoint before"):
+    with pytest.raises(RunFailed, match=r"step 1, epoch 1, .*; there is no earlier checkpoint"):
         loop.train(in_directory(tmp_path, max_loss=1e-3))
 
 

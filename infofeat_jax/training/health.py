@@ -35,7 +35,7 @@ def skip(
     `batch` identifies it: step, epoch and a digest of its image indices; `last` is the newest checkpoint's step.
     """
     before = read(workdir)
-    good = f"the last checkpoint before it is of step {last}" if last else "there is no checkpoint before it"
+    good = f"the last earlier checkpoint is of step {last}" if last else "there is no earlier checkpoint"
     what = (
         f"loss {unsound.loss:g}, parameters of norm {unsound.norm:g} (expected at most {max_loss:g} and finite) at"
         f" step {unsound.step}, epoch {batch['epoch']}, images {batch['images']}"
