@@ -99,7 +99,8 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     rows = loop.batch_rows(training, at - 1)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
     training = poisoned(training, at, leaf)
-    expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last earlier checkpoint is of step 2.*skip_batches=1"
+    noted = f"step {at}, epoch 2, images {digest}"
+    expected = rf"nan.* at {noted}; the last earlier checkpoint is of step 2.*skip_batches=1"
     with pytest.raises(RunFailed, match=expected):
         loop.train(training)
     assert checkpoint.latest_step(training.workdir) == 2
