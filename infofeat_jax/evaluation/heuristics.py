@@ -138,7 +138,7 @@ def _pgd_steps(name: str) -> int:
 def _accuracies(first: str, second: str, outcomes: Mapping[str, np.ndarray]) -> str:
     count = min(len(outcomes[first]), len(outcomes[second]))
     shares = [f"{outcomes[name][:count].mean():.1%} under {name}" for name in (first, second)]
-    return f"of {count} images, {shares[0]} are correct and {shares[1]}"
+    return f"of {count} images {shares[0]} are correct and {shares[1]}"
 
 
 def _beats(stronger: np.ndarray, weaker: np.ndarray, share: float) -> bool:
