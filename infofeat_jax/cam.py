@@ -20,7 +20,7 @@ def positive_cam(maps: Maps, kernel: Kernel, *, nonnegative_maps: bool = False) 
     """Eq. 6: sum_d max(w_d M_d, 0).
 
     max(wm, 0) = relu(w) relu(m) + relu(-w) relu(-m), hence two matrix products instead of a
-    [b, h, w, d, k] tensor. `nonnegative_maps` (maps behind a ReLU) drops the second, which is zero.
+    [b, h, w, d, k] tensor. `nonnegative_maps` (maps after a ReLU) drops the second, which is zero.
     """
     if nonnegative_maps:
         return maps @ jax.nn.relu(kernel)

@@ -1,7 +1,7 @@
-"""What attacks ascend: functions (perturbed outputs, clean outputs, labels) -> [b].
+"""Attack objectives, which attacks ascend: functions (perturbed outputs, clean outputs, labels) -> [b].
 
 Each example's value depends on that example alone. All are finite, with finite gradients, for finite logits. A class
-whose logit is -inf is masked: as if the model did not have it.
+whose logit is -inf is masked: it is treated as if the model did not have it.
 """
 
 import jax
@@ -19,10 +19,10 @@ def cross_entropy(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExam
 
 
 def margin(confidence: float = 50.0, *, targeted: bool = False) -> Objective:
-    """-max(z_y - max_{j != y} z_j + confidence, 0): Carlini & Wagner's (2017) loss as PGD codes use it.
+    """-max(z_y - max_{j != y} z_j + confidence, 0): Carlini & Wagner's (2017) loss as used with PGD.
 
-    With `targeted`, labels t: -max(max_{j != t} z_j - z_t + confidence, 0). Each ascends until the margin of the
-    wrong class, or of the target, is `confidence`. Raises InvalidInput for a confidence < 0 or not finite.
+    With `targeted`, for target labels t: -max(max_{j != t} z_j - z_t + confidence, 0). Either saturates once the margin
+    of the wrong class, or of the target, reaches `confidence`. Raises InvalidInput for a negative or non-finite one.
     """
     confidence = check_number("confidence", confidence)
     sign = -1.0 if targeted else 1.0
@@ -35,7 +35,7 @@ def margin(confidence: float = 50.0, *, targeted: bool = False) -> Objective:
 
 
 def misclassified(logits: Float[Array, "b k"], labels: Labels) -> Bool[Array, " b"]:
-    """Whether the prediction is not the label. A NaN among the logits is a misclassification."""
+    """Whether the prediction differs from the label. A NaN among the logits counts as a misclassification."""
     return (logits.argmax(-1) != labels) | jnp.isnan(logits).any(-1)
 
 
@@ -53,7 +53,7 @@ def label_logit(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
 def dlr(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
     """-(z_y - max_{j != y} z_j) / (z_(1) - z_(3)), the difference of logits ratio (Croce & Hein, 2020).
 
-    Invariant to shift and scale of the logits. Two classes have no third logit: there the plain margin.
+    Invariant to shift and scale of the logits. With two classes, which have no third logit, the plain margin.
     """
     del clean
     return -logit_margin(perturbed.logits, labels) / _spread(perturbed.logits, 3)
@@ -74,7 +74,7 @@ def dlr_targeted(targets: Labels) -> Objective:
 
 
 def _spread(logits: Float[Array, "b k"], last: int) -> PerExample | float:
-    """z_(1) - (z_(3) + z_(last)) / 2; for a logit that is not there or masked, the lowest; 1 of two classes."""
+    """z_(1) - (z_(3) + z_(last)) / 2, the lowest logit replacing missing or masked ones; 1 with two classes."""
     top = jax.lax.top_k(logits, min(last, logits.shape[-1]))[0]
     if top.shape[1] < 3:
         return 1.0
@@ -88,17 +88,17 @@ def kl_divergence(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExam
     del labels
     log_perturbed = jax.nn.log_softmax(perturbed.logits)
     log_clean = jax.nn.log_softmax(clean.logits)
-    # p log p with p = 0, underflowed or of a masked class, is 0, and so is its gradient.
+    # p log p at p = 0 (underflowed, or of a masked class) is 0, and so is its gradient.
     p = jnp.exp(log_clean)
     return (p * jnp.where(p > 0, log_clean - log_perturbed, 0.0)).sum(-1)
 
 
 def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
-    """D(CAM(x), CAM(x + delta)) of Eq. 7, the maps after Eq. 6.
+    """D(CAM(x), CAM(x + delta)) of Eq. 7, with the maps of Eq. 6.
 
     `distance`: "l2" (the paper's; Euclidean norm over all pixels and classes), "l1" or "cosine".
     `classes`: "all" maps together, or the "label"'s map alone; the paper does not say which.
-    Zero, with zero gradient, where the maps are equal. Raises InvalidInput for a forward without CAM.
+    Zero, with zero gradient, where the maps are equal. Raises InvalidInput if the forward returns no CAM.
     """
     check_choice("CAM distance", distance, DISTANCES)
     check_choice("CAM classes", classes, ("all", "label"))
@@ -118,7 +118,7 @@ def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
 
 
 def weighted_sum(*terms: tuple[float, Objective]) -> Objective:
-    """sum_i weight_i objective_i, per example. Raises InvalidInput for a weight that is not finite."""
+    """sum_i weight_i objective_i, per example. Raises InvalidInput for a non-finite weight."""
     terms = tuple((check_number("weight", weight, least=-1e15), term) for weight, term in terms)
 
     def objective(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
@@ -130,7 +130,7 @@ def weighted_sum(*terms: tuple[float, Objective]) -> Objective:
 def infofeature(
     weight: float = 0.1, distance: str = "l2", classes: str = "all", *, targeted: bool = False
 ) -> Objective:
-    """Eq. 7: cross-entropy + weight * CAM distance; with `targeted`, cross-entropy to the target descends."""
+    """Eq. 7: cross-entropy + weight * CAM distance; with `targeted`, minus the cross-entropy to the target."""
     sign = -1.0 if targeted else 1.0
     return weighted_sum((sign, cross_entropy), (weight, cam_distance(distance, classes)))
 

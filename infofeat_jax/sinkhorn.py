@@ -1,6 +1,6 @@
 """Entropic optimal transport between two batches, as Feature Scattering uses it (Zhang & Wang, 2019).
 
-Constants are those of the authors' code. Every value depends on the whole batch.
+Constants are those of the authors' code. Each value depends on the whole batch.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 REGULARIZATION = 0.01
-TOLERANCE = 0.1  # of sum |u - u_previous|: coarse, so that most plans take 2 to 13 of at most 100 iterations
+TOLERANCE = 0.1  # on sum |u - u_previous|: coarse, so that most plans take 2 to 13 of at most 100 iterations
 ITERATIONS = 100
 
 Cost = Float[Array, "m n"]
 
 
 class Transport(NamedTuple):
-    """The plan and its dual variables where the iteration stopped."""
+    """The transport plan and its dual variables when the iteration stopped."""
 
     plan: Float[Array, "m n"]
     u: Float[Array, " m"]
@@ -35,7 +35,7 @@ class _Iterate(NamedTuple):
 
 def cosine_cost(a: Float[Array, "m d"], b: Float[Array, "n d"]) -> Cost:
     """C_ij = max(0, 1 - cos(a_i, b_j)); 1 where a vector is zero."""
-    # In full float32 on every device: 1 - cos of clean and perturbed logits is a cancellation.
+    # In full float32 on every device: 1 - cos of clean and perturbed logits suffers from cancellation.
     return jax.nn.relu(1 - jnp.matmul(_unit(a), _unit(b).T, precision="highest"))
 
 
@@ -45,11 +45,11 @@ def cosine_distance(a: Float[Array, "b d"], b: Float[Array, "b d"]) -> Float[Arr
 
 
 def sinkhorn(cost: Cost) -> Transport:
-    """The plan between uniform masses: log-domain Sinkhorn with the authors' early stop.
+    """The transport plan between uniform masses: log-domain Sinkhorn with the authors' early stopping.
 
-    At most 100 iterations, until sum |u - u_previous| < 0.1. So early a stop leaves the rows' masses up to a
+    At most 100 iterations, until sum |u - u_previous| < 0.1. Stopping so early leaves the rows' masses up to a
     factor of two from uniform; the gradient of the plan with respect to the cost, through the iterations that
-    were made, is part of the method. Runs inside jit; memory for the gradient is that of the dual variables.
+    were made, is part of the method. Runs inside jit; the gradient needs the memory of the dual variables only.
     """
     rows, columns = cost.shape
     log_mu, log_nu = -jnp.log(jnp.float32(rows)), -jnp.log(jnp.float32(columns))
@@ -59,7 +59,7 @@ def sinkhorn(cost: Cost) -> Transport:
         v = state.v + REGULARIZATION * (log_nu - _log_sum_exp(_exponent(cost, u, state.v), axis=0))
         return _Iterate(u, v, state.iterations + 1, jnp.abs(u - state.u).sum() < TOLERANCE)
 
-    # A while loop has no reverse mode. Here the iterations after the stop are skipped in both directions.
+    # A while loop has no reverse mode. The scan skips the iterations after the stop in both directions.
     @jax.checkpoint
     def step(state: _Iterate, _) -> tuple[_Iterate, None]:
         return jax.lax.cond(state.stopped, lambda s: s, iterate, state), None
@@ -70,7 +70,7 @@ def sinkhorn(cost: Cost) -> Transport:
 
 
 def _exponent(cost: Cost, u: Float[Array, " m"], v: Float[Array, " n"]) -> Cost:
-    # In this order: u and the cost nearly cancel, which costs an order of magnitude of float32 otherwise.
+    # In this order, because u and the cost nearly cancel: any other costs an order of magnitude of precision.
     return (u[:, None] - cost + v[None, :]) / REGULARIZATION
 
 

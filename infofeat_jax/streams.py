@@ -1,7 +1,7 @@
-"""The streams of random numbers in a run, all named here so that no two can be the same.
+"""The random streams of a run, all named here so that no two can coincide.
 
-A stream is the seed's key folded with the stream's own number; what it is folded with further (a step, the index of a
-batch) concerns that stream alone. The orders of examples are drawn on the host, by NumPy.
+A stream is the seed's key folded with the stream's own number; anything it is folded with further (a step, the index
+of a batch) concerns that stream alone. The orders of examples are drawn on the host, with NumPy.
 """
 
 import jax
@@ -13,7 +13,7 @@ DEVICE = {
     "initial_weights": 0,
     "training": 1,  # folded with the step: augmentation and the attack
     "validation": 2,  # folded with the batch: the same random starts after each epoch
-    "evaluation": 3,  # folded with the batch: the same for all attacks, so that they start alike
+    "evaluation": 3,  # folded with the batch: the same for all attacks, so that they share random starts
     "autoattack": 4,
     "cam_images": 5,
     "probes": 6,
@@ -27,5 +27,5 @@ def key(seed: int, stream: str) -> PRNGKey:
 
 
 def generator(seed: int, stream: str, *counters: int) -> np.random.Generator:
-    """NumPy's generator of one of the streams in HOST, at `counters` (such as the epoch)."""
+    """The NumPy generator of one of the streams in HOST, at `counters` (such as the epoch)."""
     return np.random.default_rng([HOST[stream], seed, *counters])

@@ -1,6 +1,6 @@
-"""What the attacker may do: perturb within a norm ball around each image, and stay within the pixel box.
+"""Threat models: perturbations within a norm ball around each image and within the box of valid pixels.
 
-A norm is a triple of pure functions in the plain dict `NORMS`; adding one adds an entry.
+A norm is a tuple of pure functions in the plain dict `NORMS`; adding one adds an entry.
 """
 
 from collections.abc import Callable
@@ -15,15 +15,15 @@ from infofeat_jax.types import Budget, Images, InvalidInput, PerExample, PRNGKey
 
 UNIT = ", in the images' own units"
 
-# Relative shrinking of the l2 radius that covers float32 rounding of the norm.
+# Relative reduction of the l2 radius that covers the float32 rounding of the norm.
 _L2_SLACK = 4e-6
 
 
 class Norm(NamedTuple):
-    """A norm ball's geometry; displacements are [b, ...]."""
+    """The geometry of a norm ball; displacements are [b, ...]."""
 
     size: Callable[[Images], PerExample]  # displacement -> its norm
-    ascent: Callable[[Images], Images]  # gradient -> steepest ascent displacement of norm 1; finite always
+    ascent: Callable[[Images], Images]  # gradient -> steepest ascent direction of norm 1; always finite
     project: Callable[[Images, Images, Budget], Images]  # (images, perturbed, epsilon) -> in the ball
     sample: Callable[[PRNGKey, Images], Images]  # uniform in the unit ball, shaped as the second argument
 
@@ -37,12 +37,12 @@ class Threat(NamedTuple):
 
 
 def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0), *, batch: int | None = None) -> Threat:
-    """Checks and builds a Threat, epsilon rounded down to float32 so that no example exceeds it.
+    """Checks and builds a Threat; epsilon is rounded down to float32 so that no example exceeds it.
 
-    `epsilon` is one number, or for a `batch` of known size [batch]; traced, it is float32 and its value unchecked.
-    `bounds` are those of float32 images: rounded as their pixels are.
+    `epsilon` is one number, or [batch] for a `batch` of known size; if traced, it is float32 and its value unchecked.
+    `bounds` are rounded to float32, as the pixels are.
 
-    Raises InvalidInput for an unknown norm, epsilon < 0 or of another shape, bounds that are empty or not finite.
+    Raises InvalidInput for an unknown norm, an epsilon < 0 or of the wrong shape, or empty or non-finite bounds.
     """
     check_choice("norm", norm, NORMS)
     epsilon = _round_down(check_number("epsilon", epsilon, batch=batch, unit=UNIT))
@@ -50,19 +50,19 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:
-    """Nearest point (linf: exactly; l2: up to the box clip) of ball and box; never outside either."""
+    """Projects onto the ball and the box (linf: exactly; l2: ball, then box); never leaves either."""
     inside = NORMS[threat.norm].project(images, perturbed, threat.epsilon)
     return jnp.clip(inside, *threat.bounds)
 
 
 def random_start(threat: Threat, key: PRNGKey, images: Images, *, clip: bool = True) -> Images:
-    """Uniform point of the ball around each image; `clip=False` leaves it outside the box where it falls so."""
+    """Uniformly random point of the ball around each image; with `clip=False` it may lie outside the box."""
     start = images + budget(threat, images) * NORMS[threat.norm].sample(key, images)
     return project(threat, images, start) if clip else start
 
 
 def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: Budget) -> Images:
-    """One projected step of length `step_size` in the steepest ascent direction of the norm."""
+    """Takes one projected step of length `step_size` in the norm's direction of steepest ascent."""
     direction = NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
     step = per_example(jnp.asarray(step_size, images.dtype), images) * direction
     return project(threat, images, perturbed + step)
@@ -74,17 +74,17 @@ def size(norm: str, displacement: Images) -> PerExample:
 
 
 def budget(threat: Threat, like: Images):
-    """Epsilon, to broadcast against [b, ...]."""
+    """Epsilon, shaped to broadcast against [b, ...]."""
     return per_example(threat.epsilon, like)
 
 
 def per_example(values: Budget | Shaped[Array, " b"], like: Shaped[Array, "b ..."]):
-    """[b] as [b, 1, ...], to broadcast against [b, ...]; one number stays as it is."""
+    """Reshapes [b] to [b, 1, ...], to broadcast against [b, ...]; a single number stays as it is."""
     return jnp.reshape(values, np.shape(values) + (1,) * (like.ndim - 1)) if np.ndim(values) else values
 
 
 def _round_down(epsilon):
-    xp = jnp if isinstance(epsilon, jax.Array) else np  # NumPy where it can: under jit jnp would trace a constant
+    xp = jnp if isinstance(epsilon, jax.Array) else np  # NumPy where possible: under jit, jnp would trace a constant
     epsilon = xp.asarray(epsilon)
     nearest = epsilon.astype(xp.float32)
     rounded = xp.where(nearest > epsilon, xp.nextafter(nearest, xp.float32(0)), nearest)
@@ -107,7 +107,7 @@ def _flat(images: Images) -> Float[Array, "b d"]:
 
 def _linf_project(images: Images, perturbed: Images, epsilon: Budget) -> Images:
     epsilon = per_example(epsilon, images)
-    # One float inward: x + epsilon rounded up would exceed the budget.
+    # One float inward: x + epsilon, if rounded up, would exceed the budget.
     lower = jnp.minimum(jnp.nextafter(images - epsilon, jnp.float32(jnp.inf)), images)
     upper = jnp.maximum(jnp.nextafter(images + epsilon, jnp.float32(-jnp.inf)), images)
     return jnp.clip(perturbed, lower, upper)
@@ -125,7 +125,7 @@ def _l2_ascent(gradient: Images) -> Images:
 
 
 def _or_one(divisor: PerExample) -> PerExample:
-    # Not max(divisor, 1e-12): of a gradient known to be zero, XLA makes NaN of that when compiling.
+    # Not max(divisor, 1e-12): for a gradient known to be zero, XLA's constant folding turns that into NaN.
     return jnp.where(divisor >= jnp.finfo(jnp.float32).tiny, divisor, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""The types that all modules share.
+"""The types and checks that all modules share.
 
 Images are float32 NHWC in [0, 1]; budgets (epsilon, step sizes) are in the images' own units.
 """
@@ -16,22 +16,22 @@ Images = Float[Array, "b h w c"]
 Labels = Integer[Array, " b"]
 Probabilities = Float[Array, "b k"]
 PerExample = Float[Array, " b"]
-# An epsilon or a step size: one number, or [b], for each example its own. Either may be traced.
+# An epsilon or a step size: one number, or [b] with one for each example. Either may be traced.
 Budget = float | int | np.number | Real[Array, ""] | Real[Array, " b"] | Real[np.ndarray, " b"]
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
 
 
 class Outputs(NamedTuple):
-    """What a classifier returns for a batch. Code that reads logits alone accepts None in the rest."""
+    """The outputs of a classifier for a batch. Code that reads only the logits accepts None for the rest."""
 
     logits: Float[Array, "b k"]
     features: Float[Array, "b d"] | None = None  # after global average pooling
-    maps: Float[Array, "b h w d"] | None = None  # M_conv: what is pooled
-    cam: Float[Array, "b h w k"] | None = None  # Eq. 6, one map a class
+    maps: Float[Array, "b h w d"] | None = None  # M_conv: the last feature maps, which are pooled
+    cam: Float[Array, "b h w k"] | None = None  # Eq. 6, one map per class
     kernel: Float[Array, "d k"] | None = None  # w_fc, by which the features are multiplied; not per example
 
 
-# A frozen model: weights and mode closed over. Library functions accept others too: see attacks.inputs.as_forward.
+# A frozen model: weights and mode are bound. Library functions accept other outputs: see attacks.inputs.as_forward.
 Forward = Callable[[Images], Outputs]
 
 # (perturbed outputs, clean outputs, labels) -> [b]: what an attack ascends.
@@ -42,15 +42,15 @@ Attack = Callable[[Forward, PRNGKey, Images, Labels], Images]
 
 
 class InvalidInput(ValueError):
-    """A value that the user can correct; the message is one line: the value, what is valid, what to do."""
+    """Invalid input that the user can correct; the message is one line: the value, what is valid, what to do."""
 
 
 class RunFailed(RuntimeError):
-    """A run that cannot go on for a reason outside its configuration; one line: what happened, what to do."""
+    """A run cannot continue for a reason outside its configuration; one line: what happened, what to do."""
 
 
 class Stopped(RuntimeError):
-    """The run was asked to stop and has done so; one line: what is saved, how to go on."""
+    """A run was interrupted and has stopped; one line: what is saved, how to resume."""
 
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
@@ -60,7 +60,7 @@ def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
 
 
 def check_count(name: str, value: Any, least: int = 0) -> int:
-    """`value` as an int. Raises InvalidInput unless it is an integer of any type, not traced, and >= `least`."""
+    """`value` as an int. Raises InvalidInput unless it is an integer of any type, untraced, and >= `least`."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -71,14 +71,14 @@ def check_count(name: str, value: Any, least: int = 0) -> int:
 
 
 def check_number(name: str, value: Any, *, least: float = 0.0, batch: int | None = None, unit: str = "") -> Any:
-    """`value` as a float, or with `batch` examples as a float64 array [batch]. A traced value is returned as it is.
+    """`value` as a float, or for `batch` examples as a float64 array [batch]. Traced values are returned unchanged.
 
-    Raises InvalidInput for another shape or type, and for a concrete value, of any type, that is not finite,
+    Raises InvalidInput for the wrong shape or type, and for a concrete value, of any type, that is non-finite,
     below `least`, or above 1e15, whose square is still far from overflow.
     """
     shape = np.shape(value)
     if shape not in ((), (batch,)):
-        each = "" if batch is None else f" or an array [{batch}], a number for each example"
+        each = "" if batch is None else f" or an array [{batch}], one number for each example"
         raise InvalidInput(f"{name} is of shape {list(shape)}: expected one number{each}")
     if isinstance(value, jax.core.Tracer):
         return value

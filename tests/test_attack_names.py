@@ -61,7 +61,7 @@ def test_every_attack_of_the_library_has_a_name():
         ("pgd", "unknown attack 'pgd' in config.eval"),
         ("pgd0", "expected 1 to 100000 steps"),
         ("pgd3000000000", "expected 1 to 100000 steps"),
-        ("fgsm5", "unknown attack 'fgsm5' in config.eval: choose of clean"),
+        ("fgsm5", "unknown attack 'fgsm5' in config.eval: choose one of clean"),
         ("magic20", "unknown attack"),
         ("pgd20(", "unknown attack"),
         ("", "unknown attack ''"),

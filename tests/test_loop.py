@@ -1,4 +1,4 @@
-"""The loop in this process, on a tiny network: stopped anywhere it goes on to the same bits; bad numbers; collapse."""
+"""The loop in this process, on a tiny network: bit-exact resumption after any stop; non-finite losses; collapse."""
 
 import hashlib
 import itertools
@@ -36,7 +36,7 @@ def in_directory(workdir, count: int = 1, **changes) -> loop.Training:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The final state of a run that nothing interrupted, and its records."""
+    """The final state of an uninterrupted run, and its records."""
     workdir = tmp_path_factory.mktemp("whole")
     state = jax.device_get(loop.train(in_directory(workdir)))
     return state, records(workdir)
@@ -52,7 +52,7 @@ def same(one, other) -> bool:
 
 
 def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training, whole, monkeypatch):
-    """The second time it goes backwards."""
+    """In the second run the clock runs backwards."""
     moments = itertools.count(2e9, -3600)
     monkeypatch.setattr(time, "time", lambda: next(moments))
     assert same(whole[0], loop.train(training))
@@ -60,7 +60,7 @@ def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training
 
 
 def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(training, whole, monkeypatch):
-    """Every place where the run asks whether to stop is one to stop at; each time it goes on from there."""
+    """The run is interrupted at every place where it may stop, and each time resumes from there."""
     stops = 0
     while True:
         asked = iter([False, False, True])  # a step or a validation further each time
@@ -102,7 +102,7 @@ def test_records_of_steps_that_are_taken_again_are_replaced(training, whole, mon
 
 
 def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
-    """The same, but what the step returns is not finite after step `at` (counted from 1)."""
+    """The same, but the step returns non-finite values after step `at` (counted from 1)."""
 
     @jax.jit
     def poison(moved, values):
@@ -120,7 +120,8 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     rows = loop.batch_rows(training, at - 1)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
     training = poisoned(training, at, leaf)
-    expected = rf"nan.* at step {at}, epoch 2, images {digest}; the last checkpoint before is of step 2.*skip_batches=1"
+    noted = f"step {at}, epoch 2, images {digest}"
+    expected = rf"nan.* at {noted}; the last earlier checkpoint is of step 2.*skip_batches=1"
     with pytest.raises(RunFailed, match=expected):
         loop.train(training)
     assert checkpoint.latest_step(training.workdir) == 2
@@ -137,9 +138,9 @@ def test_stopping_while_parameters_are_not_finite_saves_nothing(training, monkey
 
 
 def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
-    """As if its step had not been taken; and so again when the run is continued."""
+    """A skipped batch leaves the state as if its step had not been taken, and so again when the run is continued."""
     state = jax.device_get(loop.train(poisoned(in_directory(tmp_path / "poisoned", skip_batches=1), 3, "parameters")))
-    assert "going back, this batch is left out" in capsys.readouterr().out
+    assert "resuming from there, this batch is skipped" in capsys.readouterr().out
     assert [batch["step"] for batch in health.read(tmp_path / "poisoned")] == [3]
     assert state.step == 2 * EPOCHS
     clean = in_directory(tmp_path / "clean")
@@ -148,7 +149,7 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
 
 
 def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
-    with pytest.raises(RunFailed, match=r"step 1, epoch 1, .*; there is no checkpoint before"):
+    with pytest.raises(RunFailed, match=r"step 1, epoch 1, .*; there is no earlier checkpoint"):
         loop.train(in_directory(tmp_path, max_loss=1e-3))
 
 

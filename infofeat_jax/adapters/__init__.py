@@ -1,8 +1,8 @@
-"""Our models in the hands of other libraries: PyTorch code, foolbox, ART. Each imports its library when called.
+"""Adapters that present our models to other libraries: PyTorch code, foolbox, ART, each imported only when called.
 
 Every function takes a `forward`, as the attacks do: images [b, h, w, c] -> Outputs, logits, a tuple or list that
-starts with them, or an object with `logits`. It must classify each example by itself, as networks do when evaluated:
-batches are padded to powers of two, so that attacks which drop broken examples do not compile for every number left.
+starts with them, or an object with `logits`. It must classify each example independently, as in evaluation mode:
+batches are padded to powers of two, so that attacks that drop broken examples do not trigger endless recompilation.
 """
 
 from infofeat_jax.types import Forward
@@ -12,8 +12,8 @@ def pytorch(forward: Forward):
     """A torch.nn.Module: images [b, c, h, w] -> logits [b, k], differentiable with respect to the images.
 
     For code that calls a PyTorch model: the official AutoAttack, RobustBench's `benchmark`, torchattacks.
-    It has no trainable parameters, computes in float32 where JAX computes, and answers on the images' device.
-    Second derivatives are not offered.
+    It has no trainable parameters, computes in float32 on JAX's device, and returns logits on the images' device.
+    Second derivatives are not supported.
     """
     from infofeat_jax.adapters.torch_module import TorchModule
 
@@ -32,9 +32,9 @@ def foolbox(forward: Forward, bounds: tuple[float, float] = (0.0, 1.0)):
 def art(
     forward: Forward, image_shape: tuple[int, int, int], num_classes: int, bounds: tuple[float, float] = (0.0, 1.0)
 ):
-    """A classifier of the Adversarial Robustness Toolbox with gradients of losses and of logits.
+    """A classifier for the Adversarial Robustness Toolbox, with gradients of losses and of logits.
 
-    For its white-box attacks (FGM, PGD, AutoPGD, DeepFool, Carlini & Wagner ...) and its black-box ones alike.
+    It serves both its white-box (FGM, PGD, AutoPGD, DeepFool, Carlini & Wagner ...) and its black-box attacks.
     `image_shape` is (h, w, c).
     """
     from infofeat_jax.adapters.art_classifier import ArtClassifier

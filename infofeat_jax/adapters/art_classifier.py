@@ -11,7 +11,7 @@ from infofeat_jax.types import Forward, InvalidInput
 
 
 class ArtClassifier(JaxClassifier):
-    """See `infofeat_jax.adapters.art`. Adds to ART's own what its attacks ask for and it leaves open."""
+    """See `infofeat_jax.adapters.art`. Implements the methods that ART's attacks need and its own class leaves open."""
 
     def __init__(self, forward: Forward, image_shape, num_classes: int, bounds):
         self._padded = padded = Padded(forward)
@@ -25,17 +25,17 @@ class ArtClassifier(JaxClassifier):
         )  # fmt: skip
 
     def loss_gradient(self, x, y, **_) -> np.ndarray:
-        """Of each example's cross-entropy with the one-hot `y` [b, k]."""
+        """The gradient of each example's cross-entropy with the one-hot `y` [b, k]."""
         logits, pull = self._padded.vjp(x)
         return pull(np.asarray(jax.nn.softmax(logits) - y))
 
     def compute_loss(self, x, y, reduction: str = "none", **_) -> np.ndarray:
-        """Cross-entropy with the one-hot `y`, one value an example [b], or their mean or sum."""
+        """Cross-entropy with the one-hot `y`: one value per example [b], or their mean or sum."""
         losses = np.asarray(optax.softmax_cross_entropy(self._padded.logits(x), jnp.asarray(y)))
         return losses if reduction == "none" else getattr(losses, reduction)()
 
     def class_gradient(self, x, label=None, **_) -> np.ndarray:
-        """Of the logits: of all classes [b, k, h, w, c], or of class `label`, one or each its own [b, 1, h, w, c]."""
+        """Gradients of the logits: of all classes [b, k, h, w, c], or of `label`, an int or [b]: [b, 1, h, w, c]."""
         _, pull = self._padded.vjp(x)
         classes = range(self.nb_classes) if label is None else [label]
         one_hot = np.eye(self.nb_classes, dtype=np.float32)

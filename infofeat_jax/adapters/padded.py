@@ -1,4 +1,4 @@
-"""A compiled forward and its derivatives for batches of any size, few of which are compiled."""
+"""A compiled forward and its derivatives for batches of any size, compiled for a few padded sizes only."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from infofeat_jax.types import Forward
 
 
 class Padded:
-    """Pads batches with zeros to the next power of two, and cuts what comes out."""
+    """Pads batches with zeros to the next power of two, and truncates the results."""
 
     def __init__(self, forward: Forward):
         outputs = as_forward(forward)

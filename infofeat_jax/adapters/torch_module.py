@@ -30,7 +30,7 @@ class TorchModule(torch.nn.Module):
     def __init__(self, forward: Forward):
         super().__init__()
         self._model = Padded(forward)
-        # Attack libraries ask the first parameter where the model is.
+        # Attack libraries read the model's device off its first parameter.
         self.device_marker = torch.nn.Parameter(torch.empty(0), requires_grad=False)
         self.eval()
 

@@ -1,7 +1,7 @@
-"""Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020), free of step sizes.
+"""Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020): PGD with adaptive step sizes.
 
-Steps of momentum start at 2 epsilon and halve, from the best point so far, wherever progress stalled
-between two checkpoints. Constants and order are those of the authors' implementation.
+The step size of the momentum updates starts at 2 epsilon and is halved, with a return to the best point so far,
+whenever progress has stalled between two checkpoints. Constants and order are those of the authors' implementation.
 """
 
 from functools import partial
@@ -21,12 +21,12 @@ from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey, check_choice
 
 MOMENTUM = 0.75  # weight of the new direction
-STALLED = 0.75  # share of increases in a window that is not yet progress
+STALLED = 0.75  # up to this share of increases in a window, progress has stalled
 LOSSES = ("ce", "dlr", "dlr_targeted")
 
 
 class ApgdState(NamedTuple):
-    """The iterate, its predecessor and the best point, with what the next checkpoint asks for."""
+    """The iterate, its predecessor and the best point, with what the next checkpoint needs."""
 
     images: Images
     labels: Labels
@@ -50,18 +50,18 @@ def apgd(
     loss: str = "ce", num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
-    """Auto-PGD from random starts on cross-entropy, DLR or targeted DLR (Croce & Hein, 2020).
+    """Auto-PGD with random starts on cross-entropy, DLR or targeted DLR (Croce & Hein, 2020).
 
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
       epsilon: budget in the images' units; `norm` "linf" or "l2".
       loss: "ce", "dlr" (3 classes or more, else the margin) or "dlr_targeted": one run for each of the
-        `num_targets` most likely wrong classes (all, if the model has fewer), on what is not yet broken.
+        `num_targets` most likely wrong classes (all, if the model has fewer), on the examples not yet broken.
       restarts: runs for each target. Broken examples take no part in later runs.
 
     Returns a misclassified image where one was found, else the point of highest loss of the first run.
-    Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
+    Images that are already misclassified are returned unchanged. Raises InvalidInput for invalid arguments.
     """
     options = {"loss": loss, "num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
     build = partial(apgd_search, **options)
@@ -91,12 +91,12 @@ def apgd_search(
         state, gradient = _review(state, gradient, jnp.asarray(windows)[t])
         return _move(threat, state, gradient, t)
 
-    # One more iteration than steps: each looks at its point before it leaves, the last one only looks.
+    # One more iteration than steps: each evaluates its point before moving on, the last one only evaluates.
     return Search(start, step, num_steps + 1, num_attempts)
 
 
 def checkpoint_windows(num_steps: int) -> np.ndarray:
-    """[num_steps + 1]: after step t, the length of the window reviewed there, 0 where none ends."""
+    """[num_steps + 1]: the length of the window that ends after step t and is reviewed there, or 0."""
     windows = np.zeros(num_steps + 1, np.int32)
     window = max(int(0.22 * num_steps), 1)
     t = window
@@ -108,7 +108,7 @@ def checkpoint_windows(num_steps: int) -> np.ndarray:
 
 
 def random_start(threat: Threat, key: PRNGKey, images: Images) -> Images:
-    """Uniform (in l2 Gaussian) noise scaled up to size epsilon, within the box."""
+    """Uniform (l2: Gaussian) noise scaled to norm epsilon, within the box."""
     if threat.norm == "l2":
         direction = jax.random.normal(key, images.shape, images.dtype)
     else:
@@ -156,7 +156,7 @@ def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, foo
         best=best,
         best_gradient=select(higher, gradient, state.best_gradient),
         best_loss=jnp.where(higher, loss, state.best_loss),
-        # As the authors' code: the loss after the first step is compared with 0, not with the start's.
+        # As in the authors' code: the loss after the first step is compared with 0, not with the start's.
         loss=jnp.where(t == 0, 0.0, loss),
         increases=state.increases + (loss > state.loss),
         adversarial=select(fooled, state.x, unbroken),
@@ -165,7 +165,7 @@ def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, foo
 
 
 def _review(state: ApgdState, gradient: Images, window: Scalar) -> tuple[ApgdState, Images]:
-    """At a checkpoint (window > 0): halve the step size and go back to the best point where it stalled."""
+    """At a checkpoint (window > 0), where progress has stalled: halves the step size, returns to the best point."""
     due = window > 0
     unsteady = state.increases <= STALLED * window
     unimproved = ~state.reduced & (state.reviewed_loss >= state.best_loss)

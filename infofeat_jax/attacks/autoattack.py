@@ -1,17 +1,17 @@
 """AutoAttack (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020).
 
-Each stage attacks what the earlier ones left. `autoattack` does it all in one call. An evaluator that wants
-to resume after a stop builds a `plan` and walks through `steps`, which yields a `ResumeState` after every batch:
-save it, and pass it back to go on. A resumed run equals an uninterrupted one.
+Each stage attacks the examples that survived the earlier ones. `autoattack` does it all in one call. An evaluator that
+has to resume after an interruption builds a `plan` and iterates over `steps`, which yields a `ResumeState` after every
+batch: save it, and pass it back to resume. A resumed run equals an uninterrupted one.
 
 A plan compiles one program with the network's gradient for each stage and bucket size that occurs (see
-`survivors`). `forward` may close over its weights, which are then compiled in. As
-`jax.tree_util.Partial(module.apply, variables)` they are arguments: a plan serves new weights uncompiled.
+`survivors`). If `forward` closes over its weights, they are compiled in as constants. As
+`jax.tree_util.Partial(module.apply, variables)` they are arguments: new weights need no recompilation.
 
-Memory on the device, for each example of a batch, beside the weights: what the network's input gradient takes and
-a tenth to four tenths more, and twice the state (APGD's: 6 copies of the image). XLA's own account on the CPU, for
-32x32 images in batches of 64, without the state: 0.6 MB (ResNet-10 of width 16), 4.3 MB (ResNet-18), 13 MB
-(WRN-28-10, APGD alone). On the host: two copies of all images.
+Device memory for each example of a batch, besides the weights: that of the network's input gradient plus 10 to 40 %,
+and twice the state (APGD's: 6 copies of the image). XLA's own account on the CPU, for 32x32 images in batches of 64,
+without the state: 0.6 MB (ResNet-10 of width 16), 4.3 MB (ResNet-18), 13 MB (WRN-28-10, APGD alone). Host memory: two
+copies of all images.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PR
 
 ROBUST = -1  # in ResumeState.broken_by
 
-# The official "rand" averages over a randomised model; a forward here is a pure function of the images.
+# No "rand": the official one averages over a randomised model; a forward here is a pure function of the images.
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
@@ -56,30 +56,30 @@ STAGES: dict[str, Callable[..., Search]] = {
 
 
 class Plan(NamedTuple):
-    """The stages in order, and what they share. Holds what was compiled, but no weights."""
+    """The stages in order, and what they share. Holds compiled programs, but no weights."""
 
     stages: tuple[Stage, ...]
     predict: Callable  # (forward, images, labels) -> (logits, misclassified), compiled
 
 
 class ResumeState(NamedTuple):
-    """How far an evaluation has come: plain numbers and NumPy arrays, enough to resume from."""
+    """The progress of an evaluation, as plain numbers and NumPy arrays: all that is needed to resume it."""
 
     stage: int  # 0: the clean predictions; i: the plan's i-th stage
-    cursor: int  # examples before it are done in this stage
-    broken_by: np.ndarray  # [n] int: the stage that broke the example, 0: misclassified when clean; or ROBUST
+    cursor: int  # the examples before it are done in this stage
+    broken_by: np.ndarray  # [n] int: the stage that broke the example; 0: misclassified when clean; ROBUST: unbroken
     adversarial: np.ndarray  # [n, h, w, c] unchanged where nothing was found
     queries: int  # forward passes so far, summed over examples
 
 
 class Progress(NamedTuple):
-    """One more batch is done."""
+    """A progress report, after each batch of each stage."""
 
     stage: str  # "clean" or the stage's name
     survivors: int
     examples: int
     queries: int
-    done: float  # share of all queries in [0, 1], should nothing more break
+    done: float  # fraction of all queries in [0, 1], assuming that no further example is broken
 
 
 def autoattack(
@@ -87,21 +87,21 @@ def autoattack(
     version: str = "standard", attacks: Sequence[str] | None = None, batch_size: int = 250,
     bounds: tuple[float, float] = (0.0, 1.0), on_progress: Callable[[Progress], None] | None = None,
 ) -> Images:  # fmt: skip
-    """AutoAttack on any number of images (Croce & Hein, 2020). Its loop runs on the host: not for `jax.jit`.
+    """AutoAttack on any number of images (Croce & Hein, 2020). The loop runs on the host: not for `jax.jit`.
 
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
-      key: the result depends on it, the data and the settings alone.
+      key: PRNG key; the result depends on it, the data and the settings alone.
       images, labels: [n, h, w, c] float32 within `bounds`; [n] classes.
       epsilon: budget in the images' units; `norm` "linf" or "l2".
       version: "standard", or "plus" (restarts, untargeted FAB and DLR too).
-      attacks: names out of `STAGES`, in order, in place of a version's.
-      batch_size: examples attacked at once, at most; the module's text says what memory that takes.
+      attacks: names from `STAGES`, in order, in place of a version's.
+      batch_size: maximum number of examples attacked at once; see the module's docstring for the memory it takes.
       on_progress: called after each batch of each stage.
 
-    Returns images that the model misclassifies where such were found, the others unchanged, as are those that
-    it misclassifies anyway. A NaN among the logits counts as misclassified. Targets are at most all the wrong
-    classes; with fewer than four classes DLR falls back as `objectives` says. Raises InvalidInput.
+    Returns misclassified images where they were found; the others are returned unchanged, as are those that are
+    already misclassified. A NaN among the logits counts as misclassified. There are at most as many targets as wrong
+    classes; with fewer than four classes DLR falls back as described in `objectives`. Raises InvalidInput.
     """
     if any(isinstance(value, jax.core.Tracer) for value in (key, images, labels, epsilon)):
         raise InvalidInput("autoattack's loop runs on the host: call it outside of jit, vmap, scan and the like")
@@ -122,7 +122,7 @@ def plan(
     threat: Threat, num_classes: int, image_size: tuple[int, int], *, version: str = "standard",
     attacks: Sequence[str] | None = None, options: Mapping[str, Any] | None = None,
 ) -> Plan:  # fmt: skip
-    """The stages of `version`, or those that `attacks` names, with `options` (such as num_steps) for each.
+    """Builds the stages of `version`, or those named in `attacks`, with `options` (such as num_steps) for each.
 
     Raises InvalidInput for unknown names.
     """
@@ -139,9 +139,9 @@ def plan(
 
 
 def plan_of(searches: Mapping[str, Search]) -> Plan:
-    """A plan of any searches, in order."""
+    """A plan from any searches, in order."""
     stages = tuple(survivors.stage(name, search) for name, search in searches.items())
-    # Partial: a jit of its own for each plan, so that what a plan has compiled goes with it.
+    # Partial: each plan gets its own jit, so that its compiled programs are freed with it.
     return Plan(stages, jax.jit(Partial(_predict)))
 
 
@@ -149,10 +149,10 @@ def steps(
     plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
     batch_size: int = 250, state: ResumeState | None = None, place: Callable = jnp.asarray,
 ) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
-    """Yields after each batch of each stage, from `state` on. Images are not checked; see `autoattack`.
+    """Yields progress and resume state after each batch of each stage, starting from `state`.
 
-    `place` makes a host array [b, ...] a device array, for example sharded. The sizes b are multiples of 8,
-    but for `batch_size` itself.
+    Images are not checked; see `autoattack`. `place` turns a host array [b, ...] into a device array, for example a
+    sharded one. The sizes b are multiples of 8, except for `batch_size` itself.
     """
     batch_size = check_count("batch_size", batch_size, 1)
     if state is None:
@@ -175,7 +175,7 @@ def _pending(state: ResumeState) -> np.ndarray:
 
 
 def _attack(plan: Plan, index: int, key: PRNGKey, batch: Batch) -> Found:
-    """One stage on one batch. What it reports as broken, a forward pass of its own has confirmed."""
+    """Runs one stage on one batch. Whatever it reports as broken is confirmed by a separate forward pass."""
     count = len(batch.labels)
     logits, wrong = _predictions(plan, batch, batch.images)
     if index == 0:

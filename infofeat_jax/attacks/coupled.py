@@ -1,4 +1,4 @@
-"""One-step attacks on a whole batch: what they do to an image depends on the images beside it.
+"""Batch-coupled one-step attacks: the perturbation of an image depends on the rest of the batch.
 
 Under jit with sharded arrays the batch is the global one, on any number of devices. Arguments that are not
 listed are those of `projected_ascent`. `labels` are unused: both attacks are unsupervised.
@@ -25,11 +25,11 @@ def feature_scatter(
     step_size: Budget | None = None, num_steps: int = 1, clip_start: bool = False, space: str = "logits",
     **options,
 ) -> Images:  # fmt: skip
-    """Feature Scattering (Zhang & Wang, 2019): ascends the cost of moving the clean batch to it.
+    """Feature Scattering (Zhang & Wang, 2019): ascends the optimal transport cost from the clean to the attacked batch.
 
-    One step of epsilon (unless `step_size` says otherwise) from a uniform start that may leave the box, then
-    projection. `space`: what is moved, "logits" as in the authors' code, which gave the published figures, or
-    "features" as in their paper; these `forward` must then return.
+    One step of size epsilon (unless `step_size` is given) from a uniform random start that may leave the box, then
+    projection. `space`: what is transported, "logits" as in the authors' code, which gave the published results, or
+    "features" as in their paper, which `forward` must then return.
     """
     step_size = epsilon if step_size is None else step_size
     return projected_ascent(
@@ -42,9 +42,9 @@ def adversarial_interpolation(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
     step_size: Budget | None = None, num_steps: int = 1, clip_start: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """Adversarial Interpolation (Zhang & Xu, 2020): descends to the features of the partner, image b - 1 - i.
+    """Adversarial Interpolation (Zhang & Xu, 2020): moves towards the features of the partner, image b - 1 - i.
 
-    One step of epsilon (unless `step_size` says otherwise) from a uniform start that may leave the box, then
+    One step of size epsilon (unless `step_size` is given) from a uniform random start that may leave the box, then
     projection. In a batch of odd size the middle image is its own partner. `forward` must return features.
     """
     step_size = epsilon if step_size is None else step_size
@@ -55,7 +55,7 @@ def adversarial_interpolation(
 
 
 def transport_cost(space: str = "logits") -> Objective:
-    """sum_i T_ij C_ij, each perturbed example's share of the cost, differentiated through the plan T too.
+    """sum_i T_ij C_ij: each perturbed example's share of the transport cost, also differentiated through the plan T.
 
     `space`: "logits" or "features". Raises InvalidInput for another.
     """
@@ -70,7 +70,7 @@ def transport_cost(space: str = "logits") -> Objective:
 
 
 def partner_similarity(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
-    """-max(0, 1 - cos(f(x_i), f(x_{b-1-i}))), of the features."""
+    """-max(0, 1 - cos(f(x_i), f(x_{b-1-i}))), with features f."""
     del labels
     return -sinkhorn.cosine_distance(_read(perturbed, "features"), _read(clean, "features")[::-1])
 

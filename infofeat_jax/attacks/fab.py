@@ -1,7 +1,7 @@
 """Fast adaptive boundary attack (Croce & Hein, "Minimally distorted adversarial examples ...", 2020).
 
-It looks for the nearest adversarial example by repeated projection onto the linearised decision boundary,
-and counts where that is within epsilon. Constants and order are those of the authors' implementation.
+It searches for the nearest adversarial example by repeated projection onto the linearised decision boundary, and
+succeeds where that is within epsilon. Constants and order are those of the authors' implementation.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey
 
-MAX_ANCHOR = 0.1  # largest weight of the projection of the clean image
+MAX_ANCHOR = 0.1  # largest weight of the clean image's projection (alpha_max in the paper)
 OVERSHOOT = 1.05
-PULL_BACK = 0.9  # share of the way from the clean image kept after a success
+PULL_BACK = 0.9  # fraction of the perturbation kept after a success
 
 
 class FabState(NamedTuple):
@@ -33,7 +33,7 @@ class FabState(NamedTuple):
     labels: Labels
     targets: Labels
     x: Images
-    size: PerExample  # infinite before the first
+    size: PerExample  # infinite before the first success
     adversarial: Images  # the clean image until one within epsilon is found
     success: Bool[Array, " b"]
 
@@ -43,15 +43,15 @@ def fab(
     targeted: bool = True, num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
-    """FAB towards the most likely wrong classes, or (`targeted=False`) the nearest (Croce & Hein, 2020).
+    """FAB towards the most likely wrong classes or, with `targeted=False`, the nearest one (Croce & Hein, 2020).
 
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
       epsilon: budget in the images' units; `norm` "linf" or "l2".
       targeted: one run for each of the `num_targets` most likely wrong classes (all of them if the model has
-        fewer), on what is not yet broken. Untargeted costs a gradient for every class at each step.
-      restarts: runs for each target: the first from the clean image, others from random points nearby.
+        fewer), on the examples not yet broken. Untargeted, each step costs a gradient for every class.
+      restarts: runs for each target: the first starts at the clean image, the others at random points nearby.
 
     Returns a misclassified image within epsilon where one was found, else the image unchanged.
     Raises InvalidInput for invalid arguments.
@@ -120,7 +120,7 @@ def targeted_plane(forward: Forward, state: FabState) -> tuple[PerExample, Image
 
 
 def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample, Images]]:
-    """As `targeted_plane`, of the class whose linearised boundary is nearest; one gradient a class."""
+    """As `targeted_plane`, for the class whose linearised boundary is nearest; one gradient per class."""
     dual = {"linf": lambda w: jnp.abs(w).sum((1, 2, 3)), "l2": lambda w: threats.size("l2", w)}[norm]
 
     def plane(forward: Forward, state: FabState) -> tuple[PerExample, Images]:

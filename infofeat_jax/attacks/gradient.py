@@ -1,4 +1,4 @@
-"""The paper's attacks by name. Each: f(forward, key, images, labels, *, epsilon, ...) -> perturbed images.
+"""The paper's gradient-based attacks: functions (forward, key, images, labels, *, epsilon, ...) -> perturbed images.
 
 Arguments that are not listed are those of `projected_ascent`: norm, random_start, start, clip_start,
 restarts, keep, targeted, bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
@@ -12,7 +12,7 @@ from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PRNGK
 
 
 def gaussian_start(key: PRNGKey, images: Images) -> Images:
-    """0.001 * N(0, 1) around each image, where TRADES and MART start."""
+    """Each image plus noise 0.001 * N(0, 1): the starting point of TRADES and MART."""
     return images + 0.001 * jax.random.normal(key, images.shape, images.dtype)
 
 
@@ -20,7 +20,7 @@ def fgsm(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
     random_start: bool = False, step_size: Budget | None = None, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """Fast gradient sign method (Goodfellow et al., 2015): one step of cross-entropy.
+    """Fast gradient sign method (Goodfellow et al., 2015): one step on cross-entropy.
 
     `step_size` is epsilon unless given (Wong et al., 2020, use 1.25 epsilon with a random start).
     """
@@ -35,7 +35,7 @@ def pgd(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
     step_size: Budget = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """Projected gradient descent (Madry et al., 2018): steps of cross-entropy from a random start."""
+    """Projected gradient descent (Madry et al., 2018): steps on cross-entropy from a random start."""
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         targeted=targeted, objective=_directed(objectives.cross_entropy, targeted), **options,
@@ -47,9 +47,9 @@ def cw(
     step_size: Budget = 2 / 255, num_steps: int = 20, confidence: float = 50.0, targeted: bool = False,
     **options,
 ) -> Images:  # fmt: skip
-    """PGD on Carlini & Wagner's (2017) margin loss, as the paper and its peers evaluate "CW20".
+    """PGD on Carlini & Wagner's (2017) margin loss: what the paper and related work report as "CW20".
 
-    It goes on until a wrong class (`targeted`: the target) leads by `confidence`.
+    The loss saturates once a wrong class (`targeted`: the target) leads by `confidence`.
     """
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
@@ -62,9 +62,9 @@ def kl(
     step_size: Budget = 2 / 255, num_steps: int = 10, start: Start | None = gaussian_start,
     clip_start: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """The inner step of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed); `labels` are unused.
+    """The inner maximisation of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed); `labels` are unused.
 
-    Starts from 0.001 * N(0, 1), unclipped, as the authors' code: the divergence has no gradient at the image.
+    Starts at the image plus 0.001 * N(0, 1), unclipped, as the authors' code: at the image the gradient is zero.
     """
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
@@ -79,7 +79,7 @@ def infofeature(
 ) -> Images:  # fmt: skip
     """InfoFeature (Yan & Yeung, Eq. 6 and 7): PGD on cross-entropy + weight * CAM distance.
 
-    `distance` is "l2", "l1" or "cosine"; `classes` whose maps are compared: "all" or the "label"'s.
+    `distance` is "l2", "l1" or "cosine"; `classes` says whose maps are compared: "all" or the "label"'s.
     `forward` must return Outputs with `cam`.
     """
     return projected_ascent(

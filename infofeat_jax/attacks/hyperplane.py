@@ -1,4 +1,4 @@
-"""The nearest point of a hyperplane within a box, in l_inf or l2: the step of FAB."""
+"""Projection onto a hyperplane within a box, in l_inf or l2: the step of FAB."""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +10,12 @@ Rows = Float[Array, "b d"]
 
 
 def displacement(norm: str, points: Rows, normals: Rows, gaps: PerExample, bounds: tuple[float, float]) -> Rows:
-    """The smallest v with w.v = gap and points + v within `bounds`; the furthest v if there is none.
+    """The smallest v with w.v = gap and points + v within `bounds`; if there is none, the v that gets closest to it.
 
-    `normals` are the w [b, d]; `norm` is "linf" or "l2". By duality v_i = sign(gap w_i) min(s u_i, room_i),
-    u_i = 1 (linf) or |w_i| (l2), room_i the way to the box's wall. What w.v reaches is concave and
-    piecewise linear in s, so Newton's method from below ends, after a few passes and without a sort, exactly
-    at the solution (of Croce & Hein's projection, "Minimally distorted adversarial examples ...", 2020).
+    `normals` are the w [b, d]; `norm` is "linf" or "l2". By duality v_i = sign(gap w_i) min(s u_i, room_i), with
+    u_i = 1 (linf) or |w_i| (l2) and room_i the distance to the wall of the box. As a function of s, |w.v| is concave
+    and piecewise linear, so Newton's method from below terminates exactly at the solution, after a few passes and
+    without a sort (Croce & Hein's projection, "Minimally distorted adversarial examples ...", 2020).
     """
     weights = jnp.abs(normals)
     largest = jnp.maximum(weights.max(1), 1e-30)
@@ -34,7 +34,7 @@ def displacement(norm: str, points: Rows, normals: Rows, gaps: PerExample, bound
         better = jnp.maximum(scale, jnp.where(slope > 0, rest / jnp.where(slope > 0, slope, 1.0), scale))
         return better, at_wall.sum(1), count
 
-    # Each pass puts further coordinates at the wall, or none is left to put there.
+    # Each pass puts further coordinates at the wall, until none are left to put there.
     start = (jnp.zeros_like(target), jnp.full(target.shape, -1), jnp.full(target.shape, -2))
     scale, _, _ = jax.lax.while_loop(lambda carry: (carry[1] != carry[2]).any(), newton, start)
     return signs * jnp.minimum(scale[:, None] * units, room)

@@ -1,10 +1,10 @@
-"""What a user passes to an attack: the one place where it is checked and converted.
+"""Checks and conversions of an attack's arguments, all in this one place.
 
-Images are float32, or bfloat16 or float16, of which every value is a float32 too: they are converted on entry.
-Every attack computes in float32 and returns float32, within ball and box of the images that it was given.
-float64 is refused: its values are rounded on the way to the network, and the ball would no longer be the user's.
+Images are float32, or bfloat16 or float16, whose values are all exact in float32: they are converted on entry.
+Every attack computes in float32 and returns float32, within the ball and the box around the given images.
+float64 is rejected: it would be rounded on the way to the network, and the ball would no longer be the user's.
 
-Shapes and types are always checked. Values are checked where they are concrete: under jit they are not.
+Shapes and dtypes are always checked. Values are checked where they are concrete, which they are not under jit.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Inputs(NamedTuple):
-    """The arguments of an attack as it computes with them."""
+    """The arguments of an attack, checked and converted."""
 
     forward: Forward  # returns Outputs with float32 logits
     images: Images  # float32
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
 def prepare(
     forward: Forward, images: Any, labels: Any, *, norm: str, epsilon: Budget, bounds: tuple[float, float]
 ) -> Inputs:
-    """Checks and converts the arguments that all attacks share. Raises InvalidInput, in one line."""
+    """Checks and converts the arguments that all attacks share. Raises InvalidInput."""
     forward = as_forward(forward)
     _check_types(images, labels)
     threat = threats.threat(norm, epsilon, bounds, batch=len(images))
@@ -45,8 +45,10 @@ def prepare(
 
 
 def as_forward(forward: Forward) -> Forward:
-    """Accepts forwards that return `Outputs`, bare logits, a tuple or list that starts with them, or an object
-    with `logits`, of whose attributes those that are fields of `Outputs` are taken. Makes the logits float32.
+    """Wraps `forward` so that it returns `Outputs` with float32 logits.
+
+    It may return `Outputs`, bare logits, a tuple or list that starts with them, or an object with an attribute
+    `logits`, whose other attributes are used where they are fields of `Outputs`.
     """
 
     def outputs(images: Images) -> Outputs:
@@ -65,16 +67,16 @@ def as_forward(forward: Forward) -> Forward:
 
 
 def num_classes(forward: Forward, images: Images) -> int:
-    """How many classes `forward` tells apart; traces it."""
+    """The number of classes of `forward`, which is traced."""
     return jax.eval_shape(as_forward(forward), images).logits.shape[-1]
 
 
 def check_budget(
     *, step_size: Budget = 0.0, num_steps: int = 0, restarts: int = 1, batch: int | None = None
 ) -> tuple[Any, int, int]:
-    """(step_size, num_steps, restarts) as plain numbers, step_size also [batch] or traced.
+    """(step_size, num_steps, restarts) as plain numbers; step_size may also be [batch] or traced.
 
-    Raises InvalidInput for a negative step size or number of steps, or fewer than one restart.
+    Raises InvalidInput for a negative step size or number of steps, or for fewer than one restart.
     """
     step_size = check_number("step_size", step_size, batch=batch, unit=threats.UNIT)
     return step_size, check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
@@ -117,5 +119,5 @@ def _check_classes(labels: Any, count: int) -> None:
 
 
 def _span(array: Any) -> tuple[float, float]:
-    array = np.asarray(array)  # by NumPy: inside a jit even operations on constants are traced
+    array = np.asarray(array)  # NumPy: under jit, jnp would trace operations even on constants
     return float(array.min()), float(array.max())

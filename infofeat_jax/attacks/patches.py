@@ -1,6 +1,6 @@
-"""The windows of the square attack, and the pyramids it paints into them in l2.
+"""The square windows of the Square attack, and the pyramids that it paints into them in l2.
 
-Sides and places are traced numbers: everything is a mask over the whole image, so no side is compiled anew.
+Sides and positions are traced: everything is a mask over the whole image, so that new sides need no recompilation.
 """
 
 import jax
@@ -17,7 +17,7 @@ Corner = Int[Array, "2"]
 
 
 def corner_at(size: tuple[int, int], side: Int[Array, ""] | int, uniform: Float[Array, "2"]) -> Corner:
-    """Upper left corner of a window from uniforms in [0, 1). As the authors' code, never the last place."""
+    """Upper left corner of a window from uniforms in [0, 1). As in the authors' code, never the last position."""
     return jnp.floor((jnp.asarray(size) - side) * uniform).astype(jnp.int32)
 
 
@@ -28,7 +28,7 @@ def window(size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int) ->
 
 
 def first_l2(threat: Threat, key: PRNGKey, images: Images) -> Images:
-    """l2 start: a grid of pyramids a fifth of the image wide, of random sign, scaled to epsilon."""
+    """l2 start: a grid of pyramids, each a fifth of the image wide and of random sign, scaled to norm epsilon."""
     height, width = images.shape[1:3]
     side = max(min(height, width) // 5, 1)
     flip_key, sign_key = jax.random.split(key)
@@ -42,7 +42,7 @@ def first_l2(threat: Threat, key: PRNGKey, images: Images) -> Images:
 
 
 def propose_l2(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Int[Array, ""] | int) -> Images:
-    """l2 proposal: one window's budget, another's and what is unused go to a new pyramid in the first."""
+    """l2 proposal: the budget of two windows, plus the unused one, goes to a new pyramid in the first window."""
     size, change = images.shape[1:3], x - images
     corner_key, other_key, flip_key, sign_key = jax.random.split(key, 4)
     corner = corner_at(size, side, jax.random.uniform(corner_key, (2,), jnp.float32))
@@ -66,7 +66,7 @@ def _from_corner(size: tuple[int, int], corner: Corner) -> tuple[Int[Array, "h 1
 
 
 def _twin_pyramid(size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int, flip: Bool[Array, ""]) -> Plane:
-    """Two pyramids of opposite sign, each half a window, together of norm 1; side by side with `flip`."""
+    """Two pyramids of opposite sign, each on half a window, together of norm 1; side by side with `flip`."""
     row, column = _from_corner(size, corner)
     along, across = jnp.where(flip, column, row), jnp.where(flip, row, column)
     inside, half = window(size, corner, side), side // 2

@@ -1,4 +1,4 @@
-"""Projected gradient ascent, the one loop behind FGSM, PGD, CW and InfoFeature."""
+"""Projected gradient ascent: the one loop behind FGSM, PGD, CW and InfoFeature."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,7 +17,7 @@ Start = Callable[[PRNGKey, Images], Images]
 
 
 class Candidate(NamedTuple):
-    """A perturbed batch and how well it does."""
+    """A perturbed batch, its value and its success."""
 
     images: Images
     value: PerExample  # of the objective
@@ -43,22 +43,22 @@ def projected_ascent(
     targeted: bool = False,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:
-    """Ascends `objective` in the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
+    """Ascends `objective` within the epsilon ball of `norm` and the box `bounds`, by signed or normalised steps.
 
     Args:
       forward: a frozen model, images -> Outputs, or anything else that `inputs.as_forward` accepts.
-      key: randomness of the starts; unused without them.
+      key: PRNG key for the random starts; unused without them.
       images: [b, h, w, c] within `bounds`, float32, or bfloat16 or float16, which become float32.
       labels: [b] integer classes; with `targeted` (which only decides what counts as success) the targets.
       objective: (perturbed, clean outputs, labels) -> [b].
-      epsilon, step_size: in the images' units; one number, or [b], for each example its own.
-      random_start: start uniformly in the ball.
+      epsilon, step_size: in the images' units; one number, or [b] with one for each example.
+      random_start: start at a uniformly random point of the ball.
       start: (key, images) -> where to start instead.
-      clip_start: False lets the start leave ball and box, until the first step.
-      restarts: independent runs, of which each example keeps the best: success first, then highest value.
-      keep: "last" iterate of a run, or the "worst" (for the model) over all its iterates in ball and box.
+      clip_start: False lets the start leave the ball and the box, until the first step.
+      restarts: number of independent runs; each example keeps its best: success first, then the highest value.
+      keep: the "last" iterate of a run, or the "worst" (for the model) of all its iterates within ball and box.
 
-    Returns perturbed images, float32, never outside ball or box. Raises InvalidInput for invalid arguments.
+    Returns perturbed images, float32, never outside the ball or the box. Raises InvalidInput for invalid arguments.
     """
     check_choice("keep", keep, ("last", "worst"))
     forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
@@ -87,7 +87,7 @@ def projected_ascent(
 
     def advance(t, x: Images, best: Candidate) -> tuple[Images, Candidate]:
         x, seen = step(x)
-        if not clip:  # the start may lie outside: it is no candidate
+        if not clip:  # the start may lie outside the ball or the box, so it is not a candidate
             seen = seen._replace(value=jnp.where(t == 0, -jnp.inf, seen.value), success=seen.success & (t > 0))
         return x, better(best, seen)
 
@@ -107,7 +107,7 @@ def projected_ascent(
 
 
 def better(best: Candidate, seen: Candidate) -> Candidate:
-    """Per example, `seen` where it succeeds and `best` does not, or where it is worth more."""
+    """Per example, `seen` where it succeeds and `best` does not, or else where its value is higher."""
     more = (seen.value > best.value) & (seen.success == best.success)
     take = more | (seen.success & ~best.success)
     return jax.tree.map(lambda s, b: jnp.where(threats.per_example(take, s), s, b), seen, best)

@@ -1,8 +1,8 @@
-"""What AutoAttack's parts have in common: an iterative search that a loop, or a driver in chunks, advances.
+"""Iterative searches, the common form of AutoAttack's components: advanced by one loop, or by a driver in chunks.
 
-A search is a pair of pure functions over a state: a NamedTuple of arrays with a leading batch axis, among
-them `adversarial` (the strongest image so far) and `success`. As every leaf is per example, a driver may drop
-and pad rows between iterations. Successful examples keep the image that succeeded first.
+A search is a pair of pure functions on a state: a NamedTuple of arrays with a leading batch axis, among
+them `adversarial` (the strongest image so far) and `success`. Since every leaf is per example, a driver may drop
+and pad rows between iterations. Successful examples keep the first image that succeeded.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ State = Any
 
 
 class Search(NamedTuple):
-    """An iterative attack. `attempt` counts (target, restart) pairs; each sees what earlier ones left."""
+    """An iterative attack. `attempt` counts (target, restart) pairs; each sees the examples that earlier ones left."""
 
     start: Callable[[PRNGKey, Images, Labels, Logits, Scalar], State]  # (..., clean logits, attempt)
     step: Callable[[Forward, PRNGKey, Scalar, State], State]  # iteration t of one attempt
     num_steps: int  # iterations of an attempt
     num_attempts: int = 1
-    queries: int = 1  # forward passes an iteration
+    queries: int = 1  # forward passes per iteration
 
 
 class Result(NamedTuple):
@@ -55,7 +55,7 @@ def attack(
 def advance(
     search: Search, forward: Forward, key: PRNGKey, state: State, first: Scalar, last: Scalar
 ) -> tuple[Int[Array, ""], State]:
-    """Iterations first to last - 1, fewer once every example is broken; returns (iterations done, state)."""
+    """Runs iterations `first` to `last` - 1, or until every example is broken; returns (iterations done, state)."""
 
     def body(carry):
         t, old = carry
@@ -68,7 +68,7 @@ def advance(
 
 
 def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
-    """All attempts in order; images that are misclassified already are returned unchanged, as successes."""
+    """Runs all attempts in order; images that are already misclassified are returned unchanged, as successes."""
     logits = jax.lax.stop_gradient(forward(images).logits)
 
     def attempt(index, result: Result) -> Result:
@@ -83,7 +83,7 @@ def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: 
 
 
 def ranked_class(logits: Logits, rank: Scalar) -> Labels:
-    """The class of the rank-th highest logit, 1 is the prediction; of the lowest where the rest is masked (-inf)."""
+    """The class of the rank-th highest logit (1: the prediction); of the lowest where the rest are masked (-inf)."""
     there = (logits > -jnp.inf).sum(-1, keepdims=True)
     place = logits.shape[-1] - jnp.clip(rank, 1, jnp.maximum(there, 1))
     return jnp.take_along_axis(jnp.argsort(logits, axis=-1), place, axis=-1)[:, 0].astype(jnp.int32)
@@ -95,7 +95,7 @@ def select(condition: Bool[Array, " b"], then: Array, otherwise: Array) -> Array
 
 
 def target_count(num_targets: int, num_classes: int) -> int:
-    """Target classes there are to attack. Raises InvalidInput for num_targets < 1, or a single class."""
+    """The number of target classes to attack. Raises InvalidInput for num_targets < 1, or for a single class."""
     if num_classes < 2:
         raise InvalidInput(f"the model has {num_classes} classes: expected 2 or more")
     return min(check_count("num_targets", num_targets, 1), num_classes - 1)

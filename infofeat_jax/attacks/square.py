@@ -1,8 +1,8 @@
 """Square attack (Andriushchenko et al., "Square Attack: a query-efficient black-box attack ...", 2020).
 
-Random search without gradients: an iteration repaints a random square of the image and keeps what lowers the
-margin. Constants and order are those of the authors' implementation in AutoAttack: the square's position, and
-in l_inf its signs, are shared by the whole batch.
+Gradient-free random search: each iteration repaints a random square of the image and keeps it if the margin drops.
+Constants and order are those of the authors' implementation in AutoAttack: the square's position, and in l_inf its
+signs, are shared by the whole batch.
 """
 
 import math
@@ -22,7 +22,7 @@ from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PerExample, PRNGKey, check_number
 
-# The share of painted pixels halves after these queries, whatever their total number.
+# The share of painted pixels halves after these numbers of queries, whatever the total.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -41,17 +41,17 @@ def square(
     num_queries: int = 5000, initial_share: float = 0.8, restarts: int = 1,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
-    """Square attack, black-box: it reads logits alone (Andriushchenko et al., 2020).
+    """Square attack, a score-based black-box attack: it sees only logits (Andriushchenko et al., 2020).
 
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
       epsilon: budget in the images' units; `norm` "linf" or "l2".
       num_queries: forward passes in a run, the first of them on the starting stripes.
-      initial_share: of the image's area that the first squares cover, in (0, 1].
+      initial_share: share of the image's area that the first squares cover, in (0, 1].
 
-    Returns a misclassified image where one was found, else that of smallest margin of the first run.
-    Misclassified images are returned unchanged. Raises InvalidInput for invalid arguments.
+    Returns a misclassified image where one was found, else the one of smallest margin of the first run.
+    Images that are already misclassified are returned unchanged. Raises InvalidInput for invalid arguments.
     """
     options = {"num_queries": num_queries, "initial_share": initial_share, "restarts": restarts}
 
@@ -108,13 +108,13 @@ def accept(forward: Forward, state: SquareState, proposal: Images) -> SquareStat
 
 
 def shares(num_queries: int, initial_share: float = 0.8) -> np.ndarray:
-    """[num_queries] share of the area painted at each query (the first, of stripes, does not use its own)."""
+    """[num_queries] share of the area painted at each query (unused at the first, which paints stripes)."""
     halvings = np.searchsorted(HALVINGS, np.arange(num_queries), side="left")
     return initial_share / 2.0**halvings
 
 
 def patch_sides(image_size: tuple[int, int], num_queries: int, initial_share: float, norm: str) -> np.ndarray:
-    """[num_queries] side of the square at each query; in l2 odd and at least 3, where the image has room."""
+    """[num_queries] side of the square at each query; in l2 odd and at least 3, if the image is large enough."""
     height, width = image_size
     wanted = [round(math.sqrt(share * height * width)) for share in shares(num_queries, initial_share)]
     if norm == "l2":
@@ -123,7 +123,7 @@ def patch_sides(image_size: tuple[int, int], num_queries: int, initial_share: fl
 
 
 def stripes(threat: Threat, images: Images, uniform: Float[Array, "b 1 w c"]) -> Images:
-    """l_inf start: stripes of +-epsilon, a sign for each column and channel, from uniforms in [0, 1)."""
+    """l_inf start: stripes of +-epsilon, with a sign for each column and channel from uniforms in [0, 1)."""
     return threats.project(threat, images, images + threats.budget(threat, images) * jnp.sign(2 * uniform - 1))
 
 
@@ -135,7 +135,7 @@ def repaint(
     corner: Float[Array, "2"],
     sign: Float[Array, " c"],
 ) -> Images:
-    """l_inf proposal: a square of `side`, its place and signs chosen by uniforms in [0, 1)."""
+    """l_inf proposal: a square of the given side, its position and signs chosen by uniforms in [0, 1)."""
     inside = patches.window(images.shape[1:3], patches.corner_at(images.shape[1:3], side, corner), side)
     painted = inside[None, :, :, None] * jnp.sign(2 * sign - 1)[None, None, None, :]
     return threats.project(threat, images, x + 2 * threats.budget(threat, images) * painted)

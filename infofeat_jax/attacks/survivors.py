@@ -1,7 +1,7 @@
-"""One stage of AutoAttack on one batch: XLA wants fixed shapes, speed comes from dropping broken examples.
+"""One stage of AutoAttack on one batch, with fixed shapes for XLA although broken examples are dropped for speed.
 
-Survivors are compacted into a few padded bucket sizes between chunks of iterations, so nothing is compiled
-twice: one program with the network's gradient for each stage and bucket size that occurs.
+Survivors are compacted into a few padded bucket sizes between chunks of iterations, so that nothing is compiled
+twice: there is one program with the network's gradient for each stage and bucket size that occurs.
 """
 
 import functools
@@ -17,7 +17,7 @@ from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.search import Search, State
 from infofeat_jax.types import PRNGKey
 
-CHUNK = 10  # iterations between two looks at the survivors
+CHUNK = 10  # iterations between two compactions of the survivors
 STEP = 8  # bucket sizes are multiples of it
 
 
@@ -31,7 +31,7 @@ class Stage(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Host arrays, and what it takes to attack them. `place` makes host arrays device arrays."""
+    """A batch as host arrays, with what is needed to attack it. `place` turns host arrays into device arrays."""
 
     forward: Partial
     images: np.ndarray
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class Found(NamedTuple):
-    """`adversarial` [b, h, w, c] is found where `broken` [b]; `queries` is summed over examples."""
+    """The result of a stage: `adversarial` [b, h, w, c] was found where `broken` [b]; `queries` over all examples."""
 
     adversarial: np.ndarray
     broken: np.ndarray
@@ -50,14 +50,14 @@ class Found(NamedTuple):
 
 
 def stage(name: str, search: Search) -> Stage:
-    """A stage out of any search."""
+    """A stage from any search."""
     return Stage(name, search, jax.jit(search.start), jax.jit(functools.partial(searches.advance, search)))
 
 
 def bucket_sizes(batch_size: int, count: int) -> tuple[int, ...]:
-    """Sizes for `count` examples, ascending: 16, ..., 3/8, 1/2, 3/4 of `batch_size`, and one that just fits.
+    """Bucket sizes for `count` examples, ascending: 16, ..., 3/8, 1/2, 3/4 of `batch_size`, and one that just fits.
 
-    All are multiples of 8, but for `batch_size` itself. Batches share all but the last of them.
+    All are multiples of 8, except for `batch_size` itself. Batches share all but the last of them.
     """
     largest = min(batch_size, _round_up(count))
     halves = [batch_size / 2**k for k in range(32) if batch_size / 2**k >= 16]
@@ -66,12 +66,12 @@ def bucket_sizes(batch_size: int, count: int) -> tuple[int, ...]:
 
 
 def pad(rows: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
-    """`rows`, the first of them repeated up to the next bucket size."""
+    """`rows`, padded with copies of the first one to the next bucket size."""
     return np.concatenate([rows, np.repeat(rows[:1], _bucket(len(rows), sizes) - len(rows))])
 
 
 def attack(stage: Stage, key: PRNGKey, batch: Batch) -> Found:
-    """All attempts of a stage in order, each on what the earlier ones left."""
+    """Runs all attempts of a stage in order, each on the examples that the earlier ones left."""
     found = Found(batch.images, np.zeros(len(batch.labels), bool), 0)
     for attempt in range(stage.search.num_attempts):
         if not found.broken.all():

@@ -27,17 +27,17 @@ def load(
     Args:
       name: digits, cifar10, cifar100, svhn_cropped, or the path of an .npz with image_train, label_train,
         image_test and label_test.
-      data_dir: where TFDS data sets are prepared; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
-      validation_size: how many training images to hold out, drawn at random by `split_seed`; 0 holds out none.
-      train_size: how many of the rest to keep, in an order drawn by `split_seed`; all by default.
-      test_size: how many test images to keep, the first ones; all by default.
-      split_seed: a non-negative integer, apart from a run's seed. The test split does not depend on it.
+      data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
+      validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
+      train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
+      test_size: number of test images to keep, the first ones; all by default.
+      split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes).
 
     Raises:
-      InvalidInput: the name is unknown, the data cannot be found or read, or a size does not fit it.
+      InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
     """
     name = os.fspath(name)
     _check_integer("split_seed", split_seed, 0, None, "a non-negative integer")

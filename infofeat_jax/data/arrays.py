@@ -1,4 +1,4 @@
-"""Data sets as arrays in memory, and the checks that every source passes through."""
+"""Data sets as arrays in memory, and the checks that every source must pass."""
 
 from typing import NamedTuple
 
@@ -7,18 +7,18 @@ from jaxtyping import Int32, UInt8
 
 from infofeat_jax.types import InvalidInput
 
-MAX_CLASSES = 65_536  # a larger label is a mistake, and would ask for a classifier that fits no memory
+MAX_CLASSES = 65_536  # a larger label is a mistake, and would need a classifier too large for any memory
 
 
 class Split(NamedTuple):
-    """Images, uint8 in 0..255, with channels last, and their class indices."""
+    """Images, uint8 in 0..255, channels last, and their class indices."""
 
     images: UInt8[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
 
 class Dataset(NamedTuple):
-    """A data set as training uses it; `validation` is held out from the original training set."""
+    """A data set as used in training; `validation` is held out from the original training set."""
 
     train: Split
     validation: Split
@@ -28,7 +28,7 @@ class Dataset(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A data set as it is published, before a validation split is held out."""
+    """A data set as published, before a validation split is held out."""
 
     train: Split
     test: Split
@@ -39,10 +39,10 @@ def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | 
     """Builds a Source from image_train, label_train, image_test and label_test.
 
     Images are uint8 [n, h, w, c] with 1 to 4 channels, or [n, h, w], which gets a channel axis; labels are
-    integers [n] in [0, num_classes), by default one more than the largest training label.
+    integers [n] in [0, num_classes). `num_classes` is by default one more than the largest training label.
 
     Raises:
-      InvalidInput: an array has another type or shape, the arrays disagree, or a label is out of range.
+      InvalidInput: an array has the wrong dtype or shape, the arrays disagree, or a label is out of range.
     """
     train = _checked_split(name, arrays, "train", num_classes or MAX_CLASSES)
     num_classes = num_classes or _count_classes(name, train.labels)
@@ -97,6 +97,6 @@ def _check_labels(what: str, labels: np.ndarray, num_classes: int) -> None:
 
 
 def summary(error: Exception) -> str:
-    """Returns one line about an error of another library: its type, and the beginning of its message."""
+    """Returns a one-line summary of another library's error: its type, and the beginning of its message."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}"

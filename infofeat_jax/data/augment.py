@@ -1,6 +1,6 @@
-"""Augmentation: pure (key, images) -> images on float images [b, h, w, c] in [0, 1].
+"""Data augmentation: pure functions (key, images) -> images on float images [b, h, w, c] in [0, 1].
 
-Every example draws from its own key: what happens to it depends neither on the batch nor on the device count.
+Every example has its own key: its augmentation depends neither on the rest of the batch nor on the device count.
 """
 
 import jax
@@ -11,12 +11,12 @@ from infofeat_jax.types import Images, InvalidInput, PRNGKey
 
 
 def random_crop(key: PRNGKey, images: Images, padding: int) -> Images:
-    """Pads each image with black (0) on all sides and cuts its own size out at a random place.
+    """Pads each image with black (0) on all sides and crops it to its original size at a random offset.
 
-    The paper pads before normalisation, as here: the border is black, not the mean colour.
+    As in the paper, padding comes before normalisation: the border is black, not the mean colour.
 
     Args:
-      key: one key; examples get keys split from it.
+      key: one key, which is split over the examples.
       images: [b, h, w, c] in [0, 1].
       padding: pixels on each side, static; each of the (2 padding + 1)^2 offsets is equally likely.
 
@@ -38,9 +38,9 @@ def _crop_one(key: PRNGKey, padded: Float[Array, "H W c"], padding: int) -> Floa
 
 
 def random_flip(key: PRNGKey, images: Images) -> Images:
-    """Mirrors each image left to right with probability one half.
+    """Flips each image horizontally with probability one half.
 
-    Images are [b, h, w, c]; examples get keys split from `key`.
+    Images are [b, h, w, c]; `key` is split over the examples.
     """
     mirrored = jax.vmap(jax.random.bernoulli)(jax.random.split(key, len(images)))
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)

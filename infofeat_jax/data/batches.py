@@ -12,7 +12,7 @@ from infofeat_jax.types import InvalidInput
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
-    """Returns how many full batches `n` examples make; the remainder is dropped.
+    """Returns the number of full batches in `n` examples; the remainder is dropped.
 
     Raises:
       InvalidInput: there is no full batch, or `batch_size` is not positive.
@@ -48,9 +48,9 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarr
 def padded_batches(
     split: Split, batch_size: int
 ) -> Iterator[tuple[UInt8[np.ndarray, "B h w c"], Int32[np.ndarray, " B"], Bool[np.ndarray, " B"]]]:
-    """Iterates over (images, labels, mask) batches of one size, in order.
+    """Iterates over (images, labels, mask) batches of equal size, in order.
 
-    The last batch is filled by repeating the last example, where the mask is False.
+    The last batch is padded with copies of the last example, where the mask is False.
 
     Raises:
       InvalidInput: `batch_size` is not positive.

@@ -21,15 +21,15 @@ REACH_SECONDS = 4.0
 
 
 def prepared(name: str, url: str, data_dir: str | None = None) -> Source:
-    """Returns a TFDS data set, prepared on the way if TensorFlow and the network allow it.
+    """Returns a TFDS data set, after preparing it if necessary and if TensorFlow and the network allow it.
 
     `data_dir` defaults to TFDS_DATA_DIR, or TFDS's own ~/tensorflow_datasets; `url` is what TFDS downloads.
 
     Raises:
-      InvalidInput: the data set is missing, half prepared, in another format, or damaged.
+      InvalidInput: the data set is missing, partially prepared, in an unsupported format, or damaged.
     """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(os.path.expanduser(chosen))  # which leaves ~nobody as it is
+    root = pathlib.Path(os.path.expanduser(chosen))  # unlike pathlib's, leaves an unknown ~user as it is
     if not (directory := _newest_version(name, root)):
         _prepare(name, url, root)
         directory = _newest_version(name, root) or root / name
@@ -84,13 +84,13 @@ def _read(name: str, directory: pathlib.Path) -> Source:
         raise InvalidInput(
             f"data set {name!r} cannot be read ({summary(error)}): run pip install 'infofeat_jax[train]'"
         ) from error
-    except Exception as error:  # TFDS, array_record and Pillow document no common type
+    except Exception as error:  # TFDS, array_record and Pillow share no documented type
         raise _broken(name, directory, summary(error)) from error
     return checked_source(name, arrays, num_classes)
 
 
 def _decode(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes images and labels alone, in 70 % of the time that TFDS takes for all features."""
+    """Decodes images and labels only, in 70 % of the time that TFDS takes for all features."""
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -117,12 +117,12 @@ def _prepare(name: str, url: str, root: pathlib.Path) -> None:
         import tensorflow_datasets as tfds
 
         tfds.builder(name, data_dir=str(root), file_format="array_record").download_and_prepare()
-    except Exception as error:  # TFDS, TensorFlow and the download document no common type
+    except Exception as error:  # TFDS, TensorFlow and the download share no documented type
         raise _missing(name, root, f"preparing it failed ({summary(error)})") from error
 
 
 def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
-    """Tells whether `url` answers a HEAD request, through the proxy if one is set, within `seconds`."""
+    """Whether `url` answers a HEAD request within `seconds`, through the proxy if one is set."""
     answered = threading.Event()
 
     def ask():
@@ -130,7 +130,7 @@ def reachable(url: str, seconds: float = REACH_SECONDS) -> bool:
         with contextlib.suppress(Exception), urllib.request.urlopen(request, timeout=seconds):
             answered.set()
 
-    threading.Thread(target=ask, daemon=True).start()  # name resolution obeys no timeout
+    threading.Thread(target=ask, daemon=True).start()  # name resolution ignores timeouts
     return answered.wait(seconds)
 
 

@@ -1,4 +1,4 @@
-"""Where data sets come from: the embedded digits, TFDS, and .npz files. Adding one adds a line to SOURCES."""
+"""Sources of data sets: the embedded digits, TFDS, and .npz files. Adding one adds an entry to SOURCES."""
 
 import os
 import pathlib
@@ -19,9 +19,9 @@ MAX_BYTES = 2**36  # of an array in an .npz
 
 
 def digits(data_dir: str | None = None) -> Source:
-    """Returns scikit-learn's handwritten digits, 8x8x1: 1297 to train on and 500 to test on.
+    """Returns scikit-learn's handwritten digits, 8x8x1: 1297 for training and 500 for testing.
 
-    Their 17 levels of grey, 0 to 16, become 0 to 255. `data_dir` is unused: scikit-learn brings the images.
+    Their 17 grey levels, 0 to 16, are scaled to 0 to 255. `data_dir` is unused: scikit-learn ships the images.
 
     Raises:
       InvalidInput: scikit-learn is not installed.
@@ -49,7 +49,7 @@ def npz(path: str) -> Source:
       InvalidInput: the file is missing or damaged, or its arrays are not a data set (see `checked_source`).
     """
     file = pathlib.Path(os.path.expanduser(path))
-    if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # these answer False for names that are no paths
+    if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # these return False for names that cannot be paths
         raise InvalidInput(
             f"{path}: no such file, or not readable; data.name takes an .npz file with {', '.join(ARRAYS)}"
         )
@@ -72,7 +72,7 @@ def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
 
 def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
-        size = archive.zip.getinfo(name + ".npy").file_size  # unpacked; zipfile reads no more than it says
+        size = archive.zip.getinfo(name + ".npy").file_size  # uncompressed; zipfile reads no more than this
         if size > MAX_BYTES:
             raise ValueError(f"it takes {size / 2**30:.0f} GiB: expected at most {MAX_BYTES / 2**30:.0f}")
         return archive[name]

@@ -1,1 +1,1 @@
-"""Evaluation: attacks by name, AutoAttack that resumes, and heuristics for overestimated robustness."""
+"""Evaluation: attacks by name, resumable AutoAttack, and heuristics for overestimated robustness."""

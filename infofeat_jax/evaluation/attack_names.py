@@ -1,4 +1,4 @@
-"""Attacks by name: what config.eval.attacks may say, parsed in this one place.
+"""Attacks by name: the syntax of config.eval.attacks, parsed in this one place.
 
     NAME      = ATTACK [STEPS] [(OPTION=VALUE, ...)] [@RUN]
     clean     fgsm     noise     pgd20     cw20     infofeature7     autoattack     apgd-t     fab-t     square
@@ -26,8 +26,8 @@ IN_LEVELS = ("epsilon", "step_size")
 # Attacks whose name is followed by the number of steps.
 ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
 SINGLE = ("clean", "fgsm", "noise")
-CASCADES = ("autoattack", *STAGES)  # searches that drop broken examples; see attacks.autoattack
-# Options of an attack function that a name cannot give.
+CASCADES = ("autoattack", *STAGES)  # they drop broken examples; see attacks.autoattack
+# Parameters of an attack function that a name cannot set.
 FIXED = ("forward", "key", "images", "labels", "norm", "bounds", "num_steps", "targeted", "objective", "start")
 CASCADE_OPTIONS = {
     "autoattack": ("version",), "apgd": ("num_steps", "restarts"), "fab": ("num_steps", "restarts"),
@@ -47,18 +47,18 @@ class AttackSpec(NamedTuple):
     """A parsed name."""
 
     attack: str  # of SINGLE, ITERATED or CASCADES
-    steps: int | None = None  # of an iterated one
+    steps: int | None = None  # of an iterated attack
     options: tuple[tuple[str, Any], ...] = ()
-    source: str = ""  # the run that it is crafted on; "": the attacked one
+    source: str = ""  # the run whose model it is crafted on; "": the attacked run
 
     @property
     def base(self) -> str:
-        """The attack and its number of steps: "pgd20" of "pgd20(step_size=1)@madry"."""
+        """The attack and its number of steps: "pgd20" for "pgd20(step_size=1)@madry"."""
         return self.attack + ("" if self.steps is None else str(self.steps))
 
     @property
     def name(self) -> str:
-        """The name, spelled in the one way under which its outcomes are kept."""
+        """The canonical spelling of the name, under which its outcomes are stored."""
         given = ",".join(f"{option}={value}" for option, value in sorted(self.options))
         return self.base + (f"({given})" if given else "") + (f"@{self.source}" if self.source else "")
 
@@ -69,12 +69,12 @@ class AttackSpec(NamedTuple):
 
     @property
     def has_own_epsilon(self) -> bool:
-        """Whether it leaves the threat model of the evaluation."""
+        """Whether it departs from the evaluation's threat model."""
         return "epsilon" in dict(self.options)
 
 
 def parse(name: str) -> AttackSpec:
-    """The attack behind a name. Raises InvalidInput."""
+    """Parses the name of an attack. Raises InvalidInput."""
     match = re.fullmatch(r"\s*([a-z_]+(?:-[a-z]+)*(?:-\d+)?)(\d{0,12})\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name))
     if not isinstance(name, str) or not match:
         raise _unknown(name)
@@ -92,7 +92,7 @@ def parse(name: str) -> AttackSpec:
 
 
 def create(spec: AttackSpec, budget: Budget) -> Attack | None:
-    """The attack function of a name that is no cascade; None for "clean"."""
+    """The attack function of a name that is not a cascade; None for "clean"."""
     if spec.attack == "clean":
         return None
     options = in_images_units(spec)
@@ -106,12 +106,12 @@ def create(spec: AttackSpec, budget: Budget) -> Attack | None:
 
 
 def in_images_units(spec: AttackSpec) -> dict[str, Any]:
-    """The options, those in 8-bit levels converted."""
+    """The options, with those in 8-bit levels converted to the images' units."""
     return {name: value / LEVELS if name in IN_LEVELS else value for name, value in spec.options}
 
 
 def allowed_options(attack: str) -> tuple[str, ...]:
-    """What may stand in the brackets behind an attack."""
+    """The options that may be given in parentheses after an attack."""
     if attack in CASCADES:
         return ("epsilon", *CASCADE_OPTIONS[attack.partition("-")[0]])
     if attack in ("clean", "noise"):
@@ -151,6 +151,6 @@ def _literal(text: str) -> Any:
 def _unknown(name: object) -> InvalidInput:
     choices = ", ".join([*SINGLE, *(f"{attack}N" for attack in ITERATED), *CASCADES])
     return InvalidInput(
-        f"unknown attack {name!r} in config.eval: choose of {choices}"
+        f"unknown attack {name!r} in config.eval: choose one of {choices}"
         " (N steps, as pgd20; pgd20(step_size=1): with options; pgd20@RUN: crafted on another run)"
     )

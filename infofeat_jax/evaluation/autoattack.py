@@ -1,4 +1,4 @@
-"""AutoAttack, or one of its stages, on a trained model: a stopped evaluation goes on where it was."""
+"""AutoAttack, or one of its stages, on a trained model: an interrupted evaluation resumes where it stopped."""
 
 import json
 import pathlib
@@ -24,18 +24,18 @@ SAVE_EVERY = 30.0  # seconds
 
 
 class Saved(NamedTuple):
-    """Where the resume state of an attack is kept, and what it has to agree in."""
+    """Where the resume state of an attack is stored, and the setting that it must match."""
 
     path: pathlib.Path
     setting: str
 
 
 def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
-    """Which of the first `autoattack_examples` (0: all) images the attack leaves correct.
+    """Which of the first `autoattack_examples` (0: all) images remain correctly classified under the attack.
 
-    The resume state, with the adversarial images found, lies in autoattack.npz (of a stage: apgd-t.npz), and is taken
-    up by an evaluation of the same setting and as many examples only. Each of several processes computes all of it on
-    its own devices, and finds the same.
+    The resume state, with the adversarial images found, is stored in autoattack.npz (for a stage: apgd-t.npz), and is
+    used only by an evaluation with the same setting and number of examples. With several processes, each computes
+    everything on its own devices and obtains the same result.
     """
     spec = attack_names.parse(name)
     count = subject.autoattack_examples or None
@@ -56,14 +56,14 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
             save(saved, state)
             last = time.monotonic()
         if stop:
-            raise Stopped(f"stopped in {name}; what it has found is saved: the same command goes on from there")
+            raise Stopped(f"stopped during {name}; its progress is saved: the same command resumes from there")
     if processes.is_writer():
         save(saved, state)
     return state.broken_by == ROBUST
 
 
 def create_plan(subject: Subject, spec: AttackSpec, image_size: tuple[int, int]) -> Plan:
-    """The stages behind a name, in the evaluation's threat model or with the epsilon that the name gives."""
+    """The stages that a name stands for, in the evaluation's threat model or with the name's own epsilon."""
     options = attack_names.in_images_units(spec)
     model = threat.threat(subject.budget.norm, options.pop("epsilon", subject.budget.epsilon))
     if spec.attack == "autoattack":
@@ -79,14 +79,14 @@ def after_stages(subject: Subject) -> dict[str, Bool[np.ndarray, " n"]]:
 
 
 def where(subject: Subject, spec: AttackSpec) -> Saved:
-    """Where and under which setting an attack's resume state is kept."""
+    """Where and under which setting an attack's resume state is stored."""
     count = len(subject.split.labels[: subject.autoattack_examples or None])
     name = [] if spec.name == "autoattack" else [spec.name]
     return Saved(subject.file(re.sub(r"[^\w.+-]+", "_", spec.name)), json.dumps([subject.setting, count, *name]))
 
 
 def save(saved: Saved, state: ResumeState) -> None:
-    """Replaces the file as a whole."""
+    """Writes the resume state, atomically."""
     files.write_arrays_atomically(saved.path, {"setting": saved.setting, **state._asdict()})
 
 

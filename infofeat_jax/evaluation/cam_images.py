@@ -15,7 +15,7 @@ STEPS = 20
 
 
 def keep(subject: Subject) -> int:
-    """Writes cam_images.npz unless it holds those of this setting; returns how many images it has."""
+    """Writes cam_images.npz unless it already holds this setting's images; returns how many there are."""
     path = subject.file("cam_images")
     if subject.cam_images and processes.is_writer() and files.read_arrays(path, subject.setting) is None:
         files.write_arrays_atomically(path, create(subject) | {"setting": subject.setting})
@@ -23,7 +23,7 @@ def keep(subject: Subject) -> int:
 
 
 def create(subject: Subject) -> dict[str, np.ndarray]:
-    """Arrays of the first `cam_images` test images that the report needs.
+    """The arrays that the report needs, for the first `cam_images` test images.
 
     images, perturbed [n, h, w, c] in [0, 1]; cam_clean, cam_perturbed [n, h', w'], the map of the label;
     labels, predicted_clean, predicted_perturbed [n]; attack and epsilon (in [0, 1] pixel units).

@@ -1,4 +1,4 @@
-"""How far the perturbations of other attacks lie from PGD's: Table 2 of the paper."""
+"""Distances between the perturbations of other attacks and PGD's: Table 2 of the paper."""
 
 from functools import partial
 
@@ -18,13 +18,13 @@ def check(name: str) -> None:
     """Raises InvalidInput unless `name` is an iterated attack on the attacked model itself."""
     spec = attack_names.parse(name)
     if spec.steps is None or spec.source:
-        raise InvalidInput(f"config.eval.distances: {name!r} is no iterated attack: expected names such as 'cw5'")
+        raise InvalidInput(f"config.eval.distances: {name!r} is not an iterated attack: expected names such as 'cw5'")
 
 
 def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
     """Euclidean distance, in [0, 1] pixel units, between the perturbations of the iterated attack `name` and of PGD.
 
-    Both take the same number and size of steps from the same random start within the box. The paper's Table 2
+    Both take equally many steps of equal size from the same random start within the box. The paper's Table 2
     does not state its normalisation; this is the plain norm over all pixels and channels of an example.
     """
     del tell

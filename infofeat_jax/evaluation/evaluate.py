@@ -1,7 +1,7 @@
-"""Robust accuracy of a trained model: what each attack does to each test image, and what follows from that.
+"""Robust accuracy of a trained model: per-image outcomes of each attack, and their summaries.
 
-What is measured per image lies in outcomes.npz after each measurement; another evaluation in the same setting takes it
-over. Adding an evaluator adds an entry to MEASURES (values of single images) or SUMMARIES (what follows from them).
+Per-image values are stored in outcomes.npz after each measurement; later evaluations in the same setting reuse them.
+Adding an evaluator adds an entry to MEASURES (per-image values) or SUMMARIES (what is derived from them).
 """
 
 import json
@@ -22,13 +22,13 @@ from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import console, files, processes
 from infofeat_jax.types import InvalidInput
 
-DISTANCE = "distance/"  # before the names of distances, beside the attacks'
+DISTANCE = "distance/"  # prefix that tells the names of distances from those of attacks
 
 Values = Shaped[np.ndarray, " n"]  # of the first n images
 
 
 class Measured(NamedTuple):
-    """Values of single images by name ("pgd20", "distance/cw5"), and the seconds that each took."""
+    """Per-image values by name ("pgd20", "distance/cw5"), and the seconds that each measurement took."""
 
     values: dict[str, Values]
     seconds: dict[str, float]
@@ -36,7 +36,7 @@ class Measured(NamedTuple):
 
     @property
     def attacks(self) -> dict[str, Values]:
-        """{attack: which images stay correct}."""
+        """{attack: which images remain correctly classified}."""
         return {name: value for name, value in self.values.items() if not name.startswith(DISTANCE)}
 
     @property
@@ -58,7 +58,7 @@ def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[st
 
 
 def check_names(names: Iterable[str], distance_names: Iterable[str] = (), validation: str = "clean") -> None:
-    """Raises InvalidInput for names that no attack has, before anything expensive starts."""
+    """Raises InvalidInput for unknown attack names, before anything expensive starts."""
     if not names:
         raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
     budget = attack_names.Budget("linf", 8 / 255, 2 / 255)
@@ -74,7 +74,7 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
 
 
 def measure(subject: Subject, names: list[str]) -> Measured:
-    """Measures what is not measured yet, and keeps it after each measurement."""
+    """Measures what has not been measured yet, and saves after each measurement."""
     measured = load(subject)
     with console.progress(len(names), active=processes.is_writer()) as show:
         for index, name in enumerate(names):
@@ -95,19 +95,19 @@ def measure(subject: Subject, names: list[str]) -> Measured:
 
 
 def measure_one(subject: Subject, name: str, tell: Tell) -> Values:
-    """One measurement on each image."""
+    """One measurement: a value for each image."""
     return MEASURES[kind_of(name)](subject, name.removeprefix(DISTANCE), tell)
 
 
 def kind_of(name: str) -> str:
-    """Which entry of MEASURES a name is for."""
+    """The entry of MEASURES that a name belongs to."""
     if name.startswith(DISTANCE):
         return "distance"
     return "autoattack" if attack_names.parse(name).is_cascade else "attack"
 
 
 def expected_count(subject: Subject, name: str) -> int:
-    """How many images a measurement is of."""
+    """The number of images that a measurement covers."""
     count = subject.autoattack_examples if kind_of(name) == "autoattack" else 0
     return len(subject.split.labels[: count or None])
 
@@ -119,11 +119,11 @@ def describe(name: str, values: Values) -> str:
     return f"{name}: {values.mean():.1%} of {len(values)} correct"
 
 
-# What is kept between evaluations.
+# What is stored between evaluations.
 
 
 def load(subject: Subject) -> Measured:
-    """What an earlier evaluation in the same setting has measured; of transferred attacks, on the same sources."""
+    """What an earlier evaluation in the same setting has measured; transferred attacks only from the same source."""
     for path in (subject.file("outcomes"), subject.workdir / "outcomes.npz"):
         if arrays := files.read_arrays(path, subject.setting):
             seconds, sources = (json.loads(str(arrays.pop(name, "{}"))) for name in ("seconds", "sources"))
@@ -134,7 +134,7 @@ def load(subject: Subject) -> Measured:
 
 
 def save(subject: Subject, measured: Measured) -> None:
-    """Keeps what was measured, with the setting that it belongs to."""
+    """Saves the measurements, with the setting that they belong to."""
     if processes.is_writer():
         about = {"setting": subject.setting, "seconds": measured.seconds, "sources": measured.sources}
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
@@ -142,30 +142,30 @@ def save(subject: Subject, measured: Measured) -> None:
 
 
 def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:
-    """{name: digest of the source's weights} of those that are transferred attacks."""
+    """{name: digest of the source's weights} for the transferred attacks among `names`."""
     sources = {name: attack_names.parse(name.removeprefix(DISTANCE)).source for name in names}
     return {name: subject.source(source).digest for name, source in sources.items() if source}
 
 
-# What follows from the measurements.
+# Summaries of the measurements.
 
 
 def worst_case(outcomes: Mapping[str, Values]) -> float | None:
-    """The share of images that every attack of the threat model leaves correct, of those that all were tried on."""
+    """Accuracy under the worst case over the attacks within the threat model, on the images that all of them saw."""
     inside = [values for name, values in outcomes.items() if not attack_names.parse(name).has_own_epsilon]
     shortest = min((len(values) for values in inside), default=0)
     return float(np.all([values[:shortest] for values in inside], axis=0).mean()) if shortest else None
 
 
 def find_flags(subject: Subject, measured: Measured) -> list[str]:
-    """Sentences on what makes the measured robustness doubtful."""
+    """Sentences that say why the measured robustness may be overestimated."""
     probed = probe(subject) if subject.probe_examples else None
     stages = autoattack.after_stages(subject) if "autoattack" in measured.values else {}
     return heuristics.flags(probed, measured.attacks, stages)
 
 
 def probe(subject: Subject) -> probes.Probes:
-    """A few cheap looks at the model, for the flags."""
+    """The cheap probes of the model on which the flags are based."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
     variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.variables)
     forward, key = Partial(subject.module.apply, variables), streams.key(subject.seed, "probes")
@@ -178,13 +178,13 @@ def stage_accuracies(subject: Subject, measured: Measured) -> dict[str, float]:
     return {name: float(outcome.mean()) for name, outcome in stages.items()}
 
 
-# (subject, name, tell) -> a value of each image; kept in outcomes.npz.
+# (subject, name, tell) -> one value per image; stored in outcomes.npz.
 MEASURES: dict[str, Callable[[Subject, str, Tell], Values]] = {
     "attack": robustness.measure,
     "autoattack": autoattack.measure,
     "distance": distances.measure,
 }
-# Field of results.json: (subject, what was measured) -> its value.
+# {field of results.json: (subject, measurements) -> its value}.
 SUMMARIES: dict[str, Callable[[Subject, Measured], Any]] = {
     "worst_case": lambda subject, measured: worst_case(measured.attacks),
     "examples": lambda subject, measured: {name: len(values) for name, values in measured.attacks.items()},

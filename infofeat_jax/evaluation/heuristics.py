@@ -1,8 +1,8 @@
-"""Heuristics for overestimated robustness: what makes a measured robust accuracy doubtful.
+"""Heuristics for overestimated robustness: signs of gradient masking and of attacks that are too weak.
 
 After the checklists of Athalye et al. ("Obfuscated gradients give a false sense of security", 2018) and Carlini
 et al. ("On evaluating adversarial robustness", 2019), and the warnings of AutoAttack (Croce & Hein, 2020).
-No flag proves a model robust; each names an evaluation that should not be believed as it stands.
+The absence of flags does not prove a model robust; each flag names an evaluation that should not be trusted as it is.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,12 @@ from jaxtyping import Bool
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.probes import MORE_STEPS, RESTARTS, STEPS, Probes
 
-RANDOM = 1e-3  # relative difference of logits; rounding by another place in the batch stays far below
-# A difference counts from this many examples on, and from this share of them:
+RANDOM = 1e-3  # relative difference of logits; rounding that depends on the position in the batch stays far below
+# A difference counts if it is at least this many examples, and at least this share of them:
 AT_LEAST = 3
 PROBED = 0.05  # of the few that were probed
-MEASURED = 0.005  # between attacks of which one should not be the stronger
-GAP = 0.1  # between PGD and AutoAttack; of sound models PGD-20 is up to 0.08 above
+MEASURED = 0.005  # between attacks of which the first should not be the stronger
+GAP = 0.1  # between PGD and AutoAttack; for sound models PGD-20 is up to 0.08 above
 
 
 def flags(
@@ -26,11 +26,11 @@ def flags(
     outcomes: Mapping[str, np.ndarray] | None = None,
     stages: Mapping[str, np.ndarray] | None = None,
 ) -> list[str]:
-    """One sentence for each heuristic that fires: what was seen, and what it means.
+    """One sentence for each heuristic that fires: what was observed, and what it means.
 
     Args:
-      probes: what `probes.probe` saw, if it was run.
-      outcomes: {attack: correct [n] bool}, named as in config.eval.attacks. Shorter ones are of the first examples.
+      probes: the result of `probes.probe`, if it was run.
+      outcomes: {attack: correct [n] bool}, named as in config.eval.attacks; shorter ones cover the first examples.
       stages: {AutoAttack's stage: still correct after it [n]}, in order.
     """
     outcomes = outcomes or {}
@@ -42,13 +42,13 @@ def _of_gradients(probes: Probes) -> Iterator[str]:
     count = len(probes.zero)
     if _many(probes.zero):
         yield (
-            f"zero gradients: on {probes.zero.sum()} of {count} images the logits have no finite gradient but zero;"
-            " gradient attacks cannot work there, so only attacks without gradients (Square, transfer) tell anything"
+            f"zero gradients: on {probes.zero.sum()} of {count} images the logits' gradient is zero or non-finite;"
+            " gradient-based attacks cannot work there: only gradient-free ones (Square, transfer) are informative"
         )
     if _many(probes.saturated):
         yield (
             f"vanishing gradients: on {probes.saturated.sum()} of {count} images the softmax is saturated and the"
-            " cross-entropy's gradient is lost in rounding; FGSM and PGD are blind there, believe margin attacks"
+            " cross-entropy's gradient is lost to rounding; FGSM and PGD are blind there: rely on margin-based attacks"
             " (cw, autoattack) instead"
         )
 
@@ -57,13 +57,13 @@ def _of_outputs(probes: Probes) -> Iterator[str]:
     if _many(probes.noise > RANDOM):
         yield (
             f"randomised forward: the logits of an image differ by up to {probes.noise.max():.1%} of their size between"
-            " two passes; attacks that see one draw, or other neighbours in the batch, flatter the model: attack"
-            " the average over many draws"
+            " two passes; attacks that see a single draw, or other neighbours in the batch, overestimate robustness:"
+            " attack the average over many draws"
         )
     if probes.normalised.all():
         yield (
-            "outputs are probabilities: they lie in [0, 1] and sum to 1; losses apply a softmax to them once more,"
-            " which flattens their gradients: return logits"
+            "outputs are probabilities: they lie in [0, 1] and sum to 1; losses apply a second softmax to them,"
+            " which flattens the gradients: return logits"
         )
 
 
@@ -73,18 +73,18 @@ def _of_effort(probes: Probes) -> Iterator[str]:
     if _beats(correct["one step"], correct["steps"], PROBED):
         yield (
             f"one step beats many: {say['one step']} of {count} images withstand a single step, {say['steps']}"
-            f" {STEPS} steps in the same budget; the gradients mislead an iterated attack"
+            f" {STEPS} steps within the same budget; the gradients mislead iterative attacks"
         )
     if _many(correct["large budget"]):
         yield (
-            f"accuracy does not reach 0: {say['large budget']} of {count} images withstand PGD whose budget lets any"
-            " image turn grey; the attack fails for reasons other than robustness"
+            f"accuracy does not reach 0: {say['large budget']} of {count} images withstand PGD with a budget that lets"
+            " any image turn grey; the attack fails for reasons other than robustness"
         )
     for name, change in (("more steps", f"{MORE_STEPS} steps"), ("restarts", f"{RESTARTS} more random starts")):
         if _beats(correct[name], correct["steps"], PROBED):
             yield (
                 f"PGD has not converged: {say['steps']} of {count} images withstand {STEPS} steps, {say[name]} with"
-                f" {change}; the accuracy reported falls further with more effort"
+                f" {change}; the reported accuracy would fall further with more effort"
             )
 
 
@@ -93,17 +93,17 @@ def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
     longest = max(steps, key=lambda name: steps[name], default="")
     if longest and "fgsm" in outcomes and _beats(outcomes["fgsm"], outcomes[longest], MEASURED):
         yield (
-            f"one step beats many: {_accuracies('fgsm', longest, outcomes)}; the gradients mislead an iterated attack"
+            f"one step beats many: {_accuracies('fgsm', longest, outcomes)}; the gradients mislead iterative attacks"
         )
     if longest and "autoattack" in outcomes and _beats(outcomes["autoattack"], outcomes[longest], GAP):
         yield (
             f"large gap between PGD and AutoAttack: {_accuracies('autoattack', longest, outcomes)};"
-            " PGD's accuracy says little about this model"
+            " accuracy under PGD says little about this model"
         )
 
 
 def _of_black_boxes(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """Attacks that see no gradient of this model against the strongest that does."""
+    """Black-box attacks on this model against the strongest white-box one."""
     specs = {name: attack_names.parse(name) for name in outcomes}
     inside = {name: spec for name, spec in specs.items() if not spec.has_own_epsilon}
     white_box = [name for name, spec in inside.items() if spec.steps and not spec.source]
@@ -112,8 +112,8 @@ def _of_black_boxes(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
             strongest = min(white_box, key=lambda other: outcomes[other].mean())
             if _beats(outcomes[name], outcomes[strongest], MEASURED):
                 yield (
-                    f"black-box beats white-box: {_accuracies(name, strongest, outcomes)}, though only the second"
-                    " sees the gradients of this model: they are masked"
+                    f"black-box beats white-box: {_accuracies(name, strongest, outcomes)}, although only the second"
+                    " uses the gradients of this model: they are masked"
                 )
 
 
@@ -125,12 +125,12 @@ def _of_stages(stages: Mapping[str, np.ndarray]) -> Iterator[str]:
     if _beats(after, before, MEASURED):
         yield (
             f"black-box beats white-box: Square lowers the accuracy from {before.mean():.1%} to {after.mean():.1%}"
-            " after AutoAttack's attacks with gradients: these are masked"
+            " after AutoAttack's gradient-based attacks: gradients are masked"
         )
 
 
 def _pgd_steps(name: str) -> int:
-    """Of PGD on the model itself in the evaluation's threat model; 0 of other attacks."""
+    """The number of steps of PGD on the model itself in the evaluation's threat model; 0 for other attacks."""
     spec = attack_names.parse(name)
     return spec.steps or 0 if spec.attack == "pgd" and not spec.source and not spec.has_own_epsilon else 0
 
@@ -142,7 +142,7 @@ def _accuracies(first: str, second: str, outcomes: Mapping[str, np.ndarray]) -> 
 
 
 def _beats(stronger: np.ndarray, weaker: np.ndarray, share: float) -> bool:
-    """Whether the first leaves notably fewer correct than the second, of the examples that both saw."""
+    """Whether the first leaves notably fewer examples correct than the second, among those that both saw."""
     count = min(len(stronger), len(weaker))
     more = int(weaker[:count].sum()) - int(stronger[:count].sum())
     return more >= max(AT_LEAST, share * count)

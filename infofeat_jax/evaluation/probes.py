@@ -1,4 +1,4 @@
-"""What a few cheap looks at a model show, for `sanity` to judge: gradients, two passes, more effort, a large budget."""
+"""Cheap probes of a model, for `heuristics` to judge: its gradients, repeated passes, more effort, a large budget."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,16 +19,16 @@ from infofeat_jax.objectives import misclassified
 from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey
 
 STEPS, MORE_STEPS, LARGE_STEPS, RESTARTS = 20, 100, 50, 4
-SATURATED = 2.0**-24  # of the margin's gradient is what cross-entropy leaves when float32 rounds p_label to 1
+SATURATED = 2.0**-24  # cross-entropy's gradient relative to the margin's once float32 rounds p_label to 1
 
 Outcome = Bool[np.ndarray, " n"]
 
 
 class Probes(NamedTuple):
-    """What `probe` saw, per example."""
+    """The observations of `probe`, per example."""
 
-    zero: Outcome  # correctly classified, but the margin has no gradient, or none that is finite
-    saturated: Outcome  # the margin has one, but the cross-entropy's has drowned in rounding
+    zero: Outcome  # correctly classified, but the margin's gradient is zero or non-finite
+    saturated: Outcome  # the margin has a gradient, but the cross-entropy's is lost to rounding
     noise: Float[np.ndarray, " n"]  # how much the logits differ between two passes, relative to their size
     normalised: Outcome  # the outputs are probabilities
     correct: Mapping[str, Outcome]  # under "clean", "one step", "steps", "more steps", "restarts", "large budget"
@@ -38,9 +38,9 @@ def probe(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, step_size: float,
     norm: str = "linf", bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Probes:  # fmt: skip
-    """Looks at a handful of images: about 230 gradients of each, one compiled loop. Not for `jax.jit`.
+    """Probes a model on a handful of images: about 230 gradients of each, one compiled loop. Not for `jax.jit`.
 
-    Args: as of `attacks.pgd`. The large budget is half of `bounds`, within which any image can turn grey.
+    Args: as for `attacks.pgd`. The large budget is half the width of `bounds`, with which any image can turn grey.
 
     Raises InvalidInput for invalid arguments.
     """
@@ -81,7 +81,7 @@ def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]
     margin = gradient_size(lambda z: objectives.logit_margin(z, labels))
     entropy = gradient_size(lambda z: objectives.cross_entropy(Outputs(z), Outputs(z), labels))
     blind = ~(jnp.isfinite(margin) & (margin > 0))
-    # Another place in the batch, and other neighbours: noise drawn once for all is seen too.
+    # Another position in the batch, and other neighbours: noise that the whole batch shares is detected too.
     rows = jnp.arange(len(labels)) // 2
     apart = jnp.abs(forward(images[rows]).logits - logits[rows]).max(1) / jnp.maximum(jnp.abs(logits).max(), 1e-6)
     normalised = (logits >= 0).all(1) & (jnp.abs(logits.sum(1) - 1) < 1e-3)

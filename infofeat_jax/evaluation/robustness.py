@@ -1,4 +1,4 @@
-"""Which images an attack leaves correctly classified."""
+"""Robust accuracy: which images remain correctly classified under an attack."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,12 +18,12 @@ from infofeat_jax.objectives import misclassified
 from infofeat_jax.runtime import devices, signals
 from infofeat_jax.types import Attack, PRNGKey
 
-# Compiled: (variables, key, (images uint8, labels)) -> which examples stay correct [b], or another value of each.
+# Compiled: (variables, key, (images uint8, labels)) -> which examples remain correct [b], or another per-example value.
 OneBatch = Callable[[PyTree, PRNGKey, tuple], Shaped[Array, " b"]]
 
 
 def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
-    """Which examples the attack `name` leaves correct."""
+    """Which examples remain correctly classified under the attack `name`."""
     spec = attack_names.parse(name)
     attack, module, variables = attack_names.create(spec, subject.budget), None, subject.variables
     if spec.source:
@@ -38,9 +38,9 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
 
 
 def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Module | None = None) -> OneBatch:
-    """Compiles attack and classification of one batch; the weights are arguments, so that it serves every epoch.
+    """Compiles the attack on and the classification of one batch; weights are arguments, so it serves every epoch.
 
-    With `source` the attack is crafted on that model, and the variables are a pair: `module`'s, `source`'s.
+    With `source`, the attack is crafted on that model, and the variables are a pair: `module`'s and `source`'s.
     """
 
     def one_batch(variables, key, batch):
@@ -56,7 +56,7 @@ def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Mo
 def in_batches(
     one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields the results of `one_batch` on `split`, without those of padding. Raises Stopped."""
+    """Yields the results of `one_batch` on `split`, without the padding. Raises Stopped."""
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size)):
         signals.check()
         batch = devices.shard(mesh, (images, labels))

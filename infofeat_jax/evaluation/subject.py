@@ -1,4 +1,4 @@
-"""What is evaluated: a model, the images, the threat model, and the places where results are kept."""
+"""What is evaluated: a model, the test images, the threat model, and where results are stored."""
 
 import hashlib
 import pathlib
@@ -14,11 +14,11 @@ from jaxtyping import PyTree
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation.attack_names import Budget
 
-Tell = Callable[..., None]  # (text, share done in [0, 1]): progress of one measurement
+Tell = Callable[..., None]  # (text, fraction done in [0, 1]): reports the progress of one measurement
 
 
 class Source(NamedTuple):
-    """Another model, on which transferred attacks are crafted."""
+    """The source model of a transfer attack."""
 
     module: nn.Module
     variables: PyTree
@@ -35,22 +35,22 @@ class Subject(NamedTuple):
     mesh: Mesh
     budget: Budget
     workdir: pathlib.Path
-    setting: str  # all that outcomes depend on but the attack: those of one setting belong side by side
-    source: Callable[[str], Source]  # of the RUN in pgd10@RUN
+    setting: str  # all that outcomes depend on but the attack: outcomes of one setting are comparable
+    source: Callable[[str], Source]  # loads the RUN in pgd10@RUN
     seed: int = 0
     batch_size: int = 250
     autoattack_examples: int = 0  # the first n images for AutoAttack and its stages; 0: all
-    probe_examples: int = 32  # the first n for the flags; 0: none
-    cam_images: int = 8  # the first n whose class activation maps are kept
-    suffix: str = ""  # of the files' names, where one run's directory keeps two models' results
+    probe_examples: int = 32  # the first n images for the flags; 0: none
+    cam_images: int = 8  # the first n images, whose class activation maps are saved
+    suffix: str = ""  # of file names, where one run's directory holds the results of two checkpoints
 
     def file(self, name: str) -> pathlib.Path:
-        """Where `name` is kept: autoattack.npz, outcomes_latest.npz."""
+        """The file of `name`: autoattack.npz, outcomes_latest.npz."""
         return self.workdir / f"{name}{self.suffix}.npz"
 
 
 def digest(variables: PyTree) -> str:
-    """What tells weights from others."""
+    """A digest that identifies weights."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         found.update(np.asarray(leaf).tobytes())

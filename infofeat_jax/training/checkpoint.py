@@ -1,7 +1,7 @@
-"""Checkpoints with orbax: written in the background, sealed with checksums, the damaged ones set aside.
+"""Orbax checkpoints: written in the background and sealed with checksums; damaged ones are set aside.
 
-Of each run there are two directories. checkpoints/: the ends of epochs, with their scores, the newest few and the
-best one kept. interrupted/: the state in which the run was last asked to stop, between the ends of two epochs.
+Each run has two directories. checkpoints/ holds the state at the end of an epoch, with its validation score; the newest
+few and the best are kept. interrupted/ holds the state at which the run was last interrupted, within an epoch.
 """
 
 import json
@@ -22,14 +22,14 @@ from orbax.checkpoint import checkpoint_managers
 from infofeat_jax.runtime import processes
 from infofeat_jax.types import InvalidInput, RunFailed
 
-SCORE = "validation_score"  # what "best" means: robust validation accuracy, for standard training the clean one
+SCORE = "validation_score"  # what "best" means: robust validation accuracy; clean accuracy for standard training
 EPOCHS, INTERRUPTED, DAMAGED = "checkpoints", "interrupted", "damaged"
-OVERHEAD = 2**20  # bytes, ample for the metadata that orbax and file systems add
+OVERHEAD = 2**20  # bytes: ample for the metadata that orbax and file systems add
 SEAL = "seal.json"  # in each checkpoint: {file: [bytes, CRC-32]}
 
 
 class Checkpoints(NamedTuple):
-    """Of a run, open for writing."""
+    """The checkpoint managers of a run, open for writing."""
 
     epochs: ocp.CheckpointManager
     interrupted: ocp.CheckpointManager
@@ -37,9 +37,9 @@ class Checkpoints(NamedTuple):
 
 @contextmanager
 def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
-    """The checkpoints of `workdir`, to go on from and to write; damaged ones are moved to damaged/ first.
+    """Opens the checkpoints of `workdir` to resume from and to write; damaged ones are moved to damaged/ first.
 
-    Raises RunFailed if the last one cannot be written.
+    Raises RunFailed if the last checkpoint cannot be written.
     """
     if processes.is_writer():
         for path in finished(workdir):
@@ -66,10 +66,10 @@ def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves it to stopping.py to ask JAX whether to stop: all looks of a run are counted in one sequence."""
+    """Leaves polling JAX for preemption to runtime/signals.py: all polls of a run are numbered in one sequence."""
 
     def reached_preemption(self, step: int) -> bool:
-        """No; orbax would ask with the step's number, a lower one, and the agreed number could be missed."""
+        """Always False: orbax would poll with the step's number, a lower one, and could miss the agreed number."""
         return False
 
 
@@ -80,23 +80,23 @@ def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float | None = None) -> None:
-    """Starts saving `state`; returns before it is on disk. Unfinished saves never count as checkpoints.
+    """Starts saving `state` and returns before it is on disk. Unfinished saves never count as checkpoints.
 
-    Raises RunFailed if the one before could not be written, or there is no room for this one.
+    Raises RunFailed if the previous checkpoint could not be written, or if there is no disk space for this one.
     """
     finish(manager)
     need = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(manager.directory).free
-    if free < need:  # better said here than by orbax's threads, in many words
+    if free < need:  # one line here is better than the tracebacks of orbax's threads
         raise RunFailed(
             f"no room for the checkpoint of step {step} in {manager.directory}: {need / 2**20:.1f} MiB needed,"
-            f" {free / 2**20:.1f} free: free some, then run the same command again to go on from the last one"
+            f" {free / 2**20:.1f} free: free some space, then run the same command again to resume from the last one"
         )
     manager.save(step, args=ocp.args.StandardSave(state), metrics=None if score is None else {SCORE: score})
 
 
 def finish(manager: ocp.CheckpointManager) -> None:
-    """Waits until what was saved is on disk, and seals it. Raises RunFailed if it could not be written."""
+    """Waits until the last save is on disk, and seals it. Raises RunFailed if it could not be written."""
     try:
         manager.wait_until_finished()
         if processes.is_writer():
@@ -104,14 +104,14 @@ def finish(manager: ocp.CheckpointManager) -> None:
     except Exception as error:  # orbax and TensorStore have no common one
         raise RunFailed(
             f"a checkpoint could not be written to {manager.directory} ({_brief(error)});"
-            f" the last one there is of step {manager.latest_step()}: run the same command again to go on from it"
+            f" the last one is of step {manager.latest_step()}: run the same command again to resume from it"
         ) from error
 
 
 def restore_newest(checkpoints: Checkpoints, like: PyTree) -> PyTree | None:
-    """The newest state that can be read, placed as `like` (shapes, types and shardings) says; None without any.
+    """The newest readable state, placed as in `like` (shapes, types and shardings); None if there is none.
 
-    One that cannot is set aside. Raises InvalidInput if it has other shapes.
+    An unreadable one is set aside. Raises InvalidInput if its shapes differ from `like`.
     """
     found = [(step, manager) for manager in checkpoints for step in manager.all_steps()]
     for step, manager in sorted(found, key=lambda pair: pair[0], reverse=True):
@@ -129,9 +129,9 @@ def restore_newest(checkpoints: Checkpoints, like: PyTree) -> PyTree | None:
 
 
 def restore(workdir: pathlib.Path, which: str, like: PyTree) -> PyTree:
-    """The state in the "best" or "latest" checkpoint, placed as `like` says. Changes nothing in `workdir`.
+    """The state in the "best" or "latest" checkpoint, placed as in `like`. Changes nothing in `workdir`.
 
-    Raises InvalidInput if there is none, if it is damaged, or if it has other shapes.
+    Raises InvalidInput if there is none, if it is damaged, or if its shapes differ from `like`.
     """
     with _reader(workdir) as manager:
         return _restore(manager, _find(manager, which), like)
@@ -151,7 +151,7 @@ def read(workdir: pathlib.Path, which: str) -> PyTree:
 
 
 def latest_step(workdir: pathlib.Path) -> int:
-    """The newest epoch's end with a checkpoint; 0 without one."""
+    """The step of the newest end-of-epoch checkpoint; 0 if there is none."""
     with _reader(workdir) as manager:
         return manager.latest_step() or 0
 
@@ -161,7 +161,7 @@ def _reader(workdir: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
     directory = workdir / EPOCHS
     for path in finished(workdir):
         if path.parent == directory and (why := damage(path)):
-            raise InvalidInput(f"checkpoint {path} is damaged ({why}): train on, with --mode=train, to set it aside")
+            raise InvalidInput(f"checkpoint {path} is damaged ({why}): train with --mode=train to set it aside")
     with _manager(
         directory, read_only=True, save_interval_steps=0, create=False, best_fn=lambda m: m[SCORE]
     ) as manager:
@@ -199,14 +199,14 @@ def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
 
 
 def finished(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The directories of all checkpoints; one that is being written has another kind of name."""
+    """The directories of all finished checkpoints; one that is being written has a name that is not a number."""
     return sorted(path for name in (EPOCHS, INTERRUPTED) for path in (workdir / name).glob("*") if path.name.isdigit())
 
 
 def seal(directory: pathlib.Path) -> None:
-    """Notes size and checksum of every file of the checkpoints in `directory` that have no seal yet.
+    """Records size and checksum of every file of the checkpoints in `directory` that have no seal yet.
 
-    Not of those beside it: orbax may be deleting old ones there.
+    The sibling directory is left alone: orbax may be deleting old checkpoints there.
     """
     for path in finished(directory.parent):
         if path.parent == directory and not (path / SEAL).exists():
@@ -220,10 +220,10 @@ def seal(directory: pathlib.Path) -> None:
 
 
 def damage(path: pathlib.Path) -> str:
-    """What is wrong with a checkpoint, as far as its seal tells; "" if nothing is."""
+    """What is wrong with a checkpoint according to its seal; "" if nothing is."""
     try:
         if path.parent.name == EPOCHS:
-            json.loads((path / "metrics" / "metrics").read_text())[SCORE]  # orbax reads it of all
+            json.loads((path / "metrics" / "metrics").read_text())[SCORE]  # orbax reads this file of every checkpoint
         expected = json.loads((path / SEAL).read_text()) if (path / SEAL).exists() else {}
     except (OSError, ValueError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
@@ -237,7 +237,7 @@ def damage(path: pathlib.Path) -> str:
 
 
 def set_aside(path: pathlib.Path, why: str) -> None:
-    """Moves a damaged checkpoint out of the way, and says so."""
+    """Moves a damaged checkpoint out of the way, with a warning."""
     target = path.parent.parent / DAMAGED / f"{path.parent.name}-{path.name}"
     target.parent.mkdir(exist_ok=True)
     while target.exists():

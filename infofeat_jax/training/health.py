@@ -1,4 +1,4 @@
-"""Whether training is still sound: finite losses, and robustness that has not collapsed."""
+"""Health checks of training: finite losses, and robustness that has not collapsed."""
 
 import json
 import math
@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from infofeat_jax.runtime import files, processes
 from infofeat_jax.types import RunFailed
 
-SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that were left out
+SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that were skipped
 
 
 class UnsoundStep(Exception):
-    """A step with a non-finite or too large loss, or after which the parameters are not finite."""
+    """A training step whose loss is non-finite or too large, or whose parameters are non-finite afterwards."""
 
     def __init__(self, step: int, loss: float, norm: float) -> None:
         super().__init__(step, loss, norm)
@@ -20,7 +20,7 @@ class UnsoundStep(Exception):
 
 
 def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
-    """Raises UnsoundStep for the first unsound one of the steps (counted from 1); takes host values."""
+    """Raises UnsoundStep for the first unsound step (counted from 1); takes values on the host."""
     for step, values in recent:
         loss, norm = float(values["loss"]), float(values["parameter_norm"])
         if not (abs(loss) <= max_loss and math.isfinite(norm)):
@@ -30,45 +30,46 @@ def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
 def skip(
     workdir: pathlib.Path, unsound: UnsoundStep, batch: Mapping, *, last: int, max_loss: float, skip_batches: int
 ) -> None:
-    """Notes the batch of the unsound step as one to leave out. Raises RunFailed if `skip_batches` have been already.
+    """Records the batch of the unsound step as one to skip. Raises RunFailed if `skip_batches` already have been.
 
-    `batch` tells it from others: step, epoch and a digest of its images; `last` is the newest checkpoint's step.
+    `batch` identifies it: step, epoch and a digest of its image indices; `last` is the newest checkpoint's step.
     """
     before = read(workdir)
-    good = f"the last checkpoint before is of step {last}" if last else "there is no checkpoint before"
+    good = f"the last earlier checkpoint is of step {last}" if last else "there is no earlier checkpoint"
     what = (
         f"loss {unsound.loss:g}, parameters of norm {unsound.norm:g} (expected at most {max_loss:g} and finite) at"
         f" step {unsound.step}, epoch {batch['epoch']}, images {batch['images']}"
     )
     if len(before) >= skip_batches:
         raise RunFailed(
-            f"{what}; {good}: lower config.optimizer.learning_rate in another --workdir, or go back to it"
-            f" and leave this batch out with --config.skip_batches={len(before) + 1}"
+            f"{what}; {good}: lower config.optimizer.learning_rate in another --workdir, or return to that checkpoint"
+            f" and skip this batch with --config.skip_batches={len(before) + 1}"
         )
     processes.barrier("skipped batches read")
     if processes.is_writer():
         noted = [*before, {**batch, "loss": repr(unsound.loss)}]
         files.write_atomically(workdir / SKIPPED, json.dumps(noted) + "\n")
-        print(f"warning: {what}; {good}: going back, this batch is left out", flush=True)
+        print(f"warning: {what}; {good}: resuming from there, this batch is skipped", flush=True)
     processes.barrier("skipped batches written")
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
-    """The batches that are left out."""
+    """The records of the skipped batches."""
     path = workdir / SKIPPED
     return json.loads(path.read_text()) if path.exists() else []
 
 
 def skipped(workdir: pathlib.Path) -> frozenset[int]:
-    """The steps, counted from 0, whose batches are left out."""
+    """The steps, counted from 0, whose batches are skipped."""
     return frozenset(batch["step"] - 1 for batch in read(workdir))
 
 
 def has_collapsed(rates: Mapping[str, float], epochs: Iterable[Mapping], num_classes: int) -> bool:
-    """Whether robust validation accuracy fell below half its best in the earlier `epochs` (of metrics.jsonl).
+    """Whether robust validation accuracy has fallen below half its best in the earlier `epochs` (of metrics.jsonl).
 
-    If that best was above twice chance. Catastrophic overfitting of single-step training (Wong et al., 2020): robust
-    against its own attack, not against PGD. When clean accuracy has fallen by half too, something else is wrong.
+    This is catastrophic overfitting of single-step training (Wong et al., 2020): the model is robust against its own
+    attack, but not against PGD. It counts only if that best was above twice chance level, and if clean accuracy has
+    not fallen by half too: something else is wrong then.
     """
     earlier = [record for record in epochs if "epoch" in record]
     best = {name: max((r[f"validation_{name}_accuracy"] for r in earlier), default=0.0) for name in rates}

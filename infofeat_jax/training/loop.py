@@ -1,4 +1,4 @@
-"""The training loop: one compiled step after the other; validation, early stopping and a checkpoint an epoch."""
+"""The training loop: compiled steps, then validation, early stopping and a checkpoint after each epoch."""
 
 import hashlib
 import pathlib
@@ -18,14 +18,14 @@ from infofeat_jax.training import checkpoint, health, records
 from infofeat_jax.training.state import State
 from infofeat_jax.types import PRNGKey, Stopped
 
-AHEAD = 4  # steps that may wait for the device, so that a request to stop is heeded soon
+AHEAD = 4  # steps that may be queued on the device: few, so that an interrupted run stops soon
 
 Step = Callable[..., tuple[State, dict]]  # compiled: (state, batch, key) -> (state, metrics)
 Validation = Callable[[State], float]  # accuracy on the validation images; may raise Stopped
 
 
 class Settings(NamedTuple):
-    """What the loop reads of a configuration."""
+    """The settings of the loop, from a configuration."""
 
     batch_size: int
     num_epochs: int
@@ -38,7 +38,7 @@ class Settings(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What is trained, on what, and how: the parts of the loop, each a plain value."""
+    """The parts of the loop, as plain values: what is trained, on what data, and how."""
 
     workdir: pathlib.Path
     settings: Settings
@@ -47,38 +47,38 @@ class Training(NamedTuple):
     mesh: Mesh
     step: Step
     key: PRNGKey  # of all steps
-    schedule: optax.Schedule  # for the records
+    schedule: optax.Schedule  # for logging
     initial: Callable[[], State]
     like: State  # shapes, types and places of the state's arrays
     validations: Mapping[str, Validation]  # "clean" and "robust"
-    judge: str  # the validation whose accuracy early stopping judges by
-    robust_name: str = "robust"  # of the attack, for people
-    title: str = ""  # what is trained, for people
+    judge: str  # the validation whose accuracy decides early stopping
+    robust_name: str = "robust"  # display name of the validation attack
+    title: str = ""  # description of the run, for display
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full batches in an epoch."""
+        """Number of full batches in an epoch."""
         return steps_per_epoch(len(self.data.labels), self.settings.batch_size)
 
     @property
     def total(self) -> int:
-        """Steps in all."""
+        """Total number of steps."""
         return self.settings.num_epochs * self.steps_per_epoch
 
 
 class Reporting(NamedTuple):
-    """Where one go of the loop writes, and what it leaves out."""
+    """Where one pass of the loop writes its output, and which batches it skips."""
 
     checkpoints: checkpoint.Checkpoints
     write: records.Write
     show: Callable
-    skipped: frozenset[int]  # steps whose batches are left out
+    skipped: frozenset[int]  # steps whose batches are skipped
 
 
 def train(training: Training) -> State:
-    """Trains to the end, from the newest checkpoint if there is one; returns the final state.
+    """Trains to completion, from the newest checkpoint if there is one; returns the final state.
 
-    Raises Stopped when asked to stop, RunFailed when the loss is non-finite or too large, or the disk is full.
+    Raises Stopped when interrupted, RunFailed when the loss is non-finite or too large, or the disk is full.
     """
     while True:
         try:
@@ -88,7 +88,7 @@ def train(training: Training) -> State:
 
 
 def train_on(training: Training) -> State:
-    """Trains from the newest checkpoint to the end."""
+    """Trains from the newest checkpoint to completion."""
     workdir, settings, active = training.workdir, training.settings, processes.is_writer()
     total = training.total
     with checkpoint.opened(workdir, settings.keep) as checkpoints:
@@ -104,7 +104,7 @@ def train_on(training: Training) -> State:
         ):
             reporting = Reporting(checkpoints, write, show, health.skipped(workdir))
             if start and start % training.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
-                finish_epoch(training, reporting, state, start, 0.0)  # stopped in the validation
+                finish_epoch(training, reporting, state, start, 0.0)  # interrupted during validation
             while start < total:
                 state = train_epoch(training, reporting, state, start)
                 start = int(state.step)
@@ -112,10 +112,10 @@ def train_on(training: Training) -> State:
 
 
 def train_epoch(training: Training, reporting: Reporting, state: State, start: int) -> State:
-    """The steps from `start` to the end of their epoch, then validation and a checkpoint."""
+    """Takes the steps from `start` to the end of the epoch, then validates and saves a checkpoint."""
     settings = training.settings
     end = (start // training.steps_per_epoch + 1) * training.steps_per_epoch
-    began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and since then
+    began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and newer ones
     for step in range(start, end):
         if signals.requested():
             report_steps(training, reporting, due, start, began)
@@ -127,7 +127,7 @@ def train_epoch(training: Training, reporting: Reporting, state: State, start: i
         state, values = training.step(state, load_batch(training, step), training.key)
         recent.append((step + 1, values))
         if (step + 1) % settings.log_every == 0:
-            report_steps(training, reporting, due, start, began)  # earlier ones: the device has work meanwhile
+            report_steps(training, reporting, due, start, began)  # earlier steps: the device stays busy meanwhile
             due, recent = recent, []
         if len(recent) >= AHEAD:
             jax.block_until_ready(recent[-AHEAD])
@@ -138,7 +138,7 @@ def train_epoch(training: Training, reporting: Reporting, state: State, start: i
 
 
 def load_batch(training: Training, step: int):
-    """(images, labels) of a step on the devices."""
+    """(images, labels) of a step, placed on the devices."""
     rows = batch_rows(training, step)
     return devices.shard(training.mesh, (training.data.images[rows], training.data.labels[rows]))
 
@@ -152,9 +152,9 @@ def batch_rows(training: Training, step: int):
 def report_steps(
     training: Training, reporting: Reporting, recent: list[tuple[int, dict]], start: int, began: float
 ) -> None:
-    """Waits for the steps' metrics, checks them, logs the last and moves the bar; the rate counts from `start`.
+    """Waits for the steps' metrics, checks them, logs the last and updates the progress bar; `start`: of the rate.
 
-    Raises UnsoundStep: what is checkpointed afterwards is sound.
+    Raises UnsoundStep, so that no unsound state is checkpointed.
     """
     if not recent:
         return
@@ -171,7 +171,7 @@ def report_steps(
 
 
 def interrupt(training: Training, reporting: Reporting, state: State, seconds: float) -> NoReturn:
-    """Saves the state where it is, and raises Stopped."""
+    """Saves the current state, and raises Stopped."""
     step, checkpoints = int(state.step), reporting.checkpoints
     if step and step not in {*checkpoints.epochs.all_steps(), *checkpoints.interrupted.all_steps()}:
         checkpoint.save(checkpoints.interrupted, step, state)
@@ -179,7 +179,7 @@ def interrupt(training: Training, reporting: Reporting, state: State, seconds: f
     for manager in checkpoints:
         checkpoint.finish(manager)
     total = training.total
-    raise Stopped(f"stopped at step {step} of {total}; the state is saved: the same command goes on from there")
+    raise Stopped(f"stopped at step {step} of {total}; the state is saved: the same command resumes from there")
 
 
 def finish_epoch(training: Training, reporting: Reporting, state: State, step: int, seconds: float) -> None:
@@ -201,12 +201,12 @@ def finish_epoch(training: Training, reporting: Reporting, state: State, step: i
 
 
 def earlier_records(training: Training) -> list[dict]:
-    """What metrics.jsonl holds so far."""
+    """The records in metrics.jsonl so far."""
     return records.read(training.workdir / "metrics.jsonl")
 
 
 def skip(training: Training, unsound: health.UnsoundStep) -> None:
-    """Notes the batch of the unsound step as one to leave out. Raises RunFailed if no (further) one may be."""
+    """Records the batch of the unsound step as one to skip. Raises RunFailed if no (further) batch may be skipped."""
     rows = batch_rows(training, unsound.step - 1)
     batch = {
         "step": unsound.step,
@@ -219,14 +219,14 @@ def skip(training: Training, unsound: health.UnsoundStep) -> None:
 
 
 def describe(training: Training, state: State, start: int) -> None:
-    """Says what is about to run, and writes the table of parameters."""
+    """Prints what is about to run, and writes the table of parameters."""
     overview = parameter_overview.get_parameter_overview(state.params)
     files.write_atomically(training.workdir / "parameters.txt", overview + "\n")
     count, total = parameter_overview.count_parameters(state.params), training.total
     what = f"continuing at step {start} of" if start else "training for"
     size = training.settings.batch_size
-    done = "finished already;" if start >= total else f"{what} {total} steps of {size} images;"
+    done = "already finished;" if start >= total else f"{what} {total} steps of {size} images;"
     print(
         f"{training.title} ({count:,} parameters): {done} {jax.device_count()} {jax.devices()[0].device_kind}"
-        f" device(s); everything goes to {training.workdir}"
+        f" device(s); output goes to {training.workdir}"
     )

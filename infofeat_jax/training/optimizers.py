@@ -16,7 +16,10 @@ from infofeat_jax.types import InvalidInput, check_choice
 def piecewise(
     learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int = 0
 ) -> optax.Schedule:
-    """The paper's: `learning_rate`, multiplied by `decay` at each of the `milestones` (epochs). Raises InvalidInput."""
+    """The paper's schedule: `learning_rate`, multiplied by `decay` at each of the `milestones` (epochs).
+
+    Raises InvalidInput.
+    """
     del num_epochs
     if list(milestones) != sorted(set(milestones)) or not all(0 < m < math.inf for m in milestones):
         raise InvalidInput(f"optimizer.milestones {tuple(milestones)}: expected increasing epochs above 0")
@@ -40,7 +43,7 @@ def cosine(
 def sgd(
     schedule: optax.Schedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
 ) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay, of all parameters, is added to the gradient before the momentum."""
+    """PyTorch's SGD: weight decay on all parameters, added to the gradient before momentum."""
     momentum_or_none = momentum or None
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum_or_none, nesterov))
 
@@ -53,7 +56,7 @@ def adamw(
 
 
 def at_step(opt_state: PyTree, step: Int[Array, ""]) -> PyTree:
-    """`opt_state` whose schedules stand at `step`: the state's own counter, which skipped batches move too."""
+    """`opt_state` with its schedules at `step`: the state's own counter, which skipped batches advance too."""
 
     def moved(part):
         return part._replace(count=step) if isinstance(part, optax.ScaleByScheduleState) else part

@@ -8,11 +8,11 @@ from contextlib import contextmanager, suppress
 from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
-Write = Callable[[int, dict], None]  # (step, values) appended to the run's records
+Write = Callable[[int, dict], None]  # appends (step, values) to the run's records
 
 
 def read(path: pathlib.Path) -> list[dict]:
-    """The lines of metrics.jsonl; none without the file."""
+    """The records in metrics.jsonl; none if there is no such file."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with suppress(json.JSONDecodeError):  # cut off by a kill
@@ -23,7 +23,7 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def rewind(path: pathlib.Path, step: int) -> None:
-    """Drops the lines of metrics.jsonl after `step`, which a resumed run writes anew."""
+    """Drops the lines of metrics.jsonl after `step`, which a resumed run writes again."""
     kept = [record for record in read(path) if record["step"] <= step]
     files.write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
@@ -49,7 +49,7 @@ def records(workdir: pathlib.Path, *, active: bool, tensorboard: bool) -> Iterat
 
 
 def import_metric_writers():
-    """clu's writers. Raises InvalidInput without TensorFlow and tensorboard, which they import."""
+    """clu's metric writers. Raises InvalidInput if TensorFlow or tensorboard, which they import, is missing."""
     try:
         from clu import metric_writers
     except ImportError as error:

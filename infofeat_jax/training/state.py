@@ -1,4 +1,4 @@
-"""The state that training moves, and how it begins."""
+"""The training state, and its initial value."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,10 +13,10 @@ from infofeat_jax.types import PRNGKey
 
 
 class State(NamedTuple):
-    """All that training moves: with the configuration it determines the rest of the run.
+    """Everything that training updates: with the configuration it determines the rest of the run.
 
-    A further set of weights, such as their average, is a field beside `params`, and `evaluated` says whether it is
-    what counts. Weights that are perturbed within a step are no state: see `step.gradients`.
+    A further set of weights, such as their moving average, would be a field beside `params`, and `evaluated` would
+    return it. Weights that are perturbed within a step are not part of the state: see `step.gradients`.
     """
 
     step: Int[Array, ""]
@@ -52,5 +52,5 @@ def initial_state(
 
 
 def state_shapes(module: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...]) -> State:
-    """Shapes and types of the state's arrays, without computing them."""
+    """Shapes and dtypes of the state's arrays, without computing them."""
     return jax.eval_shape(lambda key: initial_state(module, optimizer, key, image_shape), jax.random.key(0))

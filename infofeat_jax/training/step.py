@@ -17,7 +17,7 @@ from infofeat_jax.training.state import State
 from infofeat_jax.types import Images, Outputs, PRNGKey
 
 Augment = Callable[[PRNGKey, Images], Images]
-Average = Callable[[PyTree], PyTree]  # over devices, where each computes only its own part of a batch
+Average = Callable[[PyTree], PyTree]  # over devices, if each computes only its own part of a batch
 Metrics = dict[str, Float[Array, ""]]
 
 
@@ -41,11 +41,11 @@ def make_step(
     augment: Augment = lambda key, images: images,
     accumulate_steps: int = 1,
 ) -> Step:
-    """A step that augments, attacks the frozen model, and learns from the method's loss.
+    """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
-    are the mean loss, and the accuracy on the perturbed images, of the batch before the step, and the norm of all
-    parameters after it. `accumulate_steps` parts of a batch are done one after the other, in the memory of one.
+    are the batch's mean loss and accuracy on the perturbed images before the update, and the norm of all parameters
+    after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of one.
     """
     one_part = partial(gradients, module, method)
     whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
@@ -66,7 +66,7 @@ def make_step(
 def gradients(
     module: nn.Module, method: Method, params: PyTree, frozen: PyTree, batch_stats: PyTree, key: PRNGKey, images, labels
 ) -> Gradients:
-    """Attacks the model of the `frozen` variables, and differentiates the method's loss at `params`.
+    """Attacks the model with the `frozen` variables, and differentiates the method's loss at `params`.
 
     `images` float32 [b, h, w, c] in [0, 1], `labels` [b]. `params` are those of `frozen`, or perturbed ones.
     """
@@ -101,11 +101,11 @@ def accumulated_gradients(
     images,
     labels,
 ) -> Gradients:
-    """The mean of `one_part` (as `gradients`, of module and method) over `parts` parts of the batch.
+    """The mean of `one_part` (`gradients` with module and method bound) over `parts` parts of the batch.
 
-    All parts attack the same frozen model, each with a key of its own. BatchNorm's batch statistics and batch-coupled
-    methods are those of a part; its running statistics move with each. Of b examples, part i has i, i + parts, ...:
-    so every part lies on all devices.
+    All parts attack the same frozen model, each with its own key. BatchNorm's batch statistics and batch-coupled
+    methods see one part; the running statistics are updated by each. Of b examples, part i has i, i + parts, ...,
+    so that every part is spread over all devices.
     """
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (images, labels))
 
