@@ -41,7 +41,7 @@ def test_defaults_of_the_row_not_of_the_base():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (("a/b: method.name=madry",), "label 'a/b' names a directory"),
+        (("a/b: method.name=madry",), "label 'a/b' becomes a directory"),
         (("x: method.nme=madry",), "'method.nme=madry' in 'x: method.nme=madry': expected FIELD=VALUE"),
         (("x: method",), "'method' in 'x: method': expected FIELD=VALUE"),
         (("x: batch_size=many",), "'batch_size=many'"),
