@@ -1,4 +1,4 @@
-"""Evaluation of untrained networks on a few digits: outcomes against plain calls, and what is taken over."""
+"""Evaluation of untrained networks on a few digits: outcomes against direct calls, and reuse of measurements."""
 
 import json
 import pathlib
@@ -191,9 +191,7 @@ def test_a_source_that_has_not_been_trained_to_its_end_is_refused(directory):
     target, source = make(directory / "target"), make(directory / "unfinished", seed=5)
     (source.workdir / "metrics.jsonl").write_text(json.dumps({"step": 7, "epoch": 3}) + "\n")
     for check in (run.check_source, lambda _, name: run.load_source(target, name)):
-        with pytest.raises(
-            InvalidInput, match=r"crafted on 'unfinished': .* not .* to completion \(120 epoch"
-        ):
+        with pytest.raises(InvalidInput, match=r"crafted on 'unfinished': .* not .* to completion \(120 epoch"):
             check(target.workdir, "unfinished")
 
 

@@ -17,7 +17,7 @@ STEPS = 24  # of QUICK, 4 an epoch
 
 
 def step(workdir) -> int:
-    """The last step logged, which runs behind the steps taken."""
+    """The last step logged, which lags behind the steps taken."""
     path = workdir / "metrics.jsonl"
     return json.loads(("{}\n" + path.read_text()).rsplit("\n", 2)[-2]).get("step", 0) if path.exists() else 0
 

@@ -1,4 +1,4 @@
-"""Which runs a study consists of, and that it goes on where it was."""
+"""The runs of a study, and that an interrupted study resumes where it stopped."""
 
 import importlib
 import json

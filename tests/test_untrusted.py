@@ -1,4 +1,4 @@
-"""Files and configurations from others: a result or an answer in one line, whatever is in them; nothing is executed."""
+"""Untrusted files and configurations: a result or a one-line error, whatever they contain; nothing is executed."""
 
 import io
 import json
