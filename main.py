@@ -5,7 +5,7 @@
   python main.py --config=configs/digits.py --config.attack.epsilon=16 --workdir=runs/mine
   python main.py --config=configs/digits.py --mode=evaluate --config.eval.attacks="('clean','pgd50')"
 
-Run the same command again to continue a run that was stopped.
+Run the same command again to continue an interrupted run.
 """
 
 from absl import app, flags
@@ -14,12 +14,12 @@ from ml_collections import config_flags
 from infofeat_jax import cli
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file("config", None, "An experiment of configs/; FILE.py:METHOD picks the method.")
-flags.DEFINE_string("workdir", "", "Where the run lives; runs/CONFIG/METHOD by default.")
-flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "train (and evaluate), or one of the others.")
+config_flags.DEFINE_config_file("config", None, "A configuration from configs/; FILE.py:METHOD selects the method.")
+flags.DEFINE_string("workdir", "", "The run's directory; runs/CONFIG/METHOD by default.")
+flags.DEFINE_enum("mode", "train", ["train", "evaluate", "report"], "Train and evaluate, or only evaluate or report.")
 flags.DEFINE_string("coordinator", "", "host:port of process 0 of a multi-host run, or auto (TPU pods, SLURM).")
-flags.DEFINE_integer("num_processes", 0, "Processes of the multi-host run.")
-flags.DEFINE_integer("process_id", -1, "This process's number, from 0.")
+flags.DEFINE_integer("num_processes", 0, "Number of processes of the multi-host run.")
+flags.DEFINE_integer("process_id", -1, "The index of this process, from 0.")
 
 
 def main(_) -> None:

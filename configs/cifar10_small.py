@@ -1,7 +1,7 @@
-"""CIFAR-10 reduced to what a 2-core machine trains in half an hour: the paper's Table 1 at reduced scale.
+"""The paper's Table 1 on CIFAR-10 at reduced scale: what a 2-core machine can train in half an hour.
 
-ResNet18 of width 16 (not 64), 20,000 training images, 8 epochs (not 120) with the learning rate dropped at half
-and three quarters of them as in the paper, 2,000 test images. Figures are not comparable with the paper's.
+ResNet18 of width 16 (not 64), 20,000 training images, 8 epochs (not 120) with the learning rate dropped after half
+and three quarters of them as in the paper, 2,000 test images. Results are not comparable with the paper's.
 Hardware: 2 CPU cores; about 4 minutes (standard) or 25 minutes (adversarial).
 
   python main.py --config=configs/cifar10_small.py:infofeature --config.data.data_dir=TFDS_DIRECTORY

@@ -1,6 +1,6 @@
-"""Handwritten digits (scikit-learn's, 8x8 grey, embedded): a robust classifier in minutes on any machine.
+"""Handwritten digits (scikit-learn's, 8x8 greyscale, included): a robust classifier in minutes on any machine.
 
-Not an experiment of the paper. 1,097 training, 200 validation and 500 test images.
+Not an experiment from the paper. 1,097 training, 200 validation and 500 test images.
 Hardware: 2 CPU cores, about 2 minutes.
 
   python main.py --config=configs/digits.py                 # InfoFeature
@@ -18,7 +18,7 @@ def get_config(method: str | None = None):
     config.data.name = "digits"
     config.data.validation_size = 200
     config.data.crop_padding = 1
-    config.data.flip = False  # a mirrored digit is another sign
+    config.data.flip = False  # a mirrored digit is no longer that digit
     config.attack.epsilon = 48.0  # 3 of the 16 grey levels
     config.optimizer.milestones = (12.0, 16.0)
     config.eval.batch_size = 100

@@ -15,7 +15,7 @@ from infofeat_jax import config as base
 def get_config(method: str | None = None):
     config = base.default()
     config.data.name = "svhn_cropped"
-    config.data.flip = False  # a mirrored digit is another sign
+    config.data.flip = False  # a mirrored digit is no longer that digit
     config.method.label_smoothing = 0.5
     config.optimizer.learning_rate = 0.01
     return base.for_method(config, method)

@@ -1,4 +1,4 @@
-"""What can be known to fail before a run reads its data: its directory, its model's size, its images' roles."""
+"""Checks before anything expensive starts: a run's directory, its model's size, its data split, its data."""
 
 import math
 import os
@@ -24,14 +24,12 @@ FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
 
 
 def check_writable(directory: pathlib.Path) -> None:
-    """Raises InvalidInput unless files can be written there; leaves nothing behind."""
+    """Raises InvalidInput unless files can be written in `directory`; leaves nothing behind."""
     absolute = directory.absolute()
     existing = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
     if not existing.exists():
-        raise InvalidInput(
-            f"workdir {directory}: {existing} is a link to nowhere: remove it, or give another --workdir"
-        )
-    try:  # permissions alone do not tell: full, read-only, not a disk, names too long
+        raise InvalidInput(f"workdir {directory}: {existing} is a dangling link: remove it, or give another --workdir")
+    try:  # permissions alone do not tell: the disk may be full or read-only, the name too long
         with tempfile.TemporaryDirectory(dir=existing) as trial:
             pathlib.Path(trial, absolute.relative_to(existing)).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -40,36 +38,36 @@ def check_writable(directory: pathlib.Path) -> None:
     wrong = [name for name in FILES if (directory / name).is_dir()]
     wrong += [name for name in FOLDERS if os.path.lexists(directory / name) and not (directory / name).is_dir()]
     if wrong:
-        kind = "a directory" if wrong[0] in FILES else "no directory"
+        kind = "a directory" if wrong[0] in FILES else "not a directory"
         raise InvalidInput(f"{directory / wrong[0]} is {kind}: remove it, or give another --workdir")
 
 
 def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
-    """Raises InvalidInput where config.eval.torch_checkpoint would meet training, past or to come."""
+    """Raises InvalidInput if config.eval.torch_checkpoint is combined with training, or with a trained run."""
     if mode != "evaluate":
         raise InvalidInput(
-            f"config.eval.torch_checkpoint = {file!r} is for --mode=evaluate; to train from it, config.init_from"
+            f"config.eval.torch_checkpoint = {file!r} is for --mode=evaluate; to train from it, use config.init_from"
         )
     if (directory / "checkpoints").is_dir():
         raise InvalidInput(f"{directory} holds a run of its own: give another --workdir for the results of {file}")
 
 
 def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
-    """Raises InvalidInput if `directory` holds a run that `config` would alter; evaluation may change the attack."""
+    """Raises InvalidInput if `directory` holds a run that `config` would alter; an evaluation may change the attack."""
     old = weights.read_config(directory)
     if old is None:
         return
     if not weights.is_converted(old):
         configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
     elif mode == "train":
-        other = f"to train from them, --config.init_from={directory} and another --workdir"
+        other = f"to train from them, give --config.init_from={directory} and another --workdir"
         raise InvalidInput(f"{directory} holds converted weights: {other}")
 
 
 def check_split(config: ConfigDict) -> None:
     """Raises InvalidInput if the run of config.init_from was trained on images that `config` validates on.
 
-    They would flatter early stopping. With the same split_seed a smaller validation set lies within a larger one.
+    Validation accuracy would be biased upwards. At equal split_seed a smaller validation set is part of a larger one.
     """
     old = weights.read_config(pathlib.Path(config.init_from)) if config.init_from else None
     if old is None or weights.is_converted(old) or old["data"]["name"] != config.data.name:
@@ -85,8 +83,8 @@ def check_split(config: ConfigDict) -> None:
 
 
 def check_size(config: ConfigDict) -> None:
-    """Raises InvalidInput if the model's parameters alone are more than the memory holds, or no model is built."""
-    module = weights.create(config.model.to_dict(), 10)  # with normalisation, which may not fit any images but its own
+    """Raises InvalidInput if the model cannot be built, or if its parameters alone exceed the memory."""
+    module = weights.create(config.model.to_dict(), 10)  # with its normalisation, which may need other channels
     if config.model.mean or config.model.std:
         module = weights.create(config.model.to_dict() | {"mean": (), "std": ()}, 10)
     count = _count_parameters(module)
@@ -94,26 +92,26 @@ def check_size(config: ConfigDict) -> None:
     if have and need > have:
         raise InvalidInput(
             f"config.model: {config.model.name} of width {config.model.width or 'its own'} has {count:.3g} parameters,"
-            f" which take {need / 2**30:.3g} GiB in training, a device has {have / 2**30:.3g}: lower config.model.width"
+            f" which take {need / 2**30:.3g} GiB in training; a device has {have / 2**30:.3g}: lower config.model.width"
         )
 
 
 @lru_cache
 def _count_parameters(module: nn.Module) -> int:
-    images = jnp.zeros((1, 32, 32, 3))  # any: the number of channels alters the first kernel alone
+    images = jnp.zeros((1, 32, 32, 3))  # any shape: the number of channels affects only the first kernel
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
 def check_data(config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises InvalidInput for fields that do not fit the data: normalisation, crops, and how many steps it makes."""
+    """Raises InvalidInput for fields that do not fit the data: normalisation, crop padding, number of steps."""
     *_, height, width, channels = dataset.train.images.shape
     normalization = {"mean": 0.5, "std": 0.5} | weights.normalization(config.model.to_dict())
     check_channels(**normalization, channels=channels)
     if config.data.crop_padding > min(height, width):
         raise InvalidInput(
             f"config.data.crop_padding = {config.data.crop_padding}: expected at most the images' side,"
-            f" {min(height, width)}: a crop would hold nothing of the image"
+            f" {min(height, width)}: a crop could miss the image entirely"
         )
     steps = len(dataset.train.labels) // config.batch_size
     if max(config.num_epochs, *config.optimizer.milestones, 0) * steps > MAX_COUNT:

@@ -1,4 +1,4 @@
-"""What main.py does once its flags are there, and how it reports a user's mistake: in one line."""
+"""The command line behind main.py: its modes, its flags, and one-line messages for a user's mistakes."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
 
     Raises InvalidInput before anything expensive starts.
     """
-    logging.set_verbosity(logging.FATAL)  # orbax is talkative; what went wrong is said in one line, here
+    logging.set_verbosity(logging.FATAL)  # orbax is verbose; errors are reported here, in one line
     compilation.tune_cpu()
     processes.start(*hosts)
     compilation.keep_compiled()
@@ -45,36 +45,36 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
 
 
 def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
-    """Trains (unless they are finished) and evaluates the runs of a study, then reports them."""
+    """Trains (unless finished) and evaluates the runs of a study, then writes its report."""
     if config.eval.torch_checkpoint:
-        raise InvalidInput("config.eval.torch_checkpoint: one file is no study: give the --config of a single run")
+        raise InvalidInput("config.eval.torch_checkpoint is not for studies: give the --config of a single run")
     planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
     for one in planned:
         check(one.config, directory / one.name, mode, coming=[other.name for other in planned])
     if processes.is_writer():
         study.describe(config, planned, directory)
-    for act in modes(mode):  # all are trained before the first is evaluated: attacks may be crafted on any of them
+    for act in modes(mode):  # all are trained before any is evaluated: attacks may be crafted on any of them
         study.run_all(planned, directory, lambda config, workdir, act=act: act(experiments.create(config, workdir)))
     if processes.is_writer():
         report.write(directory)
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
-    """Trains (unless mode is evaluate) and evaluates one run of a resolved, checked configuration."""
+    """Trains (unless mode is "evaluate") and evaluates one run, from a resolved and checked configuration."""
     experiment = experiments.create(config, directory)
     for act in modes(mode):
         act(experiment)
 
 
 def modes(mode: str) -> list[Callable[[Experiment], Any]]:
-    """What a mode does with a run, in order."""
+    """The actions of a mode on a run, in order."""
     return [run.evaluate_run] if mode == "evaluate" else [run.train, run.evaluate_run]
 
 
 def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collection[str] = ()) -> None:
-    """Raises InvalidInput for what can be known to fail before the data is read.
+    """Raises InvalidInput for whatever is known to fail before the data is read.
 
-    `coming`: neighbouring runs that need not be there yet to craft transferred attacks on.
+    `coming`: sibling runs, to craft transfer attacks on, that need not exist yet.
     """
     evaluate.check_names(config.eval.attacks, config.eval.distances, config.eval.validation_attack)
     for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
@@ -94,9 +94,9 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
-    """--workdir, or runs/CONFIG/METHOD, for a study runs/CONFIG or runs/CONFIG-SCALE, for a file runs/CONFIG/FILE."""
+    """--workdir; by default runs/CONFIG/METHOD, for a study runs/CONFIG[-SCALE], for a checkpoint runs/CONFIG/FILE."""
     if workdir:
-        directory = pathlib.Path(workdir)  # its name and its neighbours are asked for: "." and ".." have none
+        directory = pathlib.Path(workdir)  # its name and its siblings are needed: "." and ".." have none
         return directory if directory.name and ".." not in directory.parts else directory.resolve()
     name, _, argument = pathlib.Path(config_file).name.partition(".py")
     if config.study.rows:
@@ -105,7 +105,7 @@ def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """absl's parsing, with mistakes in --config.* as one line."""
+    """Parses the flags with absl; mistakes in --config.* raise InvalidInput, in one line."""
     try:
         rest = values(argv, known_only=False)
         config = values["config"].value
@@ -120,7 +120,7 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def _unknown_field(argv: list[str]) -> str:
-    """The answer to the first flag of a field that does not exist; "" if all of them do."""
+    """The message about the first flag whose field does not exist; "" if all of them do."""
     fields = {name for name, _ in configs.flatten(configs.default().to_dict())} | {config_checks.OPEN}
     groups = {name.rpartition(".")[0] for name in fields}
     given = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
@@ -129,7 +129,7 @@ def _unknown_field(argv: list[str]) -> str:
 
 
 def _brief(text: str) -> str:
-    """One line; of the traceback that a --config file's own error comes with, that error and where it was raised."""
+    """One line; from the traceback of an error in a --config file, that error and where it was raised."""
     if "Traceback" in text:
         *_, place = re.findall(r'File "(.*?)", line (\d+)', text) or [("a file", "?")]
         text = f"--config: {text.strip().splitlines()[-1]} ({place[0]}, line {place[1]})"
@@ -138,9 +138,9 @@ def _brief(text: str) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns what a user can put right into one line on stderr, and ends the process.
+    """Reports errors that a user can fix as one line on stderr, and ends the process.
 
-    Exit status 2 after InvalidInput, 1 when the run failed, 75 (EX_TEMPFAIL: try again) when it was asked to stop.
+    Exit status: 2 after InvalidInput, 1 if the run failed, 75 (EX_TEMPFAIL: try again) if it was interrupted.
     """
     try:
         yield
@@ -153,9 +153,9 @@ def one_line_errors() -> Iterator[None]:
         status, text = 1, f"error: {error}"
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            status, text = 1, f"error: {error}: free space, then run the same command again to go on"
+            status, text = 1, f"error: {error}: free some space, then run the same command again to resume"
         elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP):
-            status, text = 1, f"error: {error}: give a file or directory that can be used, or put its permissions right"
+            status, text = 1, f"error: {error}: give a file or directory that can be used, or fix its permissions"
         else:
             raise
     except MemoryError as error:
@@ -163,11 +163,11 @@ def one_line_errors() -> Iterator[None]:
         status, text = 1, f"error: the host has too little memory ({error}): {advice}"
     except jax.errors.JaxRuntimeError as error:
         brief = " ".join(str(error).split())[:300]
-        if "RESOURCE_EXHAUSTED" in brief:  # beside the step, whose memory is estimated before it runs
+        if "RESOURCE_EXHAUSTED" in brief:  # not the training step, whose memory is estimated before it runs
             advice = f"{experiments.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
             status, text = 1, f"error: a device has too little memory ({brief}): {advice}"
         elif jax.distributed.is_initialized():
-            status, text = 1, f"error: process {jax.process_index()} cannot go on, another one may have died: {brief}"
+            status, text = 1, f"error: process {jax.process_index()} cannot continue, another may have died: {brief}"
         else:
             raise
     else:

@@ -1,6 +1,6 @@
-"""The configuration: its defaults, its checks, and what may change when a run is continued.
+"""The configuration: its defaults, its checks, and which fields may change when a run is continued.
 
-Read at the edge only (train, evaluate, main); the rest of the package takes plain keyword arguments.
+Only the outermost layer (cli, study, run, experiment, checks, weights, export) reads it; the rest takes plain values.
 Budgets are in 8-bit levels here (epsilon = 8 means 8/255).
 """
 
@@ -13,7 +13,7 @@ from ml_collections.config_dict import placeholder
 from infofeat_jax import config_checks
 from infofeat_jax.types import InvalidInput
 
-# Fields that do not alter the trained parameters: free to change when a run is continued.
+# Fields that do not affect the trained parameters: they may change when a run is continued.
 FREE = (
     "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
     "data.data_dir", "data.note", "data.test_size",
@@ -28,32 +28,32 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.batch_size = 128  # over all devices; the paper does not state its own
-    config.accumulate_steps = 1  # parts of a batch done one after the other; BatchNorm and the attack see a part
+    config.accumulate_steps = 1  # parts of a batch, processed in turn; BatchNorm and the attack see one part
     config.num_epochs = 120
-    config.dtype = "float32"  # or bfloat16: of the computation; parameters stay float32
+    config.dtype = "float32"  # of the computation: or bfloat16; parameters stay float32
     config.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
-    # Weights to start from: a PyTorch checkpoint, which says what model it is, or a run's directory
+    # Weights to start from: a PyTorch checkpoint, which determines the model, or a run's directory
     config.init_from = ""
     config.parallel = "jit"  # whole-batch semantics on any number of devices; or pmap: per-device semantics
 
     config.model = ConfigDict()
     config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
     config.model.width = 0  # channels of the first stage; 0: the paper's
-    # Normalisation of [0, 1] pixels, (number,) or one a channel; (): 0.5, or what a file of weights brings
+    # Normalisation of [0, 1] pixels, (number,) or one per channel; (): 0.5, or that of a file of weights
     config.model.mean = ()
     config.model.std = ()
-    config.model.options = ConfigDict()  # what a file of weights tells besides: "blocks", "final_norm" ...
+    config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
     config.data.name = "cifar10"  # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
-    # Which images are held out, and which train_size takes: apart from `seed`, so that runs started from each other's
-    # weights are validated on images that none has been trained on. None: 0
+    # Selects the held-out images, and those of train_size. Separate from `seed`, so that runs started from each other's
+    # weights are validated on images that none of them was trained on. None: 0
     config.data.split_seed = placeholder(int)
     config.data.train_size = 0  # images to train on; 0: all but the validation images
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
-    config.data.note = ""  # what reports should say of the data, such as "JPEG re-encoding"
+    config.data.note = ""  # a remark on the data for reports, such as "JPEG re-encoding"
     config.data.crop_padding = 4
     config.data.flip = True
 
@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
     config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
     config.method.label_smoothing = placeholder(float)  # None: the method's own
-    config.method.variant = placeholder(str)  # where a paper and its code differ; None: the method's default
+    config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's
 
@@ -82,37 +82,37 @@ def default() -> ConfigDict:
     config.optimizer.decay = 0.1
 
     config.eval = ConfigDict()
-    # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the neighbouring run RUN
+    # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the model of the sibling run RUN
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20", "autoattack")
-    config.eval.distances = ()  # iterated attacks (cw5) whose perturbations are compared with PGD's (Table 2)
-    config.eval.cam_images = 8  # test images whose class activation maps are kept for the report
+    config.eval.distances = ()  # iterative attacks (cw5) whose perturbations are compared with PGD's (Table 2)
+    config.eval.cam_images = 8  # test images whose class activation maps are saved for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
-    config.eval.step_size = placeholder(float)  # of iterated attacks; None: a quarter of epsilon
+    config.eval.step_size = placeholder(float)  # of iterative attacks; None: a quarter of epsilon
     config.eval.batch_size = 250
     config.eval.num_examples = 0  # the first n test images; 0: all
-    # best on validation images (early stopping: robust, for standard clean accuracy), latest, or both
+    # best on validation images (early stopping: by robust accuracy; standard training: clean accuracy), latest, or both
     config.eval.checkpoint = "best"
-    config.eval.validation_attack = "pgd7"  # what early stopping judges by
+    config.eval.validation_attack = "pgd7"  # the attack whose accuracy decides early stopping
     config.eval.autoattack_examples = 1000  # the first n test images for the costly AutoAttack; 0: as num_examples
-    config.eval.probe_examples = 32  # the first n test images for the checks behind "flags"; 0: none
+    config.eval.probe_examples = 32  # the first n test images for the probes behind "flags"; 0: none
 
-    config.study = ConfigDict()  # several runs by one command
+    config.study = ConfigDict()  # several runs with one command
     config.study.rows = ()  # "madry", or "LABEL: method.name=madry optimizer.weight_decay=5e-4"; (): a single run
-    config.study.seeds = (0,)  # each row is run with each of them
-    config.study.title = ""  # of the report
+    config.study.seeds = (0,)  # each row is run with each seed
+    config.study.title = ""  # title of the report
     config.study.paper = ""  # the paper's table to compare with: table1, table3, table4, table5, table6
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep = 2  # newest checkpoints, besides the best
-    config.max_loss = 1e4  # a larger or a non-finite loss stops the run
-    config.skip_batches = 0  # how many batches with such a loss may be left out, going back to the last checkpoint
+    config.max_loss = 1e4  # a larger or non-finite loss stops the run
+    config.skip_batches = 0  # how many batches with such a loss may be skipped, resuming from the last checkpoint
     config.log_every = 20  # steps
     config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow
     return config
 
 
 def for_method(config: ConfigDict, method: str | None) -> ConfigDict:
-    """Applies what stands behind the colon of --config=FILE.py:METHOD."""
+    """Applies the METHOD of --config=FILE.py:METHOD."""
     if method:
         config.method.name = method
     return config
@@ -146,9 +146,9 @@ def to_json(config: ConfigDict) -> str:
 
 
 def complete(saved: object, defaults: Mapping | None = None) -> dict:
-    """A saved configuration, with the defaults of fields newer than it: they change nothing. Raises InvalidInput."""
+    """A saved configuration, with defaults for newer fields, which keep the old behaviour. Raises InvalidInput."""
     if not isinstance(saved, Mapping):
-        raise InvalidInput(f"a saved configuration has {str(saved)[:80]!r} where names and values are expected")
+        raise InvalidInput(f"a saved configuration has {str(saved)[:80]!r} where fields and values are expected")
     if defaults is None:
         defaults, saved = default().to_dict(), _migrate(saved)
     inner = {
@@ -158,7 +158,7 @@ def complete(saved: object, defaults: Mapping | None = None) -> dict:
 
 
 def _migrate(saved: Mapping) -> Mapping:
-    """A saved configuration with today's names, and the split that it stands for."""
+    """A saved configuration with the current field names, and the split seed that it implies."""
     moved = dict(saved)
     if isinstance(measured := saved.get("eval"), Mapping) and "pictures" in measured:
         moved["eval"] = {"cam_images" if name == "pictures" else name: value for name, value in measured.items()}
@@ -168,7 +168,7 @@ def _migrate(saved: Mapping) -> Mapping:
 
 
 def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] = ()) -> None:
-    """Raises InvalidInput naming the fields, but for FREE and `free`, in which `new` alters the run in `where`."""
+    """Raises InvalidInput naming the fields, except FREE and `free`, in which `new` would alter the run in `where`."""
     old, new = dict(flatten(complete(old))), dict(flatten(new.to_dict()))
     changed = [
         f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
@@ -177,7 +177,7 @@ def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] =
     ]
     if changed:
         raise InvalidInput(
-            f"{where} holds a run of another configuration ({'; '.join(changed)}):"
+            f"{where} holds a run with another configuration ({'; '.join(changed)}):"
             " repeat its settings to continue it, or give another --workdir"
         )
 

@@ -1,4 +1,4 @@
-"""What each field of a configuration may hold: its type, its range, and the answer in one line if it holds another."""
+"""Checks of a configuration's fields, types and ranges, with one-line errors."""
 
 import difflib
 import math
@@ -11,20 +11,20 @@ from ml_collections import ConfigDict
 from infofeat_jax.objectives import DISTANCES
 from infofeat_jax.types import InvalidInput
 
-OPEN = "model.options"  # the one group whose fields a model, not this package's default, names
-# Of the fields that hold several values. Integers do for numbers.
+OPEN = "model.options"  # the one group whose fields are defined by a model, not by the default configuration
+# The element types of the fields that hold several values. Integers count as numbers.
 ELEMENTS = {
     "model.mean": float, "model.std": float, "optimizer.milestones": float, "eval.attacks": str,
     "eval.distances": str, "study.rows": str, "study.seeds": int,
 }  # fmt: skip
 TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 PROSE = ("data.note", "study.title", "study.rows")  # texts that name no file
-LONGEST_TEXT, LONGEST_NAME = 4096, 255  # characters; bytes between two slashes, as file systems have it
+LONGEST_TEXT, LONGEST_NAME = 4096, 255  # characters; bytes between two slashes, the limit of file systems
 
 MAX_SEED = 2**32 - 1  # JAX's keys without 64-bit types are a function of the seed's lower 32 bits
 MAX_STEPS = 10**6  # of an attack, and epochs: counted in 32 bits on the device
 MAX_BATCH = 2**20
-MAX_FACTOR = 10**6  # budgets, rates and weights: far from float32's limits, whatever they are multiplied by
+MAX_FACTOR = 10**6  # budgets, rates and weights: far from float32's limits whatever they are multiplied by
 
 
 Number = int | float
@@ -32,14 +32,14 @@ Fields = Mapping[str, Any] | ConfigDict
 
 
 class Rule(NamedTuple):
-    """A range of values, and its description for the error."""
+    """A range of valid values, and its description for the error message."""
 
     valid: Callable[[Any], bool]
     expected: str
 
 
 def between(low: Number, high: Number, text: str = "") -> Rule:
-    """`low` to `high`, both included; neither NaN nor, unless `high` is, infinity."""
+    """`low` to `high`, inclusive; rejects NaN, and infinity unless `high` is infinite."""
     return Rule(lambda value: low <= value <= high, text or f"{low} to {high}")
 
 
@@ -49,12 +49,12 @@ def at_least(low: Number, text: str = "") -> Rule:
 
 
 def one_of(*choices: str) -> Rule:
-    """One of these texts."""
+    """One of these strings."""
     return Rule(lambda value: value in choices, f"{', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def each(rule: Rule, text: str) -> Rule:
-    """Several values, each as `rule` says."""
+    """Several values, each valid under `rule`."""
     return Rule(lambda values: all(map(rule.valid, values)), text)
 
 
@@ -105,9 +105,9 @@ RULES = {
 
 
 def check_types(config: Fields, defaults: ConfigDict, *, others: bool = False) -> None:
-    """Raises InvalidInput unless `config` has the fields of `defaults` with values of their types.
+    """Raises InvalidInput unless `config` has the fields of `defaults`, with values of their types.
 
-    `others`: fields that `defaults` lacks are let through, as a newer version may have saved them.
+    `others`: allows fields that `defaults` lacks, since a newer version may have saved them.
     """
     expected, values = dict(_typed(defaults)), dict(_leaves(config))
     for name in values:
@@ -122,7 +122,7 @@ def check_types(config: Fields, defaults: ConfigDict, *, others: bool = False) -
 
 
 def check_ranges(config: Fields) -> None:
-    """Raises InvalidInput unless each field, of the right type, is in the range of RULES; None is no value."""
+    """Raises InvalidInput unless each field, already of the right type, is in its range in RULES; None is allowed."""
     values = dict(_leaves(config))
     for name, rule in RULES.items():
         if values[name] is not None and not rule.valid(values[name]):
@@ -130,14 +130,14 @@ def check_ranges(config: Fields) -> None:
 
 
 def unknown(name: str, names: Collection[str]) -> str:
-    """The answer to a field that does not exist, with the nearest that do."""
+    """The message about a field that does not exist, with the nearest that do."""
     return (
         f"config.{name}: no such field; the nearest are {', '.join(f'config.{near}' for near in nearest(name, names))}"
     )
 
 
 def nearest(name: str, names: Collection[str], count: int = 3) -> list[str]:
-    """Those of `names` that are most like `name`, as a whole or after the last dot."""
+    """The `count` of `names` that are most similar to `name`, as a whole or after the last dot."""
 
     def likeness(other: str) -> float:
         pairs = (name, other), (name.rpartition(".")[2], other.rpartition(".")[2])
@@ -147,7 +147,7 @@ def nearest(name: str, names: Collection[str], count: int = 3) -> list[str]:
 
 
 def show(value: object) -> str:
-    """The value as a message shows it: on one line, the middle of a long one left out."""
+    """The value as shown in messages: on one line, long ones abbreviated in the middle."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     return short.repr(value)
@@ -187,7 +187,7 @@ def _describe(name: str, kind: type) -> str:
 
 
 def _check_text(name: str, value: object) -> None:
-    """Raises InvalidInput for texts that no message can show and no file system can hold."""
+    """Raises InvalidInput for strings that cannot be shown in a message or used as a file name."""
     for text in value if isinstance(value, tuple | list) else [value]:
         if not isinstance(text, str):
             continue

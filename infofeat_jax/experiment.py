@@ -1,4 +1,4 @@
-"""An experiment: the parts that a resolved configuration describes. No module below reads a configuration."""
+"""An experiment: the parts that a resolved configuration describes. No lower layer reads a configuration."""
 
 import os
 import pathlib
@@ -26,7 +26,7 @@ LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.r
 
 
 class Experiment(NamedTuple):
-    """What a configuration means on this machine."""
+    """The parts that a configuration describes, built on this machine."""
 
     config: ConfigDict
     workdir: pathlib.Path
@@ -45,12 +45,12 @@ class Experiment(NamedTuple):
 
     @property
     def total_steps(self) -> int:
-        """Training steps in all."""
+        """Total number of training steps."""
         return self.config.num_epochs * steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
 
 
 def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Experiment:
-    """Checks everything that can be checked without computing, then loads the data unless it is given.
+    """Builds an experiment: checks what can be checked without computing, then loads the data unless it is given.
 
     Raises InvalidInput.
     """
@@ -79,7 +79,7 @@ def load_data(config: ConfigDict) -> data.Dataset:
 
 
 def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
-    """The training method of a resolved configuration, budgets converted to the images' units. Raises InvalidInput."""
+    """The training method of a resolved configuration, with budgets in the images' units. Raises InvalidInput."""
     attack = {
         "norm": config.attack.norm,
         "epsilon": config.attack.epsilon / configs.LEVELS,
@@ -91,7 +91,7 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
 
 
 def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """(optimizer, schedule) of a resolved configuration, of `epoch_steps` steps an epoch. Raises InvalidInput."""
+    """(optimizer, schedule) of a resolved configuration, with `epoch_steps` steps per epoch. Raises InvalidInput."""
     options = config.optimizer
     schedule = optimizers.create_schedule(
         options.schedule, learning_rate=options.learning_rate, milestones=options.milestones, decay=options.decay,
@@ -108,7 +108,7 @@ def create_budget(config: ConfigDict) -> Budget:
 
 
 def compile_step(experiment: Experiment):
-    """The training step over all devices, refused with the estimate if it does not fit their memory."""
+    """The training step over all devices."""
     config = experiment.config
     step = make_step(
         experiment.module, experiment.method, experiment.optimizer, accumulate_steps=config.accumulate_steps,
@@ -118,7 +118,7 @@ def compile_step(experiment: Experiment):
 
 
 def create_state(experiment: Experiment) -> State:
-    """The initial state, a function of the seed alone or of the weights to start from, on all devices."""
+    """The initial state on all devices, determined by the seed alone or by the weights to start from."""
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
     begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given))
@@ -126,7 +126,7 @@ def create_state(experiment: Experiment) -> State:
 
 
 def describe_state(experiment: Experiment) -> State:
-    """Shapes, types and places of the state's arrays, without computing them."""
+    """Shapes, dtypes and shardings of the state's arrays, without computing them."""
     shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape)
     return devices.replicated(experiment.mesh, shapes)
 
@@ -134,7 +134,7 @@ def describe_state(experiment: Experiment) -> State:
 def restore(experiment: Experiment, which: str) -> State:
     """The state in the "best" or "latest" checkpoint. Raises InvalidInput if there is none or it does not fit.
 
-    With config.eval.torch_checkpoint the initial one, which holds that file's weights.
+    With config.eval.torch_checkpoint, the initial state, which holds that file's weights.
     """
     if experiment.config.eval.torch_checkpoint:
         return create_state(experiment)
@@ -142,7 +142,7 @@ def restore(experiment: Experiment, which: str) -> State:
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
-    """What a reader needs to judge a result."""
+    """The facts about data, hardware and software that a reader needs to judge a result."""
     device = jax.devices()[0]
     processor = f" ({os.cpu_count()} {platform.machine()} cores)" if device.platform == "cpu" else ""
     return {

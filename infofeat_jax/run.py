@@ -1,4 +1,4 @@
-"""A run, from its experiment: what is trained, what is evaluated, and the results that it leaves."""
+"""A run of an experiment: training, evaluation, and the results that it writes."""
 
 import json
 import pathlib
@@ -26,7 +26,7 @@ from infofeat_jax.types import InvalidInput
 
 
 def train(experiment: Experiment) -> State:
-    """Trains to the end, from the newest checkpoint if there is one. Raises InvalidInput, RunFailed, Stopped."""
+    """Trains to completion, from the newest checkpoint if there is one. Raises InvalidInput, RunFailed, Stopped."""
     with own_directory(experiment.workdir):
         if processes.is_writer():
             files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
@@ -34,10 +34,9 @@ def train(experiment: Experiment) -> State:
 
 
 def evaluate_run(experiment: Experiment) -> dict[str, Any]:
-    """Evaluates the checkpoints under config.eval; writes results.json and shows the table.
+    """Evaluates the checkpoints as config.eval says; writes results.json and prints the table.
 
-    What an earlier evaluation in the same setting has measured is taken over, not measured again. Raises InvalidInput,
-    Stopped.
+    Measurements of an earlier evaluation in the same setting are reused, not repeated. Raises InvalidInput, Stopped.
     """
     with own_directory(experiment.workdir):
         which, workdir = experiment.config.eval.checkpoint, experiment.workdir
@@ -57,7 +56,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
 
 
 def own_directory(workdir: pathlib.Path) -> AbstractContextManager:
-    """Makes the run's directory, and keeps other processes out of it. Raises InvalidInput."""
+    """Creates the run's directory, and keeps other processes out of it. Raises InvalidInput."""
     if not processes.is_writer():
         return nullcontext()
     workdir.mkdir(parents=True, exist_ok=True)
@@ -68,7 +67,7 @@ def own_directory(workdir: pathlib.Path) -> AbstractContextManager:
 
 
 def create_training(experiment: Experiment) -> loop.Training:
-    """The parts of the training loop."""
+    """Assembles the parts of the training loop."""
     config = experiment.config
     settings = loop.Settings(
         config.batch_size, config.num_epochs, config.seed, config.log_every, config.max_loss, config.skip_batches,
@@ -87,7 +86,7 @@ def create_training(experiment: Experiment) -> loop.Training:
 
 
 def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
-    """Accuracy on the held-out images, clean and under config.eval.validation_attack."""
+    """The functions that compute held-out accuracy, clean and under config.eval.validation_attack."""
     config, mesh = experiment.config, experiment.mesh
     spec = attack_names.parse(config.eval.validation_attack)
     attacks = {"clean": None, "robust": attack_names.create(spec, experiments.create_budget(config))}
@@ -102,7 +101,7 @@ def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
 
 
 def is_trained(experiment: Experiment) -> bool:
-    """Whether training has come to its end."""
+    """Whether training has been completed."""
     return checkpoint.latest_step(experiment.workdir) == experiment.total_steps
 
 
@@ -110,7 +109,7 @@ def is_trained(experiment: Experiment) -> bool:
 
 
 def evaluate_checkpoint(experiment: Experiment, which: str, suffix: str = "") -> dict[str, Any]:
-    """The results of the "best" or "latest" checkpoint; files of its measurements end in `suffix`."""
+    """The results of the "best" or "latest" checkpoint; the names of its result files end in `suffix`."""
     state, options = experiments.restore(experiment, which), experiment.config.eval
     subject = create_subject(experiment, state.evaluated, suffix)
     results = evaluate.evaluate(subject, options.attacks, options.distances)
@@ -118,7 +117,7 @@ def evaluate_checkpoint(experiment: Experiment, which: str, suffix: str = "") ->
 
 
 def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") -> Subject:
-    """What config.eval says of the evaluation of these weights."""
+    """The subject of an evaluation: these weights, with the settings of config.eval."""
     config, options = experiment.config, experiment.config.eval
     split = Split(*(array[: options.num_examples or None] for array in experiment.data.test))
     return Subject(
@@ -132,7 +131,7 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
 
 
 def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> str:
-    """All that an outcome depends on but the attack: two outcomes of one setting belong side by side."""
+    """Everything that an outcome depends on except the attack: outcomes of the same setting are comparable."""
     config = experiment.config
     fields = {"weights": digest(variables), **experiments.create_budget(config)._asdict()}
     if config.model.mean or config.model.std or config.model.options:
@@ -142,9 +141,9 @@ def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> s
 
 
 def load_source(experiment: Experiment, name: str) -> Source:
-    """The model that attacks on `experiment` are crafted on: the best checkpoint of the run `name` beside it.
+    """The source model of transfer attacks on `experiment`: the best checkpoint of its sibling run `name`.
 
-    Raises InvalidInput unless that has been trained to its end, on the same data.
+    Raises InvalidInput unless that run has been trained to completion, on the same data.
     """
     config = check_source(experiment.workdir, name)
     if config.data.name != experiment.config.data.name:
@@ -157,9 +156,9 @@ def load_source(experiment: Experiment, name: str) -> Source:
 
 
 def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
-    """The configuration of the run that transferred attacks are crafted on.
+    """The configuration of the run that transfer attacks are crafted on.
 
-    Raises InvalidInput unless there is one that has been trained to its end.
+    Raises InvalidInput unless that run exists and has been trained to completion.
     """
     directory = source_directory(workdir, name)
     stored = weights.read_config(directory)
@@ -169,26 +168,26 @@ def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
     ended = (record for record in records.read(directory / "metrics.jsonl") if record.get("epoch") == config.num_epochs)
     if not weights.is_converted(stored) and all(record["step"] != step for record in ended):
         raise InvalidInput(
-            f"attacks crafted on {name!r}: the run in {directory} has not been trained to its end"
+            f"attacks crafted on {name!r}: the run in {directory} has not been trained to completion"
             f" ({config.num_epochs} epochs): train it first"
         )
     return config
 
 
 def source_directory(workdir: pathlib.Path, name: str) -> pathlib.Path:
-    """The run `name` beside `workdir`, or a path from their directory."""
+    """The directory of the run `name`, a path relative to the parent of `workdir`."""
     return workdir.absolute().parent / name
 
 
-# Runs that are done already.
+# Runs that are already finished.
 
 
 def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
-    """Whether `workdir` holds a trained run with the results that `config` asks for, of the sources as they are now."""
+    """Whether `workdir` holds a trained run with the results of `config`, from the current weights of its sources."""
     try:
         results = files.read_json(workdir / "results.json") or {}
         stored, wanted = configs.complete(results.get("config")), config.to_dict()
-    except InvalidInput:  # damaged: as if there were none
+    except InvalidInput:  # damaged: counts as absent
         return False
     if json.dumps(stored, sort_keys=True) != json.dumps(wanted, sort_keys=True) or not results.get("finished"):
         return False
@@ -197,7 +196,7 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 
 def is_current(workdir: pathlib.Path, attack: str, source: str | None) -> bool:
-    """Whether a transferred attack was crafted on the weights that its source has now; True of other attacks."""
+    """Whether a transfer attack was crafted on the current weights of its source; True for other attacks."""
     spec = attack_names.parse(attack)
     if not spec.source:
         return True

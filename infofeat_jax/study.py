@@ -1,4 +1,4 @@
-"""Several runs from one configuration: which they are, and doing them one after the other."""
+"""Studies, several runs from one configuration: planning them, and running them one after the other."""
 
 import ast
 import json
@@ -19,19 +19,19 @@ EXAMPLE = "method.weight=0.5"
 
 
 class Planned(NamedTuple):
-    """One run of a study."""
+    """A planned run of a study."""
 
-    row: str  # of the report's table; runs of one row differ in the seed alone
+    row: str  # of the report's table; runs of one row differ only in the seed
     config: ConfigDict  # resolved
 
     @property
     def name(self) -> str:
-        """Of its directory, and in config.eval.attacks of transferred attacks."""
+        """The name of its directory, and of its model in transfer attacks (config.eval.attacks)."""
         return f"{self.row}-seed{self.config.seed}"
 
 
 def plan(config: ConfigDict) -> list[Planned]:
-    """The runs of config.study, seed by seed, so that a study that is stopped has whole rows. Raises InvalidInput."""
+    """The runs of config.study, seed by seed, so that an interrupted study covers all rows. Raises InvalidInput."""
     config_checks.check_types(config, configs.default())
     if not config.study.seeds:
         raise InvalidInput("config.study.seeds is empty: expected seeds such as (0, 1, 2)")
@@ -43,11 +43,11 @@ def plan(config: ConfigDict) -> list[Planned]:
 
 
 def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]:
-    """(label, resolved configuration) of a row "METHOD" or "LABEL: FIELD=VALUE FIELD=VALUE"."""
+    """(label, resolved configuration) for a row "METHOD" or "LABEL: FIELD=VALUE FIELD=VALUE". Raises InvalidInput."""
     label, _, changes = (part.strip() for part in text.partition(":"))
     if not re.fullmatch(r"[\w.+=-]{1,200}", label):
         raise InvalidInput(
-            f"config.study.rows: label {label!r} names a directory: use up to 200 letters, digits and . _ + = -"
+            f"config.study.rows: label {label!r} becomes a directory: use up to 200 letters, digits and . _ + = -"
         )
     one = ConfigDict(config.to_dict())
     one.study = configs.default().study
@@ -68,10 +68,10 @@ def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]
 
 
 def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path) -> None:
-    """Writes study.json, by which the report knows the runs that are to be there.
+    """Writes study.json, which tells the report which runs to expect.
 
-    Where there is one, its rows and title stay: such a study measures more on another's runs (Table 2, Figure 4).
-    Raises InvalidInput if that is damaged.
+    An existing file keeps its rows and title: such a study adds measurements to another's runs (Table 2, Figure 4).
+    Raises InvalidInput if that file is damaged.
     """
     path = directory / "study.json"
     earlier = collect.read_description(path)
@@ -83,7 +83,7 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
 
 
 def run_all(planned: list[Planned], directory: pathlib.Path, act: Callable[[ConfigDict, pathlib.Path], Any]) -> None:
-    """Calls `act(config, workdir)`, which trains or evaluates, for each run that is not finished."""
+    """Calls `act(config, workdir)`, which trains or evaluates, for each unfinished run."""
     for index, one in enumerate(planned):
         finished = run.is_finished(one.config, directory / one.name)
         if processes.is_writer():

@@ -50,7 +50,7 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:
-    """Projects onto the ball and the box (linf: exactly; l2: ball, then box); never leaves either."""
+    """Projects onto ball and box (linf: exactly; l2: the ball, then the box); the result is never outside either."""
     inside = NORMS[threat.norm].project(images, perturbed, threat.epsilon)
     return jnp.clip(inside, *threat.bounds)
 

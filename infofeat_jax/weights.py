@@ -1,4 +1,4 @@
-"""Weights from elsewhere, to evaluate, to start training from, to convert: PyTorch files and runs' directories."""
+"""Existing weights, to evaluate, to start training from or to convert: PyTorch files and runs' directories."""
 
 import dataclasses
 import pathlib
@@ -30,15 +30,15 @@ def load(
     std: Normalization | None = None,
     which: str = "best",
 ) -> tuple[nn.Module, Variables]:
-    """(module, variables) of a PyTorch file, as `models.from_torch` reads it, or of a run's directory.
+    """(module, variables) from a PyTorch file, as read by `models.from_torch`, or from a run's directory.
 
-    `which` of the run's checkpoints: best or latest. Raises InvalidInput.
+    `which` checkpoint of the run: "best" or "latest". Raises InvalidInput.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
         return models.from_torch(path, arch, mean=mean, std=std)
     if any(value is not None for value in (arch, mean, std)):
-        raise InvalidInput(f"{path}: a run says itself what its architecture and normalisation are")
+        raise InvalidInput(f"{path}: a run's config.json determines its architecture and normalisation")
     config = read_config(path)
     if config is None:
         raise InvalidInput(f"{path}: no config.json: expected a run's directory")
@@ -53,7 +53,7 @@ def load(
 
 
 def read_config(directory: pathlib.Path) -> dict | None:
-    """What config.json there holds; None without one. Raises InvalidInput."""
+    """The contents of config.json in `directory`; None if there is none. Raises InvalidInput."""
     stored = files.read_json(directory / "config.json")
     if stored is None:
         return None
@@ -72,17 +72,17 @@ def create(model: Mapping[str, Any], num_classes: int, **execution) -> nn.Module
         options |= normalization(model) | execution
         return models.create(model["name"], num_classes=num_classes, width=model["width"], **options)
     except (AttributeError, KeyError, TypeError) as error:
-        raise InvalidInput(f"config.model = {dict(model)}: no model is built from that ({error})") from error
+        raise InvalidInput(f"config.model = {dict(model)}: cannot build a model from it ({error})") from error
 
 
 def normalization(model: Mapping[str, Any]) -> dict[str, Normalization]:
-    """Those of mean and std that the fields of config.model give."""
+    """mean and std, where the fields of config.model give them."""
     given = {name: tuple(model[name]) for name in ("mean", "std") if model[name]}
     return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
-    """The fields of config.model from which `create` builds `module`, defaults left as a configuration leaves them."""
+    """The fields of config.model from which `create` builds `module`; defaults are left unset."""
     names = [f"wrn_{module.depth}_{module.widen_factor}"] if isinstance(module, models.WideResNet) else models.MODELS
     plain = {name: models.create(name, num_classes=module.num_classes) for name in names}
     options = {
@@ -110,14 +110,14 @@ def sizes(variables: Variables) -> tuple[int, int]:
     return params["conv1"]["kernel"].shape[2], head["kernel"].shape[1]
 
 
-# What a configuration names.
+# The weights that a configuration names.
 
 
 def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
-    """`config` with the model of the weights that it names, or of those converted to `directory`.
+    """`config` with the model of the weights that it names, or of those that were converted to `directory`.
 
-    A run that has begun keeps its model, whatever becomes of the file that it started from, and unless
-    data.split_seed is given, the images that it holds out. Raises InvalidInput.
+    A run that has begun keeps its model, whatever happens to the file that it started from, and its held-out images,
+    unless data.split_seed is given. Raises InvalidInput.
     """
     source = config.eval.torch_checkpoint or config.init_from
     stored = None if config.eval.torch_checkpoint else read_config(directory)
@@ -139,7 +139,7 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
 
 
 def named(config: ConfigDict, directory: pathlib.Path) -> tuple[str, Variables] | None:
-    """(path, variables) of the weights that `config` names; None if none, or if the run has checkpoints since."""
+    """(path, variables) of the weights that `config` names; None if it names none, or if the run has checkpoints."""
     path = config.eval.torch_checkpoint or (config.init_from if not checkpoint.finished(directory) else "")
     if not path:
         return None
@@ -148,15 +148,15 @@ def named(config: ConfigDict, directory: pathlib.Path) -> tuple[str, Variables] 
 
 
 def check_fits(path: str, variables: Variables, image_shape: tuple[int, ...], num_classes: int, data: str) -> None:
-    """Raises InvalidInput unless the weights are for such images and as many classes."""
+    """Raises InvalidInput unless the weights fit the images' channels and the number of classes."""
     channels, classes = sizes(variables)
     if (channels, classes) != (image_shape[-1], num_classes):
         raise InvalidInput(
-            f"{path} is for images of {channels} channels in {classes} classes, data {data!r} has"
+            f"{path} is for images of {channels} channels in {classes} classes; data {data!r} has"
             f" {image_shape[-1]} channels, {num_classes} classes: give the --config of its data set"
         )
 
 
 def is_converted(config: Mapping[str, Any]) -> bool:
-    """Whether a directory's config.json is one that `infofeat_jax.convert` wrote: no training took place."""
+    """Whether config.json was written by `infofeat_jax.export.convert`: no training took place."""
     return config.get("num_epochs") == 0

@@ -21,7 +21,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture
 def unchecked():
-    """Switches the annotation checks off: what a user without them reads for a wrong type."""
+    """Switches the annotation checks off, to see the errors of a user without them for a wrong type."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,4 +1,4 @@
-"""main.py in processes of its own, and what they leave on disk; fixtures for the files that import them."""
+"""Runs of main.py in separate processes, and the files that they write; fixtures for the tests that import them."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def main(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(main, tmp_path_factory):
-    """A run that nothing interrupted."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     process = main(*QUICK, f"--workdir={workdir}")
     return workdir, process
@@ -100,7 +100,7 @@ def free_port() -> int:
 
 
 def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 150) -> None:
-    """Waits for a condition while the process lives."""
+    """Waits for a condition while the process is alive."""
     deadline = time.monotonic() + seconds
     while not happened():
         assert process.poll() is None, process.communicate()

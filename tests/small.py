@@ -29,7 +29,7 @@ def network(name: str = "wrn_10_1", num_classes: int = 5, width: int = 4, size: 
 
 
 def forward(num_classes: int = 5):
-    """One convolution, ReLU, pooling, one linear layer: all that an attack can ask for, compiled in no time."""
+    """One convolution, ReLU, pooling, one linear layer: all outputs that an attack can need, compiled quickly."""
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 6)), jnp.float32)
     head = jnp.asarray(rng.normal(size=(6, num_classes)), jnp.float32)

@@ -1,4 +1,4 @@
-"""Attacks by name: what is parsed, what is refused, and what the attack then does."""
+"""Attacks by name: what is parsed, what is rejected, and what the attack then does."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""One contract for all attacks, and what each of the paper's attacks has to be beyond it."""
+"""One contract for all attacks, and the specific properties of each of the paper's attacks."""
 
 from functools import partial
 from typing import NamedTuple

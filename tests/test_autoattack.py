@@ -1,4 +1,4 @@
-"""The ensemble: the official outcomes, and a driver that pads, drops, stops and resumes unseen."""
+"""The ensemble: the official outcomes, and a driver whose padding, dropping, stopping and resuming change nothing."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""AutoAttack's resume state on disk: taken up by the same evaluation, ignored by any other."""
+"""AutoAttack's resume state on disk: used by the same evaluation, ignored by any other."""
 
 import numpy as np
 

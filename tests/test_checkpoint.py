@@ -33,7 +33,7 @@ def write(workdir, steps=(4, 8, 12)):
 
 
 def newest(workdir):
-    """The step of the state that training would go on from, after comparing all of it."""
+    """The step of the state that training would resume from, after comparing all of it."""
     with checkpoint.opened(workdir) as checkpoints:
         found = checkpoint.restore_newest(checkpoints, LIKE)
     if found is None:
@@ -109,7 +109,7 @@ def test_an_unsealed_checkpoint_is_read_if_it_can_be(tmp_path, capfd):
 
 
 def test_an_interrupted_state_is_sealed_without_looking_at_the_epochs(tmp_path):
-    """Old ones may be on their way out there."""
+    """Old checkpoints may be being deleted there."""
     write(tmp_path)
     leaving = tmp_path / "checkpoints" / "12"
     (leaving / checkpoint.SEAL).unlink()
@@ -121,7 +121,7 @@ def test_an_interrupted_state_is_sealed_without_looking_at_the_epochs(tmp_path):
 
 
 def test_saving_does_not_ask_jax_whether_to_stop(tmp_path, monkeypatch):
-    """stopping.py does, in one growing sequence of numbers: a lower one in between could hide the agreed one."""
+    """runtime/signals.py does, in one increasing sequence: a lower number in between could hide the agreed one."""
     asked = []
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", asked.append)
     write(tmp_path)
@@ -141,7 +141,7 @@ def test_another_model_is_refused_and_stays_where_it_is(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of orbax's threads
 def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(tmp_path):
-    """A limit on the size of files stands in for the disk: writes fail in the same places."""
+    """A limit on file sizes stands in for a full disk: writes fail in the same places."""
     write(tmp_path, (4, 8))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE, hard))

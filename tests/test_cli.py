@@ -1,4 +1,4 @@
-"""main.py as a user runs it: train, be killed, go on, evaluate; and every mistake answered in one line."""
+"""main.py as a user runs it: train, be killed, resume, evaluate; and a one-line error for every mistake."""
 
 import json
 import pathlib
@@ -71,7 +71,7 @@ def test_a_finished_run_is_not_trained_again_and_can_be_evaluated_otherwise(main
 
 
 def test_autoattack_on_a_trained_run(main, finished):
-    """On the first examples only; an evaluation that finds its resume state on disk repeats nothing."""
+    """On the first examples only; an evaluation that finds its resume state on disk repeats no work."""
     workdir, _ = finished
     flags = (
         "--mode=evaluate", "--config.eval.attacks=('clean','autoattack')", "--config.eval.autoattack_examples=32",

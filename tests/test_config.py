@@ -1,4 +1,4 @@
-"""The configuration: its defaults, what earlier files meant, and any value of any field answered in one line."""
+"""The configuration: its defaults, the meaning of earlier files, and one-line errors for any value of any field."""
 
 import json
 import pathlib
@@ -32,7 +32,7 @@ def changed(**fields) -> ConfigDict:
 
 
 def parse(*arguments: str) -> ConfigDict:
-    """What main.py's flags make of the command line."""
+    """The configuration that main.py's flags parse from the command line."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(arguments))
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of ml_collections' own
@@ -288,7 +288,7 @@ def kind(name: str) -> type:
 
 
 def like(name: str):
-    """Values as a flag of this field lets them through."""
+    """Values that a flag of this field accepts."""
     same = {
         bool: st.booleans(), int: st.integers() | st.sampled_from(NUMBERS), str: st.text() | st.sampled_from(WORDS),
         float: st.floats() | st.sampled_from(FLOATS), tuple: st.lists(scalars, max_size=3).map(tuple),
@@ -350,7 +350,7 @@ def tiny() -> ConfigDict:
 
 
 def run_anything(drawn) -> None:
-    """A run of few steps leaves results or nothing and one line."""
+    """A run of a few steps gives results, or a one-line error and no files."""
     config = tiny()
     for name in drawn.draw(st.lists(st.sampled_from(RUNNABLE), min_size=1, max_size=3, unique=True)):
         assign(config, name, drawn.draw(SHORT.get(name, like(name)), name))

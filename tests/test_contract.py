@@ -1,4 +1,4 @@
-"""What every attack of ATTACKS does with whatever it may be given: odd dtypes, shapes, models, transformations.
+"""The contract of every attack in ATTACKS under all kinds of input: odd dtypes, shapes, models, transformations.
 
 The result has the images' shape, is float32 and finite, and lies exactly in ball and box. AutoAttack, whose loop
 runs on the host, refuses to be traced.

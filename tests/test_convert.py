@@ -89,7 +89,7 @@ def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     run.evaluate_run(experiments.create(config, directory))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
-    with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, --config\.init_from="):
+    with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, give --config\.init_from="):
         cli.check(config, directory, "train")
 
 
@@ -245,7 +245,7 @@ BAD = {  # what is done to the file's arrays or bytes, and what the one line say
     "unknown": (lambda s: {"features.0.weight": s["fc.bias"]}, "1 keys: features.0.weight"),
     "truncated": (None, "truncated, or not a"),
     "absent": (None, "no such file"),
-    "classes": (lambda s: s | {"fc.weight": s["fc.weight"][:7], "fc.bias": s["fc.bias"][:7]}, "in 7 classes, data"),
+    "classes": (lambda s: s | {"fc.weight": s["fc.weight"][:7], "fc.bias": s["fc.bias"][:7]}, "in 7 classes; data"),
 }
 
 
@@ -275,7 +275,7 @@ def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, 
         (["{file}", "out.npz", "--arch=resnet50"], "not 'resnet50': by its keys and shapes it is wrn_10_1"),
         (["{file}", "nowhere/out.npz"], "no such folder: nowhere"),
         (["{file}", "{run}"], "exists already: give another name"),
-        (["{run}", "out.npz", "--mean=0.5"], "a run says itself what its architecture and normalisation are"),
+        (["{run}", "out.npz", "--mean=0.5"], "a run's config.json determines its architecture and normalisation"),
         (["{run}/..", "out.npz"], "no config.json: expected a run's directory"),
         (["{file}", "out.npz", "--mean=abc"], "error: argument --mean: 'abc': expected a number, or several as 0.49,"),
         (["{file}", "out.npz", "--mean=0.5", "--std=0"], "std 0.0: expected one number or"),
@@ -309,7 +309,7 @@ def test_the_command_itself_and_code_in_a_file(tmp_path):
 
 def test_other_misuse_is_named(trained, file, tmp_path):
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file)})
-    with pytest.raises(InvalidInput, match=r"is for --mode=evaluate; to train from it, config\.init_from"):
+    with pytest.raises(InvalidInput, match=r"is for --mode=evaluate; to train from it, use config\.init_from"):
         cli.check(config, tmp_path, "train")
     with pytest.raises(InvalidInput, match="holds a run of its own: give another --workdir"):
         cli.check(config, trained.workdir, "evaluate")

@@ -1,4 +1,4 @@
-"""Loading data sets: what comes back, and what a user reads when it cannot."""
+"""Loading data sets: what is returned, and the error messages when it fails."""
 
 import http.server
 import importlib.util

@@ -1,4 +1,4 @@
-"""Evaluation of untrained networks on a few digits: outcomes against plain calls, and what is taken over."""
+"""Evaluation of untrained networks on a few digits: outcomes against direct calls, and reuse of measurements."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ COUNT = 20
 
 
 def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
-    """A run of a small network with one checkpoint, its initial state; trained to its end, as its files tell."""
+    """A run of a small network with one checkpoint, its initial state; its files say that training was completed."""
     config = configs.default()
     config.seed = seed
     config.model.name, config.model.width = "wrn_10_1", 4
@@ -202,7 +202,7 @@ def test_a_source_that_has_not_been_trained_to_its_end_is_refused(directory):
     target, source = make(directory / "target"), make(directory / "unfinished", seed=5)
     (source.workdir / "metrics.jsonl").write_text(json.dumps({"step": 7, "epoch": 3}) + "\n")
     for check in (run.check_source, lambda _, name: run.load_source(target, name)):
-        with pytest.raises(InvalidInput, match=r"crafted on 'unfinished': .* not been trained to its end \(120 epoch"):
+        with pytest.raises(InvalidInput, match=r"crafted on 'unfinished': .* not .* to completion \(120 epoch"):
             check(target.workdir, "unfinished")
 
 

@@ -17,7 +17,7 @@ STEPS = 24  # of QUICK, 4 an epoch
 
 
 def step(workdir) -> int:
-    """The last step logged, which runs behind the steps taken."""
+    """The last step logged, which lags behind the steps taken."""
     path = workdir / "metrics.jsonl"
     return json.loads(("{}\n" + path.read_text()).rsplit("\n", 2)[-2]).get("step", 0) if path.exists() else 0
 
@@ -61,7 +61,7 @@ def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_pa
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "stopped in the evaluation; what was measured is saved" in errors
+    assert "stopped during the evaluation; what was measured is saved" in errors
     again = main(*flags, "--config.eval.attacks=('clean','noise')")
     assert again.stderr.count("measured before") == 2
 

@@ -1,4 +1,4 @@
-"""Flags: a sound network raises none, and each way of looking robust without being so raises its own."""
+"""Flags: a sound network raises none, and each kind of spurious robustness raises its own."""
 
 import jax
 import jax.numpy as jnp

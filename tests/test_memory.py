@@ -1,4 +1,4 @@
-"""How much memory a process may use: the machine's, or what a container or a scheduler leaves of it."""
+"""The memory available to a process: the machine's, or the limit of a container or a scheduler."""
 
 import os
 

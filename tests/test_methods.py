@@ -1,4 +1,4 @@
-"""Training methods: what published code computes, the formulas it does not cover, one contract for all."""
+"""Training methods against published code, against formulas where it has none, and one contract for all."""
 
 from functools import cache, partial
 
@@ -382,7 +382,7 @@ poisoned.defvjp(lambda x, dependence: (x, (x, dependence)), _poison)
 
 
 class Tiny(nn.Module):
-    """The smallest network with all that methods read: it compiles in a tenth of a ResNet's time."""
+    """The smallest network with all outputs that methods read: it compiles in a tenth of a ResNet's time."""
 
     @nn.compact
     def __call__(self, images, *, train=False):

@@ -62,7 +62,7 @@ def create_results(config: dict, accuracies: dict, **more) -> dict:
 
 
 def write_run(directory: pathlib.Path, config: dict, results: dict | None, epochs: int = EPOCHS) -> pathlib.Path:
-    """A run's directory, by hand rather than by training."""
+    """A run's directory, written by hand instead of by training."""
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(config))
     lines = [{"step": 1, "loss": 2.0}]

@@ -129,7 +129,7 @@ def test_statistics_move_with_each_pass_of_the_loss():
 
 
 def test_the_schedule_follows_the_states_own_counter():
-    """A batch that is left out moves state.step, and with it every later milestone."""
+    """A skipped batch advances state.step, and with it every later milestone."""
     schedule = optimizers.piecewise(1.0, (2.0,), 0.1, 2)
     optimizer = optimizers.sgd(schedule, momentum=0.0)
     module, (images, labels) = small.TinyNet(), small.batch(4)

@@ -1,4 +1,4 @@
-"""Which runs a study consists of, and that it goes on where it was."""
+"""The runs of a study, and that an interrupted study resumes where it stopped."""
 
 import importlib
 import json
@@ -42,7 +42,7 @@ def test_defaults_of_the_row_not_of_the_base():
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (("a/b: method.name=madry",), "label 'a/b' names a directory"),
+        (("a/b: method.name=madry",), "label 'a/b' becomes a directory"),
         (("x: method.nme=madry",), "'method.nme=madry' in 'x: method.nme=madry': expected FIELD=VALUE"),
         (("x: method",), "'method' in 'x: method': expected FIELD=VALUE"),
         (("x: batch_size=many",), "'batch_size=many'"),

@@ -1,4 +1,4 @@
-"""Ball and box: exact bounds in float64, whatever the floats."""
+"""Ball and box: bounds that hold exactly in float64, whatever the floats."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints: files of each kind, and bad input, which one line names. Code in a file never runs."""
+"""PyTorch checkpoints: files of each kind, and one-line errors for bad input. Code in a file is never executed."""
 
 import pickle
 import re

@@ -1,4 +1,4 @@
-"""Files and configurations from others: a result or an answer in one line, whatever is in them; nothing is executed."""
+"""Untrusted files and configurations: a result or a one-line error, whatever they contain; nothing is executed."""
 
 import io
 import json
@@ -166,8 +166,8 @@ def looping(directory):
 @pytest.mark.parametrize(
     ("name", "prepare", "message"),
     [
-        ("run", dangling, "run is a link to nowhere: remove it, or give another --workdir"),
-        ("run/deeper", dangling, "run is a link to nowhere"),
+        ("run", dangling, "run is a dangling link: remove it, or give another --workdir"),
+        ("run/deeper", dangling, "run is a dangling link"),
         ("run", looping, "--workdir"),
         ("a" * 300, None, "cannot be written (OSError: File name too long): give another --workdir"),
         (f"new/{'a' * 300}/x", None, "cannot be written (OSError: File name too long)"),
@@ -188,7 +188,7 @@ def test_a_directory_that_holds_no_run_is_refused(tmp_path, name, prepare, messa
 
 def test_a_file_among_the_run_s_directories_is_refused(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(InvalidInput, match="checkpoints is no directory: remove it"):
+    with pytest.raises(InvalidInput, match="checkpoints is not a directory: remove it"):
         checks.check_writable(tmp_path)
 
 

@@ -1,7 +1,7 @@
-"""What InfoFeature's choices do: lambda, steps, step size, distance, whose maps, label smoothing; one at a time.
+"""Ablations of InfoFeature, one choice at a time: lambda, steps, step size, distance, whose maps, label smoothing.
 
-The paper's choices are lambda 0.1, 7 steps of 2 levels, and (not stated beyond doubt) the l2 distance of all classes'
-maps. Its supplement reports 3 to 7 steps as best. A step of 1 level is what "2/255" would mean on inputs in [-1, 1].
+The paper's choices are lambda 0.1, 7 steps of 2 levels, and (not stated unambiguously) the l2 distance of all classes'
+maps. Its supplement reports 3 to 7 steps as best. A step of 1 level is what "2/255" would mean for inputs in [-1, 1].
 
   python main.py --config=configs/studies/ablation.py
   python main.py --config=configs/studies/ablation.py:digits

@@ -1,7 +1,7 @@
 """Where a gain over Madry comes from, at equal budget: the CAM term, label smoothing, early stopping, the step size.
 
-Three seeds each, the best and the last checkpoint of each run, judged by PGD20, CW20 and AutoAttack.
-lambda0 must equal madry without smoothing: the same computation by another name.
+Three seeds each; the best and the last checkpoint of each run, evaluated with PGD20, CW20 and AutoAttack.
+lambda0 must equal madry without smoothing: it is the same computation under another name.
 
   python main.py --config=configs/studies/attribution.py
   python main.py --config=configs/studies/attribution.py:digits

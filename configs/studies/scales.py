@@ -1,4 +1,4 @@
-"""The sizes in which a study of ResNet18 on CIFAR-10 can be done: FILE.py, FILE.py:small or FILE.py:digits."""
+"""The scales at which a study of ResNet18 on CIFAR-10 can be run: FILE.py, FILE.py:small or FILE.py:digits."""
 
 from configs import cifar10_resnet18, cifar10_small, digits
 

@@ -1,4 +1,4 @@
-"""Table 1: the seven methods with ResNet18 on CIFAR-10, and Figure 3 (validation accuracy over epochs) on the way.
+"""Table 1: the seven methods with ResNet18 on CIFAR-10; also gives Figure 3 (validation accuracy over epochs).
 
 Expected (the paper; clean / FGSM / PGD7 / PGD20 / CW20, in %):
   standard                   94.7 / 30.7 /  1.8 /  0.0 /  0.0
@@ -9,7 +9,7 @@ Expected (the paper; clean / FGSM / PGD7 / PGD20 / CW20, in %):
   adversarial_interpolation  90.0 / 70.4 / 61.0 / 47.5 / 44.1
   infofeature                85.1 / 69.3 / 61.3 / 49.3 / 48.0
 Hardware: an accelerator. At reduced scale (width 16, 20,000 images, 8 epochs) 2 CPU cores, about two and a half hours;
-on handwritten digits about ten minutes.
+on the handwritten digits, about ten minutes.
 
   python main.py --config=configs/studies/table1.py
   python main.py --config=configs/studies/table1.py:small --config.data.data_dir=TFDS_DIRECTORY

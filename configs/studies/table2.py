@@ -1,6 +1,6 @@
-"""Table 2: how far the perturbations of other attacks lie from PGD's, on the standard and the Madry model.
+"""Table 2: distances of other attacks' perturbations from PGD's, on the standard and the Madry model.
 
-Evaluates runs of Table 1's study in their place, so give its --workdir. The paper's figures (x 1e-5, normalisation
+Evaluates the runs of Table 1's study in place, so give its --workdir. The paper's values (x 1e-5, normalisation
 not stated) on the standard model: 1 iteration: feature_scatter 2.1, adversarial_interpolation 2.0, cw 2.8,
 infofeature 2.0; cw / infofeature at 2, 5, 7, 10, 20: 1.8/2.2, 1.6/1.9, 1.5/2.0, 1.5/2.0, 1.6/2.1; on Madry's: 2.1,
 2.0, 2.8, 2.0; 1.8/2.7, 1.6/2.7, 1.8/2.8, 2.0/2.8, 2.1/2.8. Ours are means of Euclidean norms in [0, 1] pixel units.

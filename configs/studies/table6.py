@@ -1,6 +1,6 @@
-"""Table 6: attacks crafted on Table 1's ResNet18 models and on noise, against Table 3's WideResNet-28-10 models.
+"""Table 6: noise, and attacks crafted on Table 1's ResNet18 models, against Table 3's WideResNet-28-10 models.
 
-Evaluates runs of Table 3's study in their place, so give its --workdir; Table 1's study must lie beside it.
+Evaluates the runs of Table 3's study in place, so give its --workdir; Table 1's study must be in a sibling directory.
 Expected (the paper; noise, Standard PGD10, CW10, Madry PGD10, CW10, in %):
   standard     92.1 / 35.8 / 30.1 / 82.4 / 81.1
   madry        88.7 / 88.6 / 88.4 / 75.3 / 74.6

@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop.
+"""Signals that request a stop.
 
-SIGTERM (preemption, a scheduler's time limit) or Ctrl-C requests a stop. It is recorded, and obeyed between two steps,
-where the state can be saved. A second signal ends the process as usual.
+SIGTERM (preemption, a scheduler's time limit) or Ctrl-C requests a stop. It is recorded, and acted on between two
+steps, where the state can be saved. A second signal ends the process immediately.
 """
 
 import os
@@ -40,6 +40,6 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Raises Stopped, between two batches of an evaluation, if asked to stop."""
+    """Raises Stopped, between two batches of an evaluation, if a stop was requested."""
     if requested():
-        raise Stopped("stopped in the evaluation; what was measured is saved: the same command goes on from there")
+        raise Stopped("stopped during the evaluation; what was measured is saved: the same command resumes from there")
