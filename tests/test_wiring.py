@@ -218,7 +218,7 @@ def test_images_are_attacked_in_batches_of_the_configured_size(tmp_path, monkeyp
 
     def spy(one_batch, mesh, variables, key, split, size):
         given.append((key, split, size))
-        yield np.ones(9, np.float32)
+        yield np.ones(9, np.float32 if name.startswith("distance") else bool)
 
     for module in (robustness, distances):
         monkeypatch.setattr(module, "in_batches", spy)
