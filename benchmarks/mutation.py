@@ -123,7 +123,9 @@ def automatic(module: str, count: int, seed: int) -> list[tuple[str, int, str, s
                 start = starts[node.lineno - 1] + node.col_offset
                 old = source[start : starts[node.end_lineno - 1] + node.end_col_offset].decode()
                 every.add((module, start, old, new))
-    return random.Random(f"{seed} {module}").sample(sorted(every), min(count, len(every)))
+    shuffled = sorted(every)
+    random.Random(f"{seed} {module}").shuffle(shuffled)
+    return shuffled[:count]  # more of them begin with the same
 
 
 def hand_written() -> list[tuple[str, int, str, str]]:
