@@ -123,7 +123,9 @@ def automatic(module: str, count: int, seed: int) -> list[tuple[str, int, str, s
                 start = starts[node.lineno - 1] + node.col_offset
                 old = source[start : starts[node.end_lineno - 1] + node.end_col_offset].decode()
                 every.add((module, start, old, new))
-    return random.Random(f"{seed} {module}").sample(sorted(every), min(count, len(every)))
+    shuffled = sorted(every)
+    random.Random(f"{seed} {module}").shuffle(shuffled)
+    return shuffled[:count]  # more of them begin with the same
 
 
 def hand_written() -> list[tuple[str, int, str, str]]:
@@ -180,7 +182,7 @@ def main() -> None:
     parser.add_argument("--output", type=pathlib.Path, default="mutants.jsonl")
     parser.add_argument("--each", type=int, default=4, help="automatic mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="modules whose name holds this")
+    parser.add_argument("--only", default="", help="modules whose name matches this expression")
     parser.add_argument("--report", action="store_true", help="of the output as it is")
     args = parser.parse_args()
     results = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
@@ -191,7 +193,7 @@ def main() -> None:
         directory = pathlib.Path(name) / "copy"
         shutil.copytree(ROOT, directory, ignore=shutil.ignore_patterns(".git", "__pycache__", "results"))
         for number, mutant in enumerate([] if args.report else dict.fromkeys([*hand_written(), *rest])):
-            if mutant not in done and args.only in mutant[0]:
+            if mutant not in done and re.search(args.only, mutant[0]):
                 results.append(judge(directory, mutant, number))
                 with args.output.open("a") as file:
                     file.write(json.dumps(results[-1]) + "\n")

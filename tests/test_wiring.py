@@ -12,12 +12,12 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, data, models, run
+from infofeat_jax import attacks, data, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import Progress
 from infofeat_jax.data import augment, to_unit
-from infofeat_jax.evaluation import autoattack, evaluate, robustness
+from infofeat_jax.evaluation import autoattack, distances, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
@@ -213,6 +213,26 @@ def test_what_is_evaluated(tmp_path):
     assert limits == (7, 16, 5, 4, 2)
     assert run.create_subject(experiment, state.evaluated, "_latest").cam_images == 0
     assert subject.file("outcomes") == tmp_path / "outcomes.npz"
+
+
+@pytest.mark.parametrize("name", ["clean", "pgd2", "distance/cw2"])
+def test_images_are_attacked_in_batches_of_the_configured_size(tmp_path, monkeypatch, name):
+    """And with one key, so that all attacks start alike."""
+    given = []
+
+    def spy(one_batch, mesh, variables, key, split, size):
+        given.append((key, split, size))
+        yield np.ones(9, np.float32 if name.startswith("distance") else bool)
+
+    for module in (robustness, distances):
+        monkeypatch.setattr(module, "in_batches", spy)
+    experiment = create_experiment(tmp_path)
+    subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
+    evaluate.measure_one(subject, name, lambda *texts: None)
+    ((key, split, size),) = given
+    assert key == streams.key(7, "evaluation")
+    assert split is subject.split
+    assert size == 16
 
 
 @pytest.mark.parametrize(
