@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import zip_longest
 
 from mutants import HAND_WRITTEN
 
@@ -44,7 +45,7 @@ GUARDS = {
     "attacks/autoattack": "test_autoattack test_cascade", "attacks/apgd": "test_apgd test_autoattack",
     "attacks/fab": "test_fab test_autoattack", "attacks/hyperplane": "test_fab",
     "attacks/square": "test_square test_autoattack", "attacks/patches": "test_square",
-    "threat": "test_threat test_attacks test_apgd", "objectives": "test_objectives test_methods",
+    "threat": "test_threat test_attacks test_apgd", "objectives": "test_objectives test_methods test_apgd",
     "data/batches": "test_wiring test_data", "data/augment": "test_augment test_step",
     "data/pixels": "test_data test_step test_evaluate", "data/__init__": "test_data",
     "runtime/devices": "test_wiring test_step test_loop",
@@ -187,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     results = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
     drawn = [automatic(module, args.each, args.seed) for module in GUARDS]
-    rest = [one for ones in zip(*drawn, strict=False) for one in ones]  # a module after the other, round by round
+    rest = [one for ones in zip_longest(*drawn) for one in ones if one]  # a module after the other, round by round
     done = {(r["module"], r["start"], r["old"], r["new"]) for r in results}
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name) / "copy"
