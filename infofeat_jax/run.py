@@ -43,8 +43,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
         results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
         if which == "both":
             results["latest"] = evaluate_checkpoint(experiment, "latest", suffix="_latest")
-        epochs = records.read(workdir / "metrics.jsonl")
-        results["training_seconds"] = round(sum(record.get("epoch_seconds", 0) for record in epochs), 1)
+        results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
         results["finished"] = is_trained(experiment)
         if experiment.config.eval.torch_checkpoint:
             results["checkpoint"] = experiment.config.eval.torch_checkpoint

@@ -72,6 +72,8 @@ def test_every_attack_of_the_library_has_a_name():
         ("pgd20(epsilon=-1)", "epsilon=-1: expected 0 or more 8-bit levels"),
         ("pgd20(step_size=many)", "step_size=many: expected 0 or more 8-bit levels"),
         ("pgd20(epsilon=1e999)", "epsilon=inf: expected 0 or more"),
+        ("square(num_queries=10000000000000)", "expected a whole number, at most 100000"),
+        ("pgd2(restarts=1.5)", "restarts=1.5: expected a whole number"),
         ("clean(epsilon=1)", "it takes no options"),
         ("autoattack(version=rand)", "version=rand: choose one of standard, plus"),
         ("autoattack@madry", "cannot be crafted on another run"),

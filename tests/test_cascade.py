@@ -1,12 +1,14 @@
 """AutoAttack's resume state on disk: used by the same evaluation, ignored by any other."""
 
 import numpy as np
+import pytest
 
 from infofeat_jax.attacks.autoattack import ResumeState
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation import autoattack
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
 from infofeat_jax.evaluation.subject import Subject
+from infofeat_jax.runtime import files
 
 
 def state(cursor: int = 3) -> ResumeState:
@@ -15,7 +17,7 @@ def state(cursor: int = 3) -> ResumeState:
 
 
 def test_what_was_saved_comes_back(tmp_path):
-    saved = autoattack.Saved(tmp_path / "autoattack.npz", "a")
+    saved = autoattack.Saved(tmp_path / "autoattack.npz", "a", 3)
     assert autoattack.load(saved) is None
     autoattack.save(saved, state())
     loaded = autoattack.load(saved)
@@ -27,8 +29,19 @@ def test_what_was_saved_comes_back(tmp_path):
 
 def test_another_setting_starts_anew(tmp_path):
     path = tmp_path / "autoattack.npz"
-    autoattack.save(autoattack.Saved(path, "a"), state())
-    assert autoattack.load(autoattack.Saved(path, "b")) is None
+    autoattack.save(autoattack.Saved(path, "a", 3), state())
+    assert autoattack.load(autoattack.Saved(path, "b", 3)) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"broken_by": np.array(["a", "b", "c"])}, {"broken_by": np.int32(1)}, {"stage": np.zeros(2, np.int32)},
+     {"adversarial": np.zeros((2, 2, 2, 1), np.float32)}, {"cursor": np.float32(3)}],
+)  # fmt: skip
+def test_a_damaged_state_counts_as_none(tmp_path, damage):
+    saved = autoattack.Saved(tmp_path / "autoattack.npz", "a", 3)
+    files.write_arrays_atomically(saved.path, {"setting": "a", **state()._asdict(), **damage})
+    assert autoattack.load(saved) is None
 
 
 def test_what_each_stage_left(tmp_path):

@@ -258,3 +258,20 @@ def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):
     np.testing.assert_array_equal(found["pgd2(epsilon=24,step_size=6)"], np.concatenate(expected)[:COUNT])
     inside = [found[name][:8] for name in names[1:]]  # the first has an epsilon of its own
     assert results["worst_case"] == np.all(inside, axis=0).mean()
+
+
+def test_damaged_outcomes_are_measured_again(directory, monkeypatch):
+    measured = []
+    monkeypatch.setattr(evaluate, "measure_one", lambda _, name, *__: measured.append(name) or np.ones(COUNT, bool))
+    the_run = make(directory / "damaged", attacks=("clean",), cam_images=0)
+    run.evaluate_run(the_run)
+    path = the_run.workdir / "outcomes.npz"
+    whole = outcomes(the_run.workdir)
+    for damage in ({"clean": np.array(True)}, {"clean": np.array(["x"] * COUNT)}, {"seconds": np.array("[1")}):
+        np.savez(path, **whole | damage)
+        run.evaluate_run(the_run)
+    assert measured == ["clean"] * 4
+    (the_run.workdir / "metrics.jsonl").write_bytes(
+        b'\xff\xfe\n{"step": 7, "epoch": 120, "epoch_seconds": "x"}\n' + b"[" * 9999
+    )
+    assert run.evaluate_run(the_run)["training_seconds"] == 0

@@ -51,7 +51,7 @@ def test_any_npz_is_a_data_set_or_one_line(changes, end):
             assert loaded.train.images.dtype == np.uint8
             assert loaded.train.labels.max() < loaded.num_classes
         assert files.read_arrays(path, "none") is None
-        assert autoattack.load(autoattack.Saved(path, "none")) is None
+        assert autoattack.load(autoattack.Saved(path, "none", 3)) is None
 
 
 dtypes = st.sampled_from(["uint8", "int8", "int64", "uint64", "bool", "float32", "complex64", "U2", "M8[s]"])

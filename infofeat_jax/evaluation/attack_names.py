@@ -23,6 +23,7 @@ from infofeat_jax.types import Attack, InvalidInput
 LEVELS = 255.0
 MOST_STEPS = 100_000
 IN_LEVELS = ("epsilon", "step_size")
+COUNTS = ("num_steps", "num_queries", "restarts")
 # Attacks whose name is followed by the number of steps.
 ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
 SINGLE = ("clean", "fgsm", "noise")
@@ -136,6 +137,10 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
         value = options.get(option, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise InvalidInput(f"attack {name!r}: {option}={value}: expected 0 or more 8-bit levels")
+    for option in COUNTS:
+        value = options.get(option, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_STEPS:
+            raise InvalidInput(f"attack {name!r}: {option}={value}: expected a whole number, at most {MOST_STEPS}")
     if "version" in options and options["version"] not in VERSIONS:
         raise InvalidInput(f"attack {name!r}: version={options['version']}: choose one of {', '.join(VERSIONS)}")
     return tuple(sorted(options.items()))

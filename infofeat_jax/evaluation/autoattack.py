@@ -28,6 +28,7 @@ class Saved(NamedTuple):
 
     path: pathlib.Path
     setting: str
+    count: int  # of images
 
 
 def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
@@ -82,7 +83,8 @@ def where(subject: Subject, spec: AttackSpec) -> Saved:
     """Where and under which setting an attack's resume state is stored."""
     count = len(subject.split.labels[: subject.autoattack_examples or None])
     name = [] if spec.name == "autoattack" else [spec.name]
-    return Saved(subject.file(re.sub(r"[^\w.+-]+", "_", spec.name)), json.dumps([subject.setting, count, *name]))
+    path = subject.file(re.sub(r"[^\w.+-]+", "_", spec.name))
+    return Saved(path, json.dumps([subject.setting, count, *name]), count)
 
 
 def save(saved: Saved, state: ResumeState) -> None:
@@ -91,8 +93,12 @@ def save(saved: Saved, state: ResumeState) -> None:
 
 
 def load(saved: Saved) -> ResumeState | None:
-    """The resume state saved for the same setting, if any."""
+    """The resume state saved for the same setting, if any that is whole."""
     arrays = files.read_arrays(saved.path, saved.setting)
     if arrays is None or arrays.keys() != set(ResumeState._fields):
+        return None
+    kinds = {name: (arrays[name].dtype.kind, np.shape(arrays[name])[:1]) for name in ResumeState._fields}
+    numbers = [kinds[name] == ("i", ()) for name in ("stage", "cursor", "queries")]
+    if not all(numbers) or (kinds["broken_by"], kinds["adversarial"]) != (("i", (saved.count,)), ("f", (saved.count,))):
         return None
     return ResumeState(**{name: value if value.ndim else int(value) for name, value in arrays.items()})

@@ -125,8 +125,13 @@ def describe(name: str, values: Values) -> str:
 def load(subject: Subject) -> Measured:
     """What an earlier evaluation in the same setting has measured; transferred attacks only from the same source."""
     for path in (subject.file("outcomes"), subject.workdir / "outcomes.npz"):
-        if arrays := files.read_arrays(path, subject.setting):
-            seconds, sources = (json.loads(str(arrays.pop(name, "{}"))) for name in ("seconds", "sources"))
+        arrays = files.read_arrays(path, subject.setting) or {}
+        try:
+            seconds, sources = (dict(json.loads(str(arrays.pop(name, "{}")))) for name in ("seconds", "sources"))
+        except ValueError:  # damaged
+            continue
+        arrays = {name: value for name, value in arrays.items() if value.ndim == 1 and value.dtype.kind in "bf"}
+        if arrays:
             current = source_digests(subject, arrays)
             values = {name: value for name, value in arrays.items() if sources.get(name) == current.get(name)}
             return Measured(values, seconds, {name: current[name] for name in values if name in current})

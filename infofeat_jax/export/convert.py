@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if target.suffix in TORCH_FILES:
         write_torch(target, module, variables, bare=options.bare)
     elif target.suffix == PROGRAM:
+        if options.image_size < 1:
+            raise InvalidInput(f"--image_size={options.image_size}: expected 1 or more pixels")
         shape = options.image_size, options.image_size, channels
         whole(target, lambda path: models.export(module, variables, path, shape, options.batch))
         print(f"{target}: {'any number' if options.batch == 'symbolic' else options.batch} of images {shape} -> logits")

@@ -14,12 +14,18 @@ Write = Callable[[int, dict], None]  # appends (step, values) to the run's recor
 def read(path: pathlib.Path) -> list[dict]:
     """The records in metrics.jsonl; none if there is no such file."""
     records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError):  # cut off by a kill
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        with suppress(json.JSONDecodeError, RecursionError):  # cut off by a kill, or damaged
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
     return records
+
+
+def training_seconds(path: pathlib.Path) -> float:
+    """The time that training has taken, from the records in metrics.jsonl."""
+    seconds = (record.get("epoch_seconds") for record in read(path))
+    return round(sum(value for value in seconds if isinstance(value, int | float)), 1)
 
 
 def rewind(path: pathlib.Path, step: int) -> None:
