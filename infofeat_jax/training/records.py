@@ -25,7 +25,7 @@ def read(path: pathlib.Path) -> list[dict]:
 def training_seconds(path: pathlib.Path) -> float:
     """The time that training has taken, from the records in metrics.jsonl."""
     seconds = (record.get("epoch_seconds") for record in read(path))
-    return round(sum(value for value in seconds if isinstance(value, int | float)), 1)
+    return round(float(sum(value for value in seconds if isinstance(value, int | float))), 1)
 
 
 def rewind(path: pathlib.Path, step: int) -> None:
