@@ -89,7 +89,7 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
         checks.check_split(config)
     if config.tensorboard:
         records.import_metric_writers()
-    experiments.create_method(config, 10)
+    experiments.create_method(config, 10), experiments.create_optimizer(config, 10)
     checks.check_size(config)
 
 

@@ -59,6 +59,8 @@ def plan_run(config: ConfigDict, text: str, seed: int) -> tuple[str, ConfigDict]
         if field not in fields:
             unknown = config_checks.unknown(field, fields)
             raise InvalidInput(f"config.study.rows: {change!r} in {text!r}: expected FIELD=VALUE: {unknown}")
+        if field == "seed" or field.startswith("study."):
+            raise InvalidInput(f"config.study.rows: {change!r} in {text!r}: give --config.study.seeds for all rows")
         try:
             one.update_from_flattened_dict({field: _literal(value)})
         except TypeError as error:

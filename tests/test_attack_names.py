@@ -3,7 +3,16 @@
 import pytest
 
 from infofeat_jax import attacks
-from infofeat_jax.evaluation.attack_names import AttackSpec, Budget, allowed_options, create, parse
+from infofeat_jax.evaluation.attack_names import (
+    CASCADES,
+    ITERATED,
+    AttackSpec,
+    Budget,
+    allowed_options,
+    check,
+    create,
+    parse,
+)
 from infofeat_jax.types import InvalidInput
 
 BUDGET = Budget("linf", 8 / 255, 2 / 255)
@@ -95,3 +104,20 @@ def test_options_are_those_of_the_attack():
     assert "confidence" in allowed_options("cw")
     assert "confidence" not in allowed_options("pgd")
     assert "weight" in allowed_options("infofeature")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pgd2(keep=foo)", "pgd2(restarts=0)", "square(initial_share=7)", "cw2(confidence=-1)", "infofeature2(weight=x)",
+        "infofeature2(distance=nosuch)", "apgd-t(restarts=0)", "pgd2(epsilon=1e30)", "feature_scatter1(space=x)",
+    ],
+)  # fmt: skip
+def test_options_that_the_attack_refuses_are_found_before_anything_runs(name):
+    with pytest.raises(InvalidInput, match=r"attack '.*\)': "):
+        check(parse(name), BUDGET)
+
+
+@pytest.mark.parametrize("name", ["clean", "fgsm", "noise", *(f"{one}2" for one in ITERATED), *CASCADES])
+def test_every_attack_can_be_checked(name):
+    check(parse(name), BUDGET)

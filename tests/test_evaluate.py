@@ -267,7 +267,7 @@ def test_damaged_outcomes_are_measured_again(directory, monkeypatch):
     run.evaluate_run(the_run)
     path = the_run.workdir / "outcomes.npz"
     whole = outcomes(the_run.workdir)
-    for damage in ({"clean": np.array(True)}, {"clean": np.array(["x"] * COUNT)}, {"seconds": np.array("[1")}):
+    for damage in ({"clean": np.array(True)}, {"clean": np.array(["x"] * COUNT)}, {"seconds": np.array("[1]")}):
         np.savez(path, **whole | damage)
         run.evaluate_run(the_run)
     assert measured == ["clean"] * 4
@@ -275,3 +275,14 @@ def test_damaged_outcomes_are_measured_again(directory, monkeypatch):
         b'\xff\xfe\n{"step": 7, "epoch": 120, "epoch_seconds": "x"}\n' + b"[" * 9999
     )
     assert run.evaluate_run(the_run)["training_seconds"] == 0
+
+
+def test_a_source_that_is_gone_concerns_only_those_who_ask_for_it(directory, monkeypatch):
+    measured = []
+    monkeypatch.setattr(evaluate, "measure_one", lambda _, name, *__: measured.append(name) or np.ones(COUNT, bool))
+    source = make(directory / "leaving", seed=5)
+    run.evaluate_run(make(directory / "left", attacks=("clean", "pgd2@leaving"), cam_images=0))
+    source.workdir.rename(directory / "gone")
+    results = run.evaluate_run(make(directory / "left", attacks=("clean", "pgd2"), cam_images=0))
+    assert measured == ["clean", "pgd2@leaving", "pgd2"]
+    assert list(results["examples"]) == ["clean", "pgd2"]

@@ -47,7 +47,8 @@ def test_defaults_of_the_row_not_of_the_base():
         (("x: method",), "'method' in 'x: method': expected FIELD=VALUE"),
         (("x: batch_size=many",), "'batch_size=many'"),
         (("x: batch_size=0",), "config.batch_size = 0: expected 1 or more"),
-        (("madry", "madry: seed=3"), "has madry-seed0 twice"),
+        (("madry", "madry: batch_size=64"), "has madry-seed0 twice"),
+        (("x: seed=3",), "give --config.study.seeds"),
     ],
 )
 def test_mistakes(rows, message):

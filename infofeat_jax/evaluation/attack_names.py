@@ -15,10 +15,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from infofeat_jax import attacks
 from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
 from infofeat_jax.attacks.projected import projected_ascent
-from infofeat_jax.types import Attack, InvalidInput
+from infofeat_jax.threat import threat
+from infofeat_jax.types import Attack, Images, InvalidInput, Outputs
 
 LEVELS = 255.0
 MOST_STEPS = 100_000
@@ -104,6 +108,27 @@ def create(spec: AttackSpec, budget: Budget) -> Attack | None:
         return partial(attacks.pgd, **common | {"num_steps": 0} | options)
     defaults = common | {"step_size": budget.step_size, "num_steps": spec.steps}
     return partial(attacks.ATTACKS[spec.attack], **defaults | options)
+
+
+def check(spec: AttackSpec, budget: Budget) -> None:
+    """Raises InvalidInput for options that the attack refuses: it is traced for one small image, not computed."""
+    options, size = in_images_units(spec), (8, 8)
+    try:
+        if spec.attack in STAGES:
+            model = threat(budget.norm, options.pop("epsilon", budget.epsilon))
+            STAGES[spec.attack](model, 10, size, **options)
+        elif (attack := create(spec, budget)) is not None:
+            key, images, labels = jax.random.key(0), jnp.zeros((1, *size, 1)), jnp.zeros(1, jnp.int32)
+            jax.eval_shape(partial(attack, _some_outputs), key, images, labels)
+    except InvalidInput as error:
+        raise InvalidInput(f"attack {spec.name!r}: {error}") from None
+
+
+def _some_outputs(images: Images) -> Outputs:
+    """What any attack may read, for `check`."""
+    maps = jnp.broadcast_to(images[:, :2, :2], (len(images), 2, 2, 3))
+    cam = jnp.broadcast_to(images[:, :2, :2], (len(images), 2, 2, 10))
+    return Outputs(cam.mean((1, 2)), maps.mean((1, 2)), maps, cam)
 
 
 def in_images_units(spec: AttackSpec) -> dict[str, Any]:

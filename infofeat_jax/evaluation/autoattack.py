@@ -74,7 +74,8 @@ def create_plan(subject: Subject, spec: AttackSpec, image_size: tuple[int, int])
 
 def after_stages(subject: Subject) -> dict[str, Bool[np.ndarray, " n"]]:
     """{stage: which examples were still correct after it} of standard AutoAttack, if it was measured."""
-    state = load(where(subject, AttackSpec("autoattack")))
+    spec = AttackSpec("autoattack")
+    state = load(where(subject, spec)) or load(where(subject._replace(suffix=""), spec))  # best and latest may be one
     stages = enumerate(VERSIONS["standard"] if state else (), 1)
     return {name: (state.broken_by == ROBUST) | (state.broken_by > stage) for stage, name in stages}
 

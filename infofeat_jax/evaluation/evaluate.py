@@ -64,8 +64,7 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
     budget = attack_names.Budget("linf", 8 / 255, 2 / 255)
     for name in (*names, validation):
         spec = attack_names.parse(name)
-        if not spec.is_cascade:
-            attack_names.create(spec, budget)
+        attack_names.check(spec, budget)
     spec = attack_names.parse(validation)
     if spec.is_cascade or spec.source:
         raise InvalidInput(f"config.eval.validation_attack = {validation!r}: expected one such as pgd7")
@@ -128,14 +127,25 @@ def load(subject: Subject) -> Measured:
         arrays = files.read_arrays(path, subject.setting) or {}
         try:
             seconds, sources = (dict(json.loads(str(arrays.pop(name, "{}")))) for name in ("seconds", "sources"))
-        except ValueError:  # damaged
+        except (TypeError, ValueError):  # damaged
             continue
-        arrays = {name: value for name, value in arrays.items() if value.ndim == 1 and value.dtype.kind in "bf"}
+        arrays = {name: value for name, value in arrays.items() if is_usable(subject, name, value)}
         if arrays:
             current = source_digests(subject, arrays)
             values = {name: value for name, value in arrays.items() if sources.get(name) == current.get(name)}
             return Measured(values, seconds, {name: current[name] for name in values if name in current})
     return Measured({}, {}, {})
+
+
+def is_usable(subject: Subject, name: str, value: np.ndarray) -> bool:
+    """Whether an array holds values of a measurement that this version knows, and whose source is still there."""
+    if value.ndim != 1 or value.dtype.kind not in "bf":
+        return False
+    try:
+        source_digests(subject, [name])
+    except InvalidInput:
+        return False
+    return True
 
 
 def save(subject: Subject, measured: Measured) -> None:

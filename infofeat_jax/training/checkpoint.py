@@ -224,8 +224,8 @@ def damage(path: pathlib.Path) -> str:
     try:
         if path.parent.name == EPOCHS:
             json.loads((path / "metrics" / "metrics").read_text())[SCORE]  # orbax reads this file of every checkpoint
-        expected = json.loads((path / SEAL).read_text()) if (path / SEAL).exists() else {}
-    except (OSError, ValueError, KeyError) as error:
+        expected = dict(json.loads((path / SEAL).read_text()) if (path / SEAL).exists() else {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
     for name, checksum in expected.items():
         if not (path / name).is_file():
