@@ -113,6 +113,7 @@ def test_options_are_those_of_the_attack():
         "infofeature2(distance=nosuch)", "apgd-t(restarts=0)", "pgd2(epsilon=1e30)", "feature_scatter1(space=x)",
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("unchecked")  # as for a user, whom no annotation stops
 def test_options_that_the_attack_refuses_are_found_before_anything_runs(name):
     with pytest.raises(InvalidInput, match=r"attack '.*\)': "):
         check(parse(name), BUDGET)

@@ -117,7 +117,7 @@ def check(spec: AttackSpec, budget: Budget) -> None:
         if spec.attack in STAGES:
             model = threat(budget.norm, options.pop("epsilon", budget.epsilon))
             STAGES[spec.attack](model, 10, size, **options)
-        elif (attack := create(spec, budget)) is not None:
+        elif not spec.is_cascade and (attack := create(spec, budget)) is not None:
             key, images, labels = jax.random.key(0), jnp.zeros((1, *size, 1)), jnp.zeros(1, jnp.int32)
             jax.eval_shape(partial(attack, _some_outputs), key, images, labels)
     except InvalidInput as error:
