@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import config_checks, run
-from infofeat_jax.report import collect
+from infofeat_jax.report import collect, paper
 from infofeat_jax.runtime import files, processes
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, check_choice
 
 EXAMPLE = "method.weight=0.5"
 
@@ -35,6 +35,8 @@ def plan(config: ConfigDict) -> list[Planned]:
     config_checks.check_types(config, configs.default())
     if not config.study.seeds:
         raise InvalidInput("config.study.seeds is empty: expected seeds such as (0, 1, 2)")
+    if config.study.paper:
+        check_choice("config.study.paper", config.study.paper, paper.TABLES)
     planned = [Planned(*plan_run(config, text, seed)) for seed in config.study.seeds for text in config.study.rows]
     names = [one.name for one in planned]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -95,16 +96,20 @@ def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_th
 
 
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
-    target = make(directory / "target", attacks=("clean",), distances=("cw2",))
+    """Also of KL's, which by itself starts outside of the box."""
+    names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True)}
+    target = make(directory / "target", attacks=("clean",), distances=tuple(names))
     results = run.evaluate_run(target)
     budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 2}
-    expected = [
-        np.sqrt(np.sum((attacks.cw(*args, **budget) - attacks.pgd(*args, **budget)) ** 2, axis=(1, 2, 3)))
-        for args in ((forward(target), *batch) for batch in batches(target))
-    ]
-    np.testing.assert_allclose(outcomes(target.workdir)["distance/cw2"], np.concatenate(expected)[:COUNT], atol=1e-5)
-    assert results["distances"] == {"cw2": pytest.approx(np.concatenate(expected)[:COUNT].mean(), abs=1e-5)}
-    assert results["distances"]["cw2"] > 0
+    for name, attack in names.items():
+        differences = [
+            attack(*args, **budget) - attacks.pgd(*args, **budget)
+            for args in ((forward(target), *batch) for batch in batches(target))
+        ]
+        expected = np.sqrt(np.sum(np.square(np.concatenate(differences)), axis=(1, 2, 3)))[:COUNT]
+        np.testing.assert_allclose(outcomes(target.workdir)[f"distance/{name}"], expected, atol=1e-5)
+        assert results["distances"][name] == pytest.approx(expected.mean(), abs=1e-5)
+        assert results["distances"][name] > 0
 
 
 def test_what_was_measured_is_taken_over_in_the_same_setting_only(directory, monkeypatch):
@@ -241,6 +246,20 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
     for results in (second, second["latest"]):
         assert results["autoattack_stages"]["square"] == results["autoattack"]
     assert first["autoattack_stages"] == second["autoattack_stages"]
+
+
+def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
+    the_run = make(directory / "which", attacks=("clean",), cam_images=0, checkpoint="both")
+    best = experiments.restore(the_run, "best")
+    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        checkpoint.save(checkpoints.epochs, 8, latest, 0.1)
+    found = {}
+    monkeypatch.setattr(evaluate, "evaluate", lambda subject, *_: found.update({subject.suffix: subject}) or {})
+    results = run.evaluate_run(the_run)
+    assert (results["checkpoint"], results["latest"]["checkpoint"]) == ("best", "latest")
+    for suffix, state in (("", best), ("_latest", latest)):
+        jax.tree.map(np.testing.assert_array_equal, found[suffix].variables["params"], state.params)
 
 
 def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):

@@ -33,6 +33,13 @@ def test_rows_times_seeds():
     assert not strong.study.rows  # a run does not depend on the rows beside it
 
 
+def test_an_unknown_table_of_the_paper_is_found_before_any_run():
+    asked = config("madry")
+    asked.study.paper = "table9"
+    with pytest.raises(InvalidInput, match=r"unknown config.study.paper .table9.: choose one of .*table1"):
+        study.plan(asked)
+
+
 def test_defaults_of_the_row_not_of_the_base():
     """A single-step method takes a step of epsilon although the base configuration's method takes seven."""
     (planned,) = study.plan(config("feature_scatter"))

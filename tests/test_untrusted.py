@@ -174,6 +174,11 @@ def looping(directory):
         ("/".join(["a" * 200] * 30), None, "cannot be written (OSError: File name too long)"),
         ("run", lambda directory: (directory / "run").write_text(""), "cannot be written (NotADirectoryError"),
         ("run", lambda directory: (directory / "run/lock").mkdir(parents=True), "run/lock is a directory: remove it"),
+        (
+            "run",
+            lambda d: (d / "run/autoattack.npz").mkdir(parents=True),
+            "run/autoattack.npz is a directory: remove it",
+        ),
     ],
 )
 def test_a_directory_that_holds_no_run_is_refused(tmp_path, name, prepare, message):

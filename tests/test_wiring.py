@@ -255,23 +255,25 @@ def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
 
 
 @pytest.mark.parametrize(
-    ("name", "epsilon", "stages"),
+    ("name", "epsilon", "stages", "asked"),
     [
-        ("autoattack", 100, ["apgd-ce", "apgd-t", "fab-t", "square"]),
-        ("autoattack(version=plus)", 100, ["apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"]),
-        ("apgd-t(epsilon=50)", 50, ["apgd-t"]),
+        ("autoattack", 100, ["apgd-ce", "apgd-t", "fab-t", "square"], None),
+        ("autoattack(version=plus)", 100, ["apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"], None),
+        ("apgd-t(epsilon=50)", 50, ["apgd-t"], {}),
+        ("square(num_queries=7)", 100, ["square"], {"num_queries": 7}),
     ],
 )
-def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilon, stages):
+def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilon, stages, asked):
     threats, given = [], {}
     plan = autoattack.plan
 
     def spy_plan(threat, num_classes, size, **options):
         threats.append((threat.norm, threat.epsilon, num_classes, tuple(size)))
+        given["asked"] = options.get("options")
         return plan(threat, num_classes, size, **options)
 
     def spy_steps(the_plan, forward, key, images, labels, **options):
-        given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, **options)
+        given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, key=key, **options)
         state = autoattack.ResumeState(len(stages), 0, np.array([-1, 0, 1, -1, 2], np.int32), images, 3)
         yield Progress("square", 2, 5, 3, 1.0), state
 
@@ -283,7 +285,8 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     ((norm, found, num_classes, size),) = threats
     assert (norm, num_classes, size) == ("l2", 5, (8, 8))
     assert epsilon / 255 - 1e-6 < found <= epsilon / 255
-    assert given["stages"] == stages
+    assert (given["stages"], given["asked"]) == (stages, asked)
+    assert given["key"] == streams.key(7, "autoattack")
     np.testing.assert_array_equal(given["images"], to_unit(experiment.data.test.images[:5]))
     np.testing.assert_array_equal(given["labels"], experiment.data.test.labels[:5])
     assert given["batch_size"] == 16
