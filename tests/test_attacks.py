@@ -154,6 +154,13 @@ def test_weight_zero_is_pgd():
     np.testing.assert_allclose(without, pgd, atol=1e-6)
 
 
+def test_infofeatures_weight_is_that_of_the_paper_unless_given():
+    images, labels = small.batch()
+    run = partial(attacks.infofeature, small.forward(), KEY, images, labels, epsilon=BUDGET["linf"], num_steps=3)
+    np.testing.assert_array_equal(run(), run(weight=0.1))
+    assert np.any(run() != run(weight=0.0))
+
+
 def test_targeted_attacks_reach_the_target_more_often():
     images, labels = small.batch(16)
     forward = small.forward()

@@ -96,6 +96,16 @@ def loss_and_gradients(method, clean, perturbed, y):
 
 
 @cache
+@pytest.mark.parametrize("name", sorted({*methods.METHODS} - {"adversarial_interpolation", "bilateral"}))
+def test_label_smoothing_reaches_every_method_with_smoothed_targets(name):
+    """The two others' targets are of their own making; Feature Scattering smooths by 0.5 unless told."""
+    y = jnp.arange(5)
+    for given, strength in ((0.3, 0.3), (None, 0.5 if name == "feature_scatter" else 0.0)):
+        method = methods.create(name, Options(5, {}, label_smoothing=given))
+        naive = np.eye(5) * (1 - strength) + (1 - np.eye(5)) * strength / 4
+        np.testing.assert_allclose(method.targets(None, None, y), naive, atol=1e-6)
+
+
 def create(name, num_classes):
     return methods.create(name, Options(num_classes, {}))
 
