@@ -106,6 +106,21 @@ def test_label_smoothing_reaches_every_method_with_smoothed_targets(name):
         np.testing.assert_allclose(method.targets(None, None, y), naive, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "function", "default", "variant"),
+    [
+        ("alp", "logit_pairing", 0.1, "paper"), ("alp", "logit_pairing", 0.1, "code"),
+        ("feature_matching", "map_matching", 10.0, "code"), ("feature_matching", "cam_pairing", 10.0, "paper"),
+        ("trades", "trades", 6.0, None), ("mart", "mart", 5.0, None),
+    ],
+)  # fmt: skip
+def test_the_weight_reaches_the_loss_and_has_its_papers_default(monkeypatch, name, function, default, variant):
+    monkeypatch.setattr(losses, function, lambda weight, *_, **__: weight)
+    options = Options(5, {}, variant=variant)
+    assert methods.create(name, options).loss == default
+    assert methods.create(name, options._replace(weight=0.7)).loss == 0.7
+
+
 def create(name, num_classes):
     return methods.create(name, Options(num_classes, {}))
 

@@ -177,6 +177,15 @@ def test_optimizers_by_name(nesterov):
         optimizers.create_schedule("steps")
 
 
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_optimizers_leave_weights_without_a_gradient_alone_unless_told_to_decay(name):
+    weights = jnp.ones(3)
+    for options, change in (({}, 0.0), ({"weight_decay": 0.5}, -0.05)):
+        optimizer = optimizers.create_optimizer(name, lambda step: 0.1, **options)
+        update, _ = optimizer.update(jnp.zeros(3), optimizer.init(weights), weights)
+        np.testing.assert_allclose(update, change, atol=1e-7)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_adamw_is_adam_with_decoupled_decay(nesterov):
     """Three steps by hand; with `nesterov` as NAdam (Dozat, 2016) without its schedule of momenta."""
