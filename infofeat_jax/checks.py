@@ -65,14 +65,18 @@ def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> N
         raise InvalidInput(f"{directory} holds converted weights: {other}")
 
 
-def check_split(config: ConfigDict) -> None:
+def check_split(config: ConfigDict, source: str = "") -> None:
     """Raises InvalidInput if the run of config.init_from was trained on images that `config` validates on.
 
     Validation accuracy would be biased upwards. At equal split_seed a smaller validation set is part of a larger one.
+    `source`: the run that converted weights come from.
     """
-    old = weights.read_config(pathlib.Path(config.init_from)) if config.init_from else None
+    source = source or config.init_from
+    old = weights.read_config(pathlib.Path(source)) if source else None
+    if old is not None and weights.is_converted(old) and old["init_from"]:
+        return check_split(config, old["init_from"])
     if old is None or weights.is_converted(old) or old["data"]["name"] != config.data.name:
-        return
+        return None
     seed, size = old["data"]["split_seed"], old["data"]["validation_size"]
     start = f"config.init_from = {config.init_from!r} was trained on images that this run would validate on:"
     if config.data.split_seed != seed:

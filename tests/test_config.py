@@ -115,6 +115,18 @@ def test_images_that_the_first_run_trained_on_do_not_validate_the_second(tmp_pat
         checks.check_split(config)
 
 
+def test_nor_by_way_of_a_directory_that_the_run_was_converted_to(tmp_path):
+    stored = configs.resolve(changed(data={"split_seed": 2})).to_dict()
+    for name, values in (
+        ("run", stored),
+        ("converted", stored | {"num_epochs": 0, "init_from": str(tmp_path / "run")}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(values))
+    config = configs.resolve(changed(init_from=str(tmp_path / "converted")))
+    assert "give config.data.split_seed=2, as it had, not 0" in refused(checks.check_split, config)
+
+
 def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
     converted = configs.resolve(changed(data={"split_seed": 2})).to_dict() | {"num_epochs": 0}
     (tmp_path / "config.json").write_text(json.dumps(converted))
