@@ -51,6 +51,8 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
     for one in planned:
         check(one.config, directory / one.name, mode, coming=[other.name for other in planned])
+    for config_of_data in {configs.to_json(one.config.data): one.config for one in planned}.values():
+        experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
     if processes.is_writer():
         study.describe(config, planned, directory)
     for act in modes(mode):  # all are trained before any is evaluated: attacks may be crafted on any of them

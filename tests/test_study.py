@@ -40,6 +40,14 @@ def test_an_unknown_table_of_the_paper_is_found_before_any_run():
         study.plan(asked)
 
 
+def test_data_that_a_later_row_names_are_found_before_the_first_run(tmp_path):
+    asked = config("first: data.name=digits", "second: data.name=nosuch")
+    asked.data.validation_size = 200
+    with pytest.raises(InvalidInput, match="nosuch"):
+        cli.execute_study(asked, tmp_path / "study", "train")
+    assert not (tmp_path / "study").exists()
+
+
 def test_defaults_of_the_row_not_of_the_base():
     """A single-step method takes a step of epsilon although the base configuration's method takes seven."""
     (planned,) = study.plan(config("feature_scatter"))
