@@ -44,7 +44,7 @@ HAND_WRITTEN = [
     ("run", 'judge="clean" if experiment.method.attack is None else "robust"', 'judge="clean"'),
     ("run", 'fields = {"weights": digest(variables), **', "fields = {**"),
     ("run", '"best" if which == "both" else which', '"latest" if which == "both" else which'),
-    ("run", 'experiment, "latest", suffix', 'experiment, "best", suffix'),
+    ("run", 'experiment, "latest", with_cam_images', 'experiment, "best", with_cam_images'),
     ("run", "config.batch_size, config.num_epochs, config.seed,", "config.batch_size, config.num_epochs, 0,"),
     ("run", "config.max_loss, config.skip_batches", "1e4, config.skip_batches"),
     ("run", "seed=config.seed, batch_size=options.batch_size,", "batch_size=options.batch_size,"),

@@ -24,6 +24,8 @@ from infofeat_jax.training import checkpoint, loop, records
 from infofeat_jax.training.state import State
 from infofeat_jax.types import InvalidInput
 
+SUFFIXES = {"best": "", "latest": "_latest"}  # of a checkpoint's result files
+
 
 def train(experiment: Experiment) -> State:
     """Trains to completion, from the newest checkpoint if there is one. Raises InvalidInput, RunFailed, Stopped."""
@@ -42,7 +44,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
         which, workdir = experiment.config.eval.checkpoint, experiment.workdir
         results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
         if which == "both":
-            results["latest"] = evaluate_checkpoint(experiment, "latest", suffix="_latest")
+            results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
         results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
         results["finished"] = is_trained(experiment)
         if experiment.config.eval.torch_checkpoint:
@@ -107,10 +109,12 @@ def is_trained(experiment: Experiment) -> bool:
 # Evaluation.
 
 
-def evaluate_checkpoint(experiment: Experiment, which: str, suffix: str = "") -> dict[str, Any]:
-    """The results of the "best" or "latest" checkpoint; the names of its result files end in `suffix`."""
+def evaluate_checkpoint(experiment: Experiment, which: str, *, with_cam_images: bool = True) -> dict[str, Any]:
+    """The results of the "best" or "latest" checkpoint; each has result files of its own."""
     state, options = experiments.restore(experiment, which), experiment.config.eval
-    subject = create_subject(experiment, state.evaluated, suffix)
+    subject = create_subject(experiment, state.evaluated, SUFFIXES[which])
+    if not with_cam_images:
+        subject = subject._replace(cam_images=0)
     results = evaluate.evaluate(subject, options.attacks, options.distances)
     return results | {"checkpoint": which, "checkpoint_step": int(state.step)}
 
@@ -125,7 +129,7 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
         describe_setting(experiment, variables, len(split.labels)),
         source=cache(partial(load_source, experiment)),
         seed=config.seed, batch_size=options.batch_size, autoattack_examples=options.autoattack_examples,
-        probe_examples=options.probe_examples, cam_images=0 if suffix else options.cam_images, suffix=suffix,
+        probe_examples=options.probe_examples, cam_images=options.cam_images, suffix=suffix,
     )  # fmt: skip
 
 

@@ -249,7 +249,7 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
 
 
 def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
-    the_run = make(directory / "which", attacks=("clean",), cam_images=0, checkpoint="both")
+    the_run = make(directory / "which", attacks=("clean",), cam_images=2, checkpoint="both")
     best = experiments.restore(the_run, "best")
     latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
@@ -258,8 +258,27 @@ def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     monkeypatch.setattr(evaluate, "evaluate", lambda subject, *_: found.update({subject.suffix: subject}) or {})
     results = run.evaluate_run(the_run)
     assert (results["checkpoint"], results["latest"]["checkpoint"]) == ("best", "latest")
+    assert (found[""].cam_images, found["_latest"].cam_images) == (2, 0)  # one file, of the first
     for suffix, state in (("", best), ("_latest", latest)):
         jax.tree.map(np.testing.assert_array_equal, found[suffix].variables["params"], state.params)
+
+
+def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(directory, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        evaluate, "measure_one", lambda subject, *_: measured.append(subject.suffix) or np.ones(COUNT, bool)
+    )
+    runs = {
+        which: make(directory / "turns", attacks=("clean",), cam_images=0, checkpoint=which)
+        for which in ("both", "latest", "best")
+    }
+    state = experiments.restore(runs["both"], "best")
+    with checkpoint.opened(runs["both"].workdir) as checkpoints:
+        moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
+        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+    for which in ("both", "latest", "best", "both"):
+        run.evaluate_run(runs[which])
+    assert measured == ["", "_latest"]
 
 
 def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):

@@ -16,7 +16,7 @@ STEPS = 20
 
 def keep(subject: Subject) -> int:
     """Writes cam_images.npz unless it already holds this setting's images; returns how many there are."""
-    path = subject.file("cam_images")
+    path = subject.workdir / "cam_images.npz"  # one file for the report, whichever checkpoint
     if subject.cam_images and processes.is_writer() and files.read_arrays(path, subject.setting) is None:
         files.write_arrays_atomically(path, create(subject) | {"setting": subject.setting})
     return min(subject.cam_images, len(subject.split.labels))
