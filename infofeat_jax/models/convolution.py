@@ -1,87 +1,130 @@
-"""The convolution of all models, with implementations that avoid slow paths of XLA's CPU compiler."""
+"""The convolution of all models: XLA's, except on a CPU, where faster forms of it are chosen when a program is lowered.
+
+A convolution, its gradient to the input and its gradient to the kernel are three bilinear maps, and each one's
+derivatives are the other two. So each is a primitive with two lowerings, one for CPUs and one for everything else, and
+derivatives of any order, forward and reverse, stay among the three.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+from infofeat_jax.models import onednn
 
 Features = Float[Array, "b _ _ _"]
 Kernel = Float[Array, "s s i o"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-_FEW_PIXELS = 4  # of an output computed pixel by pixel
-_FEW_INPUTS = 36  # values that an output pixel depends on: 3x3 of up to 4 channels
-_MANY_CHANNELS = 32  # for which products in bfloat16 are faster than XLA:CPU's convolution
-_NARROW = 4  # columns of an input for which a product over all nine taps is
+_FEW_PIXELS = 4  # of an output computed as products
+_FEW_TAPS = 64  # of a kernel as large as the output, for which oneDNN is faster than XLA
 
 
 def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
     """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's (Flax's "SAME" differs at stride 2).
 
-    On a CPU it is computed as matrix products where XLA's convolution is slower: 1x1 kernels, few input channels (a
-    network's first layer), outputs of at most 2x2 pixels (30 times as fast), many channels in bfloat16, which XLA
-    convolves in float32. Other cases use XLA's convolution with a custom input gradient.
+    On a CPU it is oneDNN's where that is available and worthwhile (`models.onednn`), else XLA's; kernels of 1x1 and
+    outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
     """
-    if jax.default_backend() != "cpu":
-        return plain_convolve(x, kernel, stride)
-    if kernel.shape[0] == 1:
-        return _product(x[:, ::stride, ::stride], kernel[0, 0])
-    if math.prod((length - 1) // stride + 1 for length in x.shape[1:3]) <= _FEW_PIXELS:
-        return _pixelwise_convolve(x, kernel, stride)
-    if math.prod(kernel.shape[:3]) <= _FEW_INPUTS:
-        wide = x.astype(jnp.float32), kernel.astype(jnp.float32)  # bfloat16 is slow to stack
-        return _patchwise_convolve(*wide, stride).astype(x.dtype)
-    return _loop_safe_convolve(x, kernel, stride)
+    return _convolve.bind(x, kernel, stride=stride, shape=x.shape, size=kernel.shape[0])
 
 
 def plain_convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
     """XLA's convolution, differentiated by JAX."""
-    pad = (kernel.shape[0] - 1) // 2
-    return _slide(x, kernel, [(pad, pad)] * 2, stride=stride)
+    return _slide(x, kernel, stride, _pads(kernel.shape[0]))
 
 
-def _slide(
-    x: Features, kernel: Float[Array, "_ _ i o"], padding: list[tuple[int, int]], *, stride: int = 1, dilation: int = 1
-) -> Features:
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride,) * 2, padding, lhs_dilation=(dilation,) * 2, dimension_numbers=_LAYOUT
-    )
+def _slide(x: Features, kernel: Float[Array, "_ _ i o"], stride: int, padding) -> Features:
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _loop_safe_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    if stride > 1 or x.dtype != jnp.bfloat16 or kernel.shape[0] != 3 or kernel.shape[2] < _MANY_CHANNELS:
-        return plain_convolve(x, kernel, stride)
-    return _patchwise_convolve(x, kernel, 1) if x.shape[2] <= _NARROW else _rowwise_convolve(x, kernel)
+def _pads(size: int):
+    return (((size - 1) // 2,) * 2,) * 2
 
 
-def _forward(x: Features, kernel: Kernel, stride: int):
-    return _loop_safe_convolve(x, kernel, stride), (x, kernel)
+# On any platform: what JAX makes of it.
 
 
-def _backward(stride: int, residuals, gradient: Features):
-    x, kernel = residuals
-    halves = stride == 2 and kernel.shape[0] == 3 and x.shape[1] % 2 == x.shape[2] % 2 == 0
-    to_input = _input_gradient_of_halving if halves else partial(_input_gradient, stride=stride, shape=x.shape)
-    return to_input(gradient, kernel), _kernel_gradient(x, gradient, size=kernel.shape[0], stride=stride)
+def _plain(x: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
+    return plain_convolve(x, kernel, stride)
 
 
-_loop_safe_convolve.defvjp(_forward, _backward)
+def _plain_to_input(gradient: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
+    x = jax.ShapeDtypeStruct(shape, gradient.dtype)
+    return jax.linear_transpose(lambda x: plain_convolve(x, kernel, stride), x)(gradient)[0]
 
 
-def _kernel_gradient(x: Features, gradient: Features, *, size: int, stride: int) -> Kernel:
-    """The convolution of x with the gradient, batch and channels exchanged."""
+def _plain_to_kernel(x: Features, gradient: Features, *, stride: int, shape, size: int) -> Kernel:
+    kernel = jax.ShapeDtypeStruct((size, size, shape[-1], gradient.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: plain_convolve(x, kernel, stride), kernel)(gradient)[0]
+
+
+# On a CPU. `slide(x, kernel, stride, padding)` is oneDNN's or XLA's convolution.
+
+
+def _forward(slide: Callable, x: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
+    return slide(x, kernel, stride, _pads(size))
+
+
+def _to_input(slide: Callable, gradient: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
+    """Convolutions of the gradient with the kernel reversed and its channels exchanged, one for each phase.
+
+    At stride 2, pixels of even and odd rows and columns meet different taps: four small convolutions, instead of one of
+    a gradient filled up with zeros. Inside a loop XLA:CPU would fold the exchange into the convolution and miss its
+    fast path, hence the barrier.
+    """
+    exchanged = jax.lax.optimization_barrier(kernel.swapaxes(2, 3))
+    phase = partial(_phase, slide, gradient, exchanged, stride, shape)
+    if stride == 1:
+        return phase((0, 0))
+    rows = [jnp.stack([phase((row, column)) for column in range(stride)], 3) for row in range(stride)]
+    b, h, w, *_ = rows[0].shape
+    return jnp.stack(rows, 2).reshape(b, stride * h, stride * w, -1)[:, : shape[1], : shape[2]]
+
+
+def _phase(slide: Callable, gradient, exchanged, stride: int, shape, offsets: tuple[int, int]) -> Features:
+    """The gradient to pixels offset, offset + stride, ... in both directions, as many as at offset 0."""
+    size, taps, padding = exchanged.shape[0], [], []
+    for length, outputs, offset in zip(shape[1:3], gradient.shape[1:3], offsets, strict=True):
+        behind, first = divmod(offset + (size - 1) // 2, stride)  # output pixels before; the first tap of the phase
+        met = range(first, size, stride)
+        taps.append(slice(first, None, stride))
+        padding.append((len(met) - 1 - behind, -(-length // stride) + behind - outputs))
+    kernel = exchanged[tuple(taps)][::-1, ::-1]
+    if 0 in kernel.shape[:2]:  # 1x1 at stride 2
+        return jnp.zeros(onednn.output_shape(gradient.shape, (1, 1, *kernel.shape[2:]), 1, _pads(1)), gradient.dtype)
+    return slide(gradient, kernel, 1, tuple(padding))
+
+
+def _to_kernel(slide: Callable, x: Features, gradient: Features, *, stride: int, shape, size: int) -> Kernel:
+    """The convolution of x with the gradient, batch and channels exchanged; a product for each tap of tiny outputs."""
     pad = (size - 1) // 2
+    if size == 1 or (slide is _xla_slide and math.prod(gradient.shape[1:3]) <= _FEW_PIXELS):
+        return _tap_products(x, gradient, stride, size)
     lengths = zip(x.shape[1:3], gradient.shape[1:3], strict=True)
-    padding = [(pad, size - 1 - pad - length + (steps - 1) * stride + 1) for length, steps in lengths]
+    padding = tuple((pad, size - 1 - pad - length + (steps - 1) * stride + 1) for length, steps in lengths)
     x, gradient = _exchange(x, (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
-    return jax.lax.conv_general_dilated(
-        x, gradient, (1, 1), padding, rhs_dilation=(stride,) * 2, dimension_numbers=_LAYOUT
-    ).transpose(1, 2, 0, 3)
+    if stride == 1 and gradient.shape[0] * gradient.shape[1] <= _FEW_TAPS:
+        return slide(x, gradient, 1, padding).transpose(1, 2, 0, 3)
+    dilated = partial(jax.lax.conv_general_dilated, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT)
+    return dilated(x, gradient, (1, 1), padding).transpose(1, 2, 0, 3)
+
+
+def _tap_products(x: Features, gradient: Features, stride: int, size: int) -> Kernel:
+    pad = (size - 1) // 2
+    padded = jnp.pad(x, ((0, 0), (pad, size), (pad, size), (0, 0)))
+    high, wide = gradient.shape[1:3]
+    seen = lambda row, column: padded[:, row:, column:][:, : high * stride : stride, : wide * stride : stride]  # noqa: E731
+    product = partial(jnp.einsum, "bhwi,bhwo->io", preferred_element_type=jnp.float32)
+    taps = [jnp.stack([product(seen(row, column), gradient) for column in range(size)]) for row in range(size)]
+    return jnp.stack(taps).astype(x.dtype)
 
 
 def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
@@ -90,82 +133,99 @@ def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
         return jax.jit(lambda x: x.transpose(axes))(x)
 
 
-def _input_gradient(gradient: Features, kernel: Kernel, *, stride: int, shape: tuple[int, ...]) -> Features:
-    """The convolution of the gradient with the transposed kernel, the transpose behind a barrier.
-
-    Inside a loop XLA:CPU folds JAX's own transpose into the convolution's dimension labels and misses its fast path.
-    """
-    size = kernel.shape[0]
-    if stride == 1:
-        return _loop_safe_convolve(gradient, _transpose(kernel[::-1, ::-1]), 1)
-    pad = (size - 1) // 2
-    padding = [(size - 1 - pad, size - 1 - pad + (n + 2 * pad - size) % stride) for n in shape[1:3]]
-    return _slide(gradient, _transpose(kernel[::-1, ::-1]), padding, dilation=stride)
-
-
-def _input_gradient_of_halving(gradient: Features, kernel: Kernel) -> Features:
-    """For a 3x3 kernel at stride 2: even and odd rows and columns separately, instead of a dilated convolution.
-
-    In each direction an even pixel only meets the kernel's middle tap, an odd one its last and its first.
-    """
-    transposed = _transpose(kernel)
-    taps = slice(1, 2), slice(None, None, -2)
+def _xla_slide(x: Features, kernel: Float[Array, "_ _ i o"], stride: int, padding) -> Features:
+    """XLA's convolution, or matrix products: for 1x1 kernels and for outputs of few pixels, one for each."""
+    shape = onednn.output_shape(x.shape, kernel.shape, stride, padding)
+    product = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
+        return product(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
+    if math.prod(shape[1:3]) > _FEW_PIXELS:
+        return _slide(x, kernel, stride, padding)
+    rows, columns = (list(_meet(x.shape[a], kernel.shape[a - 1], stride, padding[a - 1])) for a in (1, 2))
     pixels = [
-        [_slide(gradient, transposed[taps[row], taps[column]], [(0, row), (0, column)]) for column in (0, 1)]
-        for row in (0, 1)
+        product(x[:, r, c].reshape(x.shape[0], -1), kernel[p, q].reshape(-1, kernel.shape[-1]))
+        for r, p in rows
+        for c, q in columns
     ]
-    b, h, w, _ = gradient.shape
-    return jnp.stack([jnp.stack(row, 3) for row in pixels], 2).reshape(b, 2 * h, 2 * w, -1)
+    return jnp.stack(pixels, 1).reshape(shape).astype(x.dtype)
 
 
-def _transpose(kernel: Kernel) -> Float[Array, "s s o i"]:
-    return jax.lax.optimization_barrier(kernel.swapaxes(2, 3))
-
-
-def _patchwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    size = kernel.shape[0]
-    pad = (size - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    high, wide = (n + 2 * pad - size + 1 for n in x.shape[1:3])
-    patches = [
-        padded[:, row : row + high : stride, column : column + wide : stride]
-        for row in range(size)
-        for column in range(size)
-    ]
-    return _product(jnp.stack(patches, 3).reshape(*patches[0].shape[:3], -1), kernel.reshape(-1, kernel.shape[-1]))
-
-
-def _rowwise_convolve(x: Features, kernel: Kernel) -> Features:
-    """A 3x3 kernel as one product of its nine taps with stacks of three rows; its columns are added up afterwards."""
-    b, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # A concatenation of bfloat16 by channels would take XLA:CPU ten times as long as the stack.
-    rows = jnp.stack([padded[:, row : row + h] for row in range(3)], 3).reshape(b * h, w + 2, -1)
-    taps = kernel.transpose(0, 2, 1, 3).reshape(rows.shape[-1], -1)
-    columns = jnp.split(jnp.matmul(rows, taps, preferred_element_type=jnp.float32), 3, axis=-1)
-    total = columns[0][:, :w] + columns[1][:, 1 : 1 + w] + columns[2][:, 2 : 2 + w]
-    return total.reshape(b, h, w, -1).astype(x.dtype)
-
-
-def _pixelwise_convolve(x: Features, kernel: Kernel, stride: int) -> Features:
-    def pixel(rows, row_taps, columns, column_taps):
-        seen, taps = x[:, rows, columns], kernel[row_taps, column_taps]
-        return _product(seen.reshape(x.shape[0], -1), taps.reshape(-1, kernel.shape[-1]))
-
-    size = kernel.shape[0]
-    across = list(_meet(x.shape[2], size, stride))
-    lines = [jnp.stack([pixel(*row, *column) for column in across], 1) for row in _meet(x.shape[1], size, stride)]
-    return jnp.stack(lines, 1)
-
-
-def _product(x: Float[Array, "... i"], taps: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """x @ taps; for bfloat16, accumulation in float32 is twice as fast on XLA:CPU, and more accurate."""
-    return jnp.matmul(x, taps, preferred_element_type=jnp.float32).astype(x.dtype)
-
-
-def _meet(length: int, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
+def _meet(length: int, size: int, stride: int, padding: tuple[int, int]) -> Iterator[tuple[slice, slice]]:
     """For each output position along an axis: the input positions that the kernel meets, and its taps there."""
-    pad = (size - 1) // 2
-    for first in range(-pad, length + pad - size + 1, stride):
+    for first in range(-padding[0], length + padding[1] - size + 1, stride):
         low, high = max(first, 0), min(first + size, length)
         yield slice(low, high), slice(low - first, high - first)
+
+
+# The primitives.
+
+
+def _lower_for_cpu(forms: Callable) -> Callable:
+    """The rule that chooses oneDNN where it can be used: not for several devices outside of a `shard_map` (XLA's
+    partitioner does not know it), nor for exports, nor where it does not pay."""
+
+    def lower(context: mlir.LoweringRuleContext, *operands, stride: int, shape, size: int):
+        how = {"stride": stride, "shape": shape, "size": size}
+        chosen = onednn.convolve if _suits_onednn(context, **how) else _xla_slide
+        return mlir.lower_fun(partial(forms, chosen, **how), multiple_results=False)(context, *operands)
+
+    return lower
+
+
+def _suits_onednn(context: mlir.LoweringRuleContext, *, stride: int, shape, size: int) -> bool:
+    module, avals = context.module_context, (*context.avals_in, *context.avals_out)
+    axes = module.axis_context
+    manual = getattr(axes, "manual_axes", None)
+    alone = getattr(axes, "num_devices", None) == 1 or bool(manual and manual == frozenset(axes.mesh.axis_names))
+    same = len({aval.dtype for aval in avals}) == 1 and avals[0].dtype.name in onednn.DTYPES
+    channels = {aval.shape[-1] for aval in avals if aval.shape != shape}
+    outputs = onednn.output_shape(shape, (size, size, shape[-1], max(channels)), stride, _pads(size))
+    worthwhile = onednn.worthwhile(outputs, (size, size, shape[-1]))
+    return alone and same and worthwhile and onednn.available() and not module.lowering_parameters.for_export
+
+
+def _bilinear(name: str, plain: Callable, forms: Callable) -> Primitive:
+    """A primitive that is `plain`, lowered for CPUs as `forms`."""
+    primitive = Primitive(f"infofeat_jax_{name}")
+    primitive.def_impl(lambda *operands, **how: jax.jit(partial(primitive.bind, **how))(*operands))
+    primitive.def_abstract_eval(lambda *operands, **how: _abstract(partial(plain, **how), *operands))
+    mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
+    mlir.register_lowering(primitive, _lower_for_cpu(forms), platform="cpu")
+    batching.primitive_batchers[primitive] = partial(_batch, primitive, plain)
+    return primitive
+
+
+def _abstract(function: Callable, *operands) -> jax.core.ShapedArray:
+    found = jax.eval_shape(function, *operands)
+    return jax.core.ShapedArray(found.shape, found.dtype)
+
+
+def _batch(primitive: Primitive, plain: Callable, operands, axes, **how: Any):
+    """Under `vmap` of the images or the gradients alone, one larger batch; else what JAX makes of it."""
+    (x, kernel), (axis, other) = operands, axes
+    if other is not None or primitive is _convolve_to_kernel:
+        return jax.vmap(partial(plain, **how), axes)(x, kernel), 0
+    x = jnp.moveaxis(x, axis, 0)
+    how |= {"shape": (x.shape[0] * x.shape[1], *how["shape"][1:])}
+    y = primitive.bind(x.reshape(-1, *x.shape[2:]), kernel, **how)
+    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
+
+
+_convolve = _bilinear("convolve", _plain, _forward)
+_convolve_to_input = _bilinear("convolve_to_input", _plain_to_input, _to_input)
+_convolve_to_kernel = _bilinear("convolve_to_kernel", _plain_to_kernel, _to_kernel)
+ad.defbilinear(
+    _convolve,
+    lambda gradient, x, kernel, **how: _convolve_to_input.bind(gradient, kernel, **how),
+    lambda gradient, x, kernel, **how: _convolve_to_kernel.bind(x, gradient, **how),
+)
+ad.defbilinear(
+    _convolve_to_input,
+    lambda x, gradient, kernel, **how: _convolve.bind(x, kernel, **how),
+    lambda x, gradient, kernel, **how: _convolve_to_kernel.bind(x, gradient, **how),
+)
+ad.defbilinear(
+    _convolve_to_kernel,
+    lambda kernel, x, gradient, **how: _convolve_to_input.bind(gradient, kernel, **how),
+    lambda kernel, x, gradient, **how: _convolve.bind(x, kernel, **how),
+)
