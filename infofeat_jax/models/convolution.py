@@ -24,7 +24,6 @@ Kernel = Float[Array, "s s i o"]
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 _FEW_PIXELS = 4  # of an output computed as products
-_FEW_TAPS = 64  # of a kernel as large as the output, for which oneDNN is faster than XLA
 
 
 def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
@@ -38,11 +37,14 @@ def convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
 
 def plain_convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
     """XLA's convolution, differentiated by JAX."""
-    return _slide(x, kernel, stride, _pads(kernel.shape[0]))
+    return _slide(x, kernel, _pads(kernel.shape[0]), stride)
 
 
-def _slide(x: Features, kernel: Float[Array, "_ _ i o"], stride: int, padding) -> Features:
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT)
+def _slide(x: Features, kernel: Float[Array, "_ _ i o"], padding, stride: int = 1, dilation: int = 1) -> Features:
+    apart = (dilation, dilation)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, rhs_dilation=apart, dimension_numbers=_LAYOUT
+    )
 
 
 def _pads(size: int):
@@ -66,22 +68,20 @@ def _plain_to_kernel(x: Features, gradient: Features, *, stride: int, shape, siz
     return jax.linear_transpose(lambda kernel: plain_convolve(x, kernel, stride), kernel)(gradient)[0]
 
 
-# On a CPU. `slide(x, kernel, stride, padding)` is oneDNN's or XLA's convolution.
+# On a CPU. `slide` is oneDNN's convolution (`onednn.convolve`) or XLA's (`_xla_slide`, with the same arguments).
 
 
 def _forward(slide: Callable, x: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
-    return slide(x, kernel, stride, _pads(size))
+    return slide(x, kernel, _pads(size), stride)
 
 
 def _to_input(slide: Callable, gradient: Features, kernel: Kernel, *, stride: int, shape, size: int) -> Features:
     """Convolutions of the gradient with the kernel reversed and its channels exchanged, one for each phase.
 
     At stride 2, pixels of even and odd rows and columns meet different taps: four small convolutions, instead of one of
-    a gradient filled up with zeros. Inside a loop XLA:CPU would fold the exchange into the convolution and miss its
-    fast path, hence the barrier.
+    a gradient filled up with zeros.
     """
-    exchanged = jax.lax.optimization_barrier(kernel.swapaxes(2, 3))
-    phase = partial(_phase, slide, gradient, exchanged, stride, shape)
+    phase = partial(_phase, slide, gradient, kernel, stride, shape)
     if stride == 1:
         return phase((0, 0))
     rows = [jnp.stack([phase((row, column)) for column in range(stride)], 3) for row in range(stride)]
@@ -89,32 +89,29 @@ def _to_input(slide: Callable, gradient: Features, kernel: Kernel, *, stride: in
     return jnp.stack(rows, 2).reshape(b, stride * h, stride * w, -1)[:, : shape[1], : shape[2]]
 
 
-def _phase(slide: Callable, gradient, exchanged, stride: int, shape, offsets: tuple[int, int]) -> Features:
+def _phase(slide: Callable, gradient, kernel, stride: int, shape, offsets: tuple[int, int]) -> Features:
     """The gradient to pixels offset, offset + stride, ... in both directions, as many as at offset 0."""
-    size, taps, padding = exchanged.shape[0], [], []
+    size, taps, padding = kernel.shape[0], [], []
     for length, outputs, offset in zip(shape[1:3], gradient.shape[1:3], offsets, strict=True):
         behind, first = divmod(offset + (size - 1) // 2, stride)  # output pixels before; the first tap of the phase
         met = range(first, size, stride)
         taps.append(slice(first, None, stride))
         padding.append((len(met) - 1 - behind, -(-length // stride) + behind - outputs))
-    kernel = exchanged[tuple(taps)][::-1, ::-1]
+    kernel = kernel[tuple(taps)][::-1, ::-1]
     if 0 in kernel.shape[:2]:  # 1x1 at stride 2
-        return jnp.zeros(onednn.output_shape(gradient.shape, (1, 1, *kernel.shape[2:]), 1, _pads(1)), gradient.dtype)
-    return slide(gradient, kernel, 1, tuple(padding))
+        return jnp.zeros((*gradient.shape[:3], shape[-1]), gradient.dtype)
+    return slide(gradient, kernel, tuple(padding), transposed=True)
 
 
 def _to_kernel(slide: Callable, x: Features, gradient: Features, *, stride: int, shape, size: int) -> Kernel:
     """The convolution of x with the gradient, batch and channels exchanged; a product for each tap of tiny outputs."""
-    pad = (size - 1) // 2
     if size == 1 or (slide is _xla_slide and math.prod(gradient.shape[1:3]) <= _FEW_PIXELS):
         return _tap_products(x, gradient, stride, size)
-    lengths = zip(x.shape[1:3], gradient.shape[1:3], strict=True)
-    padding = tuple((pad, size - 1 - pad - length + (steps - 1) * stride + 1) for length, steps in lengths)
-    x, gradient = _exchange(x, (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
-    if stride == 1 and gradient.shape[0] * gradient.shape[1] <= _FEW_TAPS:
-        return slide(x, gradient, 1, padding).transpose(1, 2, 0, 3)
-    dilated = partial(jax.lax.conv_general_dilated, rhs_dilation=(stride, stride), dimension_numbers=_LAYOUT)
-    return dilated(x, gradient, (1, 1), padding).transpose(1, 2, 0, 3)
+    low = (size - 1) // 2
+    high, wide = ((steps - 1) * stride + size - low for steps in gradient.shape[1:3])  # rows and columns that are met
+    padding = tuple((low, max(met - length, 0)) for met, length in zip((high, wide), x.shape[1:3], strict=True))
+    x, gradient = _exchange(x[:, :high, :wide], (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
+    return slide(x, gradient, padding, dilation=stride).transpose(1, 2, 0, 3)
 
 
 def _tap_products(x: Features, gradient: Features, stride: int, size: int) -> Kernel:
@@ -133,14 +130,19 @@ def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
         return jax.jit(lambda x: x.transpose(axes))(x)
 
 
-def _xla_slide(x: Features, kernel: Float[Array, "_ _ i o"], stride: int, padding) -> Features:
-    """XLA's convolution, or matrix products: for 1x1 kernels and for outputs of few pixels, one for each."""
-    shape = onednn.output_shape(x.shape, kernel.shape, stride, padding)
+def _xla_slide(x: Features, kernel, padding, stride: int = 1, dilation: int = 1, transposed: bool = False) -> Features:
+    """XLA's convolution, or matrix products: for 1x1 kernels and for outputs of few pixels, one for each.
+
+    Inside a loop XLA:CPU would fold the exchange of channels into the convolution and miss its fast path, hence the
+    barrier.
+    """
+    kernel = jax.lax.optimization_barrier(kernel.swapaxes(2, 3)) if transposed else kernel
+    shape = onednn.output_shape(x.shape, kernel.shape, padding, stride, dilation)
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return product(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
-    if math.prod(shape[1:3]) > _FEW_PIXELS:
-        return _slide(x, kernel, stride, padding)
+    if math.prod(shape[1:3]) > _FEW_PIXELS or dilation != 1:
+        return _slide(x, kernel, padding, stride, dilation)
     rows, columns = (list(_meet(x.shape[a], kernel.shape[a - 1], stride, padding[a - 1])) for a in (1, 2))
     pixels = [
         product(x[:, r, c].reshape(x.shape[0], -1), kernel[p, q].reshape(-1, kernel.shape[-1]))
@@ -179,7 +181,7 @@ def _suits_onednn(context: mlir.LoweringRuleContext, *, stride: int, shape, size
     alone = getattr(axes, "num_devices", None) == 1 or bool(manual and manual == frozenset(axes.mesh.axis_names))
     same = len({aval.dtype for aval in avals}) == 1 and avals[0].dtype.name in onednn.DTYPES
     channels = {aval.shape[-1] for aval in avals if aval.shape != shape}
-    outputs = onednn.output_shape(shape, (size, size, shape[-1], max(channels)), stride, _pads(size))
+    outputs = onednn.output_shape(shape, (size, size, shape[-1], max(channels)), _pads(size), stride)
     worthwhile = onednn.worthwhile(outputs, (size, size, shape[-1]))
     return alone and same and worthwhile and onednn.available() and not module.lowering_parameters.for_export
 

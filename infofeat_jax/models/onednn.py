@@ -36,29 +36,50 @@ def worthwhile(outputs: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
 
 
 def convolve(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "p q i o"], stride: int, padding: Padding
+    x: Float[Array, "b h w i"],
+    kernel: Float[Array, "p q i o"] | Float[Array, "p q o i"],
+    padding: Padding,
+    stride: int = 1,
+    dilation: int = 1,
+    transposed: bool = False,
 ) -> Float[Array, "b _ _ o"]:
-    """The convolution of non-empty arrays of one type of `DTYPES`, summed in float32; it has no derivatives."""
-    output = jax.ShapeDtypeStruct(output_shape(x.shape, kernel.shape, stride, padding), x.dtype)
-    config = encoding(kernel.shape[:2], stride, padding)
+    """The convolution of non-empty arrays of one type of `DTYPES`, summed in float32; it has no derivatives.
+
+    `dilation` is the distance between the kernel's taps; a `transposed` kernel has the outputs before the inputs.
+    """
+    shape = output_shape(x.shape, kernel.shape, padding, stride, dilation, transposed)
+    output = jax.ShapeDtypeStruct(shape, x.dtype)
+    config = encoding(kernel.shape[:2], padding, stride, dilation, transposed)
     call = jax.ffi.ffi_call(
         "__onednn$convolution", output, custom_call_api_version=2, legacy_backend_config=config, vmap_method=None
     )
     return call(x, kernel)
 
 
-def output_shape(x: tuple[int, ...], kernel: tuple[int, ...], stride: int, padding: Padding) -> tuple[int, ...]:
+def output_shape(
+    x: tuple[int, ...],
+    kernel: tuple[int, ...],
+    padding: Padding,
+    stride: int = 1,
+    dilation: int = 1,
+    transposed: bool = False,
+) -> tuple[int, ...]:
     """[b, h, w, o] of images [b, h, w, i] convolved with a kernel [p, q, i, o]."""
     spans = zip(x[1:3], kernel[:2], padding, strict=True)
-    return (x[0], *((length + sum(pad) - size) // stride + 1 for length, size, pad in spans), kernel[3])
+    sides = ((length + sum(pad) - (size - 1) * dilation - 1) // stride + 1 for length, size, pad in spans)
+    return (x[0], *sides, kernel[2 if transposed else 3])
 
 
-def encoding(size: tuple[int, ...], stride: int, padding: Padding) -> str:
-    """The call's configuration for images NHWC and a kernel HWIO of `size` rows and columns."""
+def encoding(
+    size: tuple[int, ...], padding: Padding, stride: int = 1, dilation: int = 1, transposed: bool = False
+) -> str:
+    """The call's configuration for images NHWC and a kernel HWIO (transposed: HWOI) of `size` rows and columns."""
     image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
-    taps = {"input_feature_dim": "2", "output_feature_dim": "3", "spatial_dims": ["0", "1"]}
+    inputs, outputs = ("3", "2") if transposed else ("2", "3")
+    taps = {"input_feature_dim": inputs, "output_feature_dim": outputs, "spatial_dims": ["0", "1"]}
     low, high = zip(*padding, strict=True)
-    window = {"size": size, "pad_left": low, "pad_right": high, "strides": (stride, stride), "window_dilations": (1, 1)}
+    window = {"size": size, "pad_left": low, "pad_right": high}
+    window |= {"strides": (stride, stride), "window_dilations": (dilation, dilation)}
     config = {
         "dims": "4",
         "input": image,
