@@ -115,11 +115,10 @@ def _to_kernel(slide: Callable, x: Features, gradient: Features, *, stride: int,
 
 
 def _tap_products(x: Features, gradient: Features, stride: int, size: int) -> Kernel:
-    pad = (size - 1) // 2
-    padded = jnp.pad(x, ((0, 0), (pad, size), (pad, size), (0, 0)))
-    high, wide = gradient.shape[1:3]
-    seen = lambda row, column: padded[:, row:, column:][:, : high * stride : stride, : wide * stride : stride]  # noqa: E731
-    product = partial(jnp.einsum, "bhwi,bhwo->io", preferred_element_type=jnp.float32)
+    low, (high, wide) = (size - 1) // 2, gradient.shape[1:3]
+    x = jnp.pad(_exchange(x, (3, 0, 1, 2)), ((0, 0), (0, 0), (low, size), (low, size)))
+    seen = lambda row, column: x[:, :, row:, column:][:, :, : high * stride : stride, : wide * stride : stride]  # noqa: E731
+    product = partial(jnp.einsum, "ibhw,bhwo->io", preferred_element_type=jnp.float32)
     taps = [jnp.stack([product(seen(row, column), gradient) for column in range(size)]) for row in range(size)]
     return jnp.stack(taps).astype(x.dtype)
 
@@ -162,14 +161,16 @@ def _meet(length: int, size: int, stride: int, padding: tuple[int, int]) -> Iter
 # The primitives.
 
 
-def _lower_for_cpu(forms: Callable) -> Callable:
-    """The rule that chooses oneDNN where it can be used: not for several devices outside of a `shard_map` (XLA's
-    partitioner does not know it), nor for exports, nor where it does not pay."""
+def _lower_for_cpu(plain: Callable, forms: Callable) -> Callable:
+    """The rule that chooses: exports get `plain`; oneDNN where it pays, but not for several devices outside of a
+    `shard_map`, because XLA's partitioner does not know it; else XLA."""
 
-    def lower(context: mlir.LoweringRuleContext, *operands, stride: int, shape, size: int):
-        how = {"stride": stride, "shape": shape, "size": size}
-        chosen = onednn.convolve if _suits_onednn(context, **how) else _xla_slide
-        return mlir.lower_fun(partial(forms, chosen, **how), multiple_results=False)(context, *operands)
+    def lower(context: mlir.LoweringRuleContext, *operands, **how: Any):
+        if context.module_context.lowering_parameters.for_export:
+            chosen = plain
+        else:
+            chosen = partial(forms, onednn.convolve if _suits_onednn(context, **how) else _xla_slide)
+        return mlir.lower_fun(partial(chosen, **how), multiple_results=False)(context, *operands)
 
     return lower
 
@@ -183,7 +184,7 @@ def _suits_onednn(context: mlir.LoweringRuleContext, *, stride: int, shape, size
     channels = {aval.shape[-1] for aval in avals if aval.shape != shape}
     outputs = onednn.output_shape(shape, (size, size, shape[-1], max(channels)), _pads(size), stride)
     worthwhile = onednn.worthwhile(outputs, (size, size, shape[-1]))
-    return alone and same and worthwhile and onednn.available() and not module.lowering_parameters.for_export
+    return alone and same and worthwhile and onednn.available()
 
 
 def _bilinear(name: str, plain: Callable, forms: Callable) -> Primitive:
@@ -192,7 +193,7 @@ def _bilinear(name: str, plain: Callable, forms: Callable) -> Primitive:
     primitive.def_impl(lambda *operands, **how: jax.jit(partial(primitive.bind, **how))(*operands))
     primitive.def_abstract_eval(lambda *operands, **how: _abstract(partial(plain, **how), *operands))
     mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
-    mlir.register_lowering(primitive, _lower_for_cpu(forms), platform="cpu")
+    mlir.register_lowering(primitive, _lower_for_cpu(plain, forms), platform="cpu")
     batching.primitive_batchers[primitive] = partial(_batch, primitive, plain)
     return primitive
 
