@@ -58,6 +58,6 @@ class TinyNet(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         conv, bn = layers.Conv(6, stride=2, name="conv1"), layers.BatchNorm(6, name="bn1")
-        normed = layers.conv_bn(conv, bn, images - 0.5, train=train)
-        maps = jax.nn.relu(normed if self.norm else conv(images - 0.5))
+        images = images - 0.5
+        maps = layers.conv_bn(conv, bn, images, train=train) if self.norm else jax.nn.relu(conv(images))
         return layers.Head(self.num_classes, name="linear")(maps)

@@ -18,7 +18,7 @@ linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # Py
 
 
 class Conv(nn.Module):
-    """Convolution with a square kernel and no bias; `scale` multiplies the kernel per output channel."""
+    """Convolution with a square kernel; `scale` multiplies the kernel per output channel, the rest as `convolve`'s."""
 
     features: int
     size: int = 3
@@ -26,12 +26,12 @@ class Conv(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Features, scale: Channels | None = None) -> Features:
+    def __call__(self, x: Features, scale: Channels | None = None, **follows) -> Features:
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", conv_init, shape)
         if scale is not None:
             kernel = kernel * scale
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, **follows)
 
 
 class BatchNorm(nn.Module):
@@ -73,12 +73,16 @@ class BatchNorm(nn.Module):
         self.var.value = self.momentum * self.var.value + (1 - self.momentum) * unbiased
 
 
-def conv_bn(conv: Conv, bn: BatchNorm, x: Features, *, train: bool) -> Features:
-    """bn(conv(x)); on fixed statistics the scale is folded into the kernel, which leaves one addition."""
-    if train:
-        return bn(conv(x), train=True)
-    scale, shift = bn.affine()
-    return conv(x, scale) + shift.astype(conv.dtype)
+def conv_bn(
+    conv: Conv, bn: BatchNorm, x: Features, residual: Features | None = None, *, train: bool, relu: bool = True
+) -> Features:
+    """relu(bn(conv(x)) + residual); on fixed statistics the scale is folded into the kernel, which leaves a bias."""
+    if not train:
+        scale, shift = bn.affine()
+        return conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
+    y = bn(conv(x), train=True)
+    y = y if residual is None else y + residual
+    return jax.nn.relu(y) if relu else y
 
 
 class Head(nn.Module):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Sequence
 
 import jax
 import jaxlib
@@ -42,18 +43,22 @@ def convolve(
     stride: int = 1,
     dilation: int = 1,
     transposed: bool = False,
+    added: tuple[Float[Array, "..."], ...] = (),
+    relu: bool = False,
 ) -> Float[Array, "b _ _ o"]:
     """The convolution of non-empty arrays of one type of `DTYPES`, summed in float32; it has no derivatives.
 
     `dilation` is the distance between the kernel's taps; a `transposed` kernel has the outputs before the inputs.
+    `added` are biases [o] and arrays of the result's shape, then comes ReLU.
     """
     shape = output_shape(x.shape, kernel.shape, padding, stride, dilation, transposed)
     output = jax.ShapeDtypeStruct(shape, x.dtype)
-    config = encoding(kernel.shape[:2], padding, stride, dilation, transposed)
+    followed = ["BIAS" if term.ndim == 1 else "BINARY_ADD" for term in added] + ["RELU"] * relu
+    config = encoding(kernel.shape[:2], padding, stride, dilation, transposed, followed)
     call = jax.ffi.ffi_call(
         "__onednn$convolution", output, custom_call_api_version=2, legacy_backend_config=config, vmap_method=None
     )
-    return call(x, kernel)
+    return call(x, kernel, *added)
 
 
 def output_shape(
@@ -71,9 +76,17 @@ def output_shape(
 
 
 def encoding(
-    size: tuple[int, ...], padding: Padding, stride: int = 1, dilation: int = 1, transposed: bool = False
+    size: tuple[int, ...],
+    padding: Padding,
+    stride: int = 1,
+    dilation: int = 1,
+    transposed: bool = False,
+    followed: Sequence[str] = (),
 ) -> str:
-    """The call's configuration for images NHWC and a kernel HWIO (transposed: HWOI) of `size` rows and columns."""
+    """The call's configuration for images NHWC and a kernel HWIO (transposed: HWOI) of `size` rows and columns.
+
+    `followed` names what oneDNN does to the result, in this order; each of BIAS and BINARY_ADD has an operand.
+    """
     image = {"dims": "4", "data": {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}}
     inputs, outputs = ("3", "2") if transposed else ("2", "3")
     taps = {"input_feature_dim": inputs, "output_feature_dim": outputs, "spatial_dims": ["0", "1"]}
@@ -87,5 +100,6 @@ def encoding(
         "output": image,
         "window": {name: [str(value) for value in values] for name, values in window.items()},
         "feature_groups": "1",
+        "fusions": {"ops": list(followed)},
     }
     return json.dumps({"onednn_conv_config": config})

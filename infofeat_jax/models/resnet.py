@@ -22,11 +22,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Features, train: bool) -> Features:
         conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
         bn = lambda name: BatchNorm(self.features, name=name)  # noqa: E731
-        y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn("bn1"), x, train=train))
-        y = conv_bn(conv("conv2", 3, 1), bn("bn2"), y, train=train)
+        y = conv_bn(conv("conv1", 3, self.stride), bn("bn1"), x, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
-            x = conv_bn(conv("shortcut_0", 1, self.stride), bn("shortcut_1"), x, train=train)
-        return jax.nn.relu(y + x)
+            x = conv_bn(conv("shortcut_0", 1, self.stride), bn("shortcut_1"), x, train=train, relu=False)
+        return conv_bn(conv("conv2", 3, 1), bn("bn2"), y, x, train=train)
 
 
 class PreActBlock(nn.Module):
@@ -43,11 +42,10 @@ class PreActBlock(nn.Module):
         conv = lambda name, size, stride: Conv(self.features, size, stride, self.dtype, name=name)  # noqa: E731
         activated = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
         bn2 = BatchNorm(self.features, name="bn2")
-        y = jax.nn.relu(conv_bn(conv("conv1", 3, self.stride), bn2, activated, train=train))
-        y = conv("conv2", 3, 1)(y)
+        y = conv_bn(conv("conv1", 3, self.stride), bn2, activated, train=train)
         if self.stride != 1 or x.shape[-1] != self.features:
             x = conv(self.shortcut, 1, self.stride)(activated if self.activated_shortcut else x)
-        return y + x
+        return conv("conv2", 3, 1)(y, residual=x)
 
 
 class ResNet(nn.Module):
@@ -65,7 +63,7 @@ class ResNet(nn.Module):
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
         x = normalize(images, self.mean, self.std, self.dtype)
         stem = Conv(self.width, 3, 1, self.dtype, name="conv1")
-        x = jax.nn.relu(conv_bn(stem, BatchNorm(self.width, name="bn1"), x, train=train))
+        x = conv_bn(stem, BatchNorm(self.width, name="bn1"), x, train=train)
         for name, features, stride in stages(self.width, self.blocks):
             x = rematerialised(BasicBlock, self.remat)(features, stride, self.dtype, name=name)(x, train)
         return Head(self.num_classes, name="linear")(x)
