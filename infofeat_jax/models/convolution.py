@@ -68,7 +68,7 @@ def _cpu_forward_add(slide: Callable, x: Features, kernel, *added: Added, geomet
 def _primitive(name: str, plain: Callable, cpu_form: Callable) -> Primitive:
     """A primitive that is `plain`, lowered for CPUs as `cpu_form`."""
     primitive = Primitive(f"infofeat_jax_{name}")
-    primitive.def_impl(lambda *operands, **how: jax.jit(partial(primitive.bind, **how))(*operands))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("geometry", "relu")))
     primitive.def_abstract_eval(lambda *operands, **how: _abstract(partial(plain, **how), *operands))
     mlir.register_lowering(primitive, mlir.lower_fun(plain, multiple_results=False))
     mlir.register_lowering(primitive, _lower_for_cpu(plain, cpu_form), platform="cpu")
