@@ -9,7 +9,7 @@ import pytest
 import small
 
 from infofeat_jax import models
-from infofeat_jax.models import convolution, layers
+from infofeat_jax.models import layers
 from infofeat_jax.types import InvalidInput
 
 
@@ -26,51 +26,6 @@ def test_number_of_parameters(name, count):
     module = models.create(name, num_classes=10)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"])) == count
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("inputs", [3, 5])
-@pytest.mark.parametrize("size", [(8, 8), (8, 6), (7, 7), (4, 4), (3, 4), (2, 2), (1, 3), (1, 1)])
-def test_convolution_has_the_values_and_gradients_of_the_plain_one(size, inputs, kernel, stride):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, *size, inputs))
-    w = jax.random.normal(keys[1], (kernel, kernel, inputs, 4))
-
-    @jax.jit
-    def both(x, w, key):
-        plain, plain_vjp = jax.vjp(partial(convolution.plain_convolve, stride=stride), x, w)
-        ours, our_vjp = jax.vjp(lambda x, w: convolution.convolve(x, w, stride), x, w)
-        gradient = jax.random.normal(key, plain.shape)
-        return (ours, *our_vjp(gradient)), (plain, *plain_vjp(gradient))
-
-    for ours, plain in zip(*both(x, w, keys[2]), strict=True):
-        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("size", "kernel"), [((8, 6), 3), ((7, 7), 3), ((4, 4), 3), ((3, 3), 3), ((5, 5), 1)])
-def test_products_in_bfloat16_are_rounded_once(size, kernel):
-    """Against the plain convolution of the same numbers in float32."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    shapes = (2, *size, 33), (kernel, kernel, 33, 32), (2, *size, 32)
-    x, w, gradient = (jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True))
-    ours, our_vjp = jax.vjp(convolution.convolve, x, w)
-    plain, plain_vjp = jax.vjp(convolution.plain_convolve, *(array.astype(jnp.float32) for array in (x, w)))
-    assert ours.dtype == jnp.bfloat16
-    pairs = zip((ours, *our_vjp(gradient)), (plain, *plain_vjp(gradient.astype(jnp.float32))), strict=True)
-    for half, wide in pairs:
-        np.testing.assert_allclose(half.astype(jnp.float32), wide, rtol=2**-8, atol=1e-4)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_loop_safe_convolution_can_be_differentiated_twice(stride):
-    x, w = jnp.ones((1, 4, 4, 5)), jnp.full((3, 3, 5, 2), 0.5)
-
-    def penalty(convolve, w):
-        return jnp.square(jax.grad(lambda x: jnp.tanh(convolve(x, w, stride)).sum())(x)).sum()
-
-    ours, plain = (jax.grad(partial(penalty, f))(w) for f in (convolution.convolve, convolution.plain_convolve))
-    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norm_keeps_the_unbiased_variance():

@@ -40,6 +40,8 @@ def convolve(
     """
     geometry = Geometry(x.shape, kernel.shape, stride)
     added = [term for term in (bias, residual) if term is not None]
+    if any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added)):
+        return _forward_add(x, kernel, *added, geometry=geometry, relu=relu)  # shard_map with check_vma: JAX's types
     if added or relu:
         return _convolve_add.bind(x, kernel, *added, geometry=geometry, relu=relu)
     return _convolve.bind(x, kernel, geometry=geometry)
