@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import jax
 import matplotlib.pyplot as plt
 import timing
-from train_step import compile_step
+from train_step import compile_step, countable
 
 from infofeat_jax.runtime import compilation
 
@@ -58,7 +58,8 @@ def measure(name: str, values: tuple, repeats: int) -> list[tuple]:
 
 def count_flops() -> list[tuple]:
     """[(devices, operations of one, the same times the devices, 1 for one device)]."""
-    flops = {n: compile_step(options(devices=n))[0].cost_analysis()["flops"] for n in DEVICES}
+    with countable():
+        flops = {n: compile_step(options(devices=n))[0].cost_analysis()["flops"] for n in DEVICES}
     return [(count, value, value * count / flops[1]) for count, value in flops.items()]
 
 

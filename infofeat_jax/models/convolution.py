@@ -41,15 +41,26 @@ def convolve(
     geometry = Geometry(x.shape, kernel.shape, stride)
     added = [term for term in (bias, residual) if term is not None]
     if any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added)):
-        return _forward_add(x, kernel, *added, geometry=geometry, relu=relu)  # shard_map with check_vma: JAX's types
+        return plain_convolve(
+            x, kernel, stride, bias=bias, residual=residual, relu=relu
+        )  # types of shard_map's check_vma
     if added or relu:
         return _convolve_add.bind(x, kernel, *added, geometry=geometry, relu=relu)
     return _convolve.bind(x, kernel, geometry=geometry)
 
 
-def plain_convolve(x: Features, kernel: Kernel, stride: int = 1) -> Features:
-    """XLA's convolution, differentiated by JAX."""
-    return forms.forward(x, kernel, geometry=Geometry(x.shape, kernel.shape, stride))
+def plain_convolve(
+    x: Features,
+    kernel: Kernel,
+    stride: int = 1,
+    *,
+    bias: Float[Array, " o"] | None = None,
+    residual: Features | None = None,
+    relu: bool = False,
+) -> Features:
+    """`convolve` as XLA's convolution, differentiated by JAX."""
+    added = (term for term in (bias, residual) if term is not None)
+    return _forward_add(x, kernel, *added, geometry=Geometry(x.shape, kernel.shape, stride), relu=relu)
 
 
 def _add(convolved: Features, added: tuple[Added, ...], relu: bool) -> Features:
