@@ -48,8 +48,7 @@ def block(x, kernel, bias, residual, stride=1):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "kernel"), [(s, k) for s in SIZES for k in (1, 2, 3, 5) if k != 2 or min(s) > 1])
 def test_values_and_gradients_are_those_of_the_plain_convolution(size, kernel, stride, library):
     x, w, noise = arrays((2, *size, 3), (kernel, kernel, 3, 4), (2, *size, 4))
 
@@ -119,7 +118,7 @@ def test_it_can_be_differentiated_twice(stride, library):
 
 
 def _over_images(f, x, w):
-    return jax.vmap(f, (0, None))(x.reshape(2, 2, *x.shape[1:]), w)
+    return jax.vmap(f, (1, None))(x.reshape(2, 2, *x.shape[1:]), w)
 
 
 def _over_kernels(f, x, w):
