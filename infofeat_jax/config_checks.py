@@ -83,7 +83,7 @@ RULES = {
     "attack.epsilon": between(0, MAX_FACTOR, f"0 or more 8-bit levels, at most {MAX_FACTOR}"),
     "attack.step_size": between(0, MAX_FACTOR, f"0 or more 8-bit levels, at most {MAX_FACTOR}"),
     "attack.num_steps": between(0, MAX_STEPS),
-    "attack.norm": one_of("linf", "l2"),
+    "attack.norm": one_of("linf", "l2", "l1"),
     "optimizer.learning_rate": between(0, MAX_FACTOR),
     "optimizer.momentum": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "optimizer.weight_decay": between(0, MAX_FACTOR),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
+from infofeat_jax import l1
 from infofeat_jax.types import Budget, Images, InvalidInput, PerExample, PRNGKey, check_choice, check_number
 
 UNIT = ", in the images' own units"
@@ -23,8 +24,8 @@ class Norm(NamedTuple):
     """The geometry of a norm ball; displacements are [b, ...]."""
 
     size: Callable[[Images], PerExample]  # displacement -> its norm
-    ascent: Callable[[Images], Images]  # gradient -> steepest ascent direction of norm 1; always finite
-    project: Callable[[Images, Images, Budget], Images]  # (images, perturbed, epsilon) -> in the ball
+    ascent: Callable[[Images], Images]  # gradient -> ascent direction of norm 1; always finite
+    project: Callable[..., Images]  # (images, perturbed, epsilon, bounds) -> in the ball; l1: and in the box
     sample: Callable[[PRNGKey, Images], Images]  # uniform in the unit ball, shaped as the second argument
 
 
@@ -50,8 +51,8 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:
-    """Projects onto ball and box (linf: exactly; l2: the ball, then the box); the result is never outside either."""
-    inside = NORMS[threat.norm].project(images, perturbed, threat.epsilon)
+    """Projects onto ball and box (linf, l1: exactly; l2: the ball, then the box); never outside either."""
+    inside = NORMS[threat.norm].project(images, perturbed, threat.epsilon, threat.bounds)
     return jnp.clip(inside, *threat.bounds)
 
 
@@ -105,7 +106,8 @@ def _flat(images: Images) -> Float[Array, "b d"]:
     return images.reshape(images.shape[0], -1)
 
 
-def _linf_project(images: Images, perturbed: Images, epsilon: Budget) -> Images:
+def _linf_project(images: Images, perturbed: Images, epsilon: Budget, bounds) -> Images:
+    del bounds
     epsilon = per_example(epsilon, images)
     # One float inward: x + epsilon, if rounded up, would exceed the budget.
     lower = jnp.minimum(jnp.nextafter(images - epsilon, jnp.float32(jnp.inf)), images)
@@ -129,7 +131,8 @@ def _or_one(divisor: PerExample) -> PerExample:
     return jnp.where(divisor >= jnp.finfo(jnp.float32).tiny, divisor, 1.0)
 
 
-def _l2_project(images: Images, perturbed: Images, epsilon: Budget) -> Images:
+def _l2_project(images: Images, perturbed: Images, epsilon: Budget, bounds) -> Images:
+    del bounds
     displacement = perturbed - images
     radius = epsilon * (1 - _L2_SLACK)
     shrink = jnp.minimum(1.0, radius / jnp.maximum(_l2_size(displacement), 1e-30))
@@ -152,4 +155,5 @@ NORMS = {
         sample=lambda key, like: jax.random.uniform(key, like.shape, like.dtype, -1.0, 1.0),
     ),
     "l2": Norm(size=_l2_size, ascent=_l2_ascent, project=_l2_project, sample=_l2_sample),
+    "l1": Norm(size=l1.size, ascent=l1.ascent, project=l1.project, sample=l1.sample),
 }

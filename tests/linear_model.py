@@ -23,7 +23,7 @@ def distances(forward, images, labels, weights, norm: str) -> np.ndarray:
     rows = np.arange(len(labels))
     margins = logits[rows, labels][:, None] - logits
     normals = weights.T[np.asarray(labels)][:, None] - weights.T[None]
-    dual = np.abs(normals).sum(-1) if norm == "linf" else np.linalg.norm(normals, axis=-1)
+    dual = np.linalg.norm(normals, ord={"linf": 1, "l2": 2, "l1": np.inf}[norm], axis=-1)
     ratio = margins / np.maximum(dual, 1e-12)
     ratio[rows, labels] = np.inf
     return ratio.min(1)

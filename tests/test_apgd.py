@@ -118,12 +118,12 @@ RECORDED = ("loss_start", "loss_steps", "loss_best", "acc_steps", "still_correct
 def attacked(norm: str, loss: str, num_classes: int = 6, **options):
     forward, x, y, weights = linear_model.problem(num_classes)
     distance = linear_model.distances(forward, x, y, weights, norm)
-    epsilon = {"linf": 0.01, "l2": 0.05}[norm]
+    epsilon = {"linf": 0.01, "l2": 0.05, "l1": 0.2}[norm]
     call = functools.partial(apgd, forward, epsilon=epsilon, norm=norm, loss=loss, **options)
     return x, y, jax.jit(call)(KEY, x, y), forward, distance, epsilon
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_targeted_apgd_breaks_exactly_what_can_be_broken(norm):
     _, y, adversarial, forward, distance, epsilon = attacked(norm, "dlr_targeted")
     np.testing.assert_array_equal(forward(adversarial).argmax(-1) != y, distance < epsilon)
@@ -135,14 +135,14 @@ def test_few_classes_are_attacked_all_the_same(loss, num_classes):
     np.testing.assert_array_equal(forward(adversarial).argmax(-1) != y, distance < epsilon)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_results_never_leave_ball_or_box(norm):
     forward, x, y, _ = linear_model.problem()
     x = jnp.clip((x - 0.5) * 2.5 + 0.5, 0, 1)
     call = jax.jit(functools.partial(apgd, forward, KEY, epsilon=0.3, norm=norm, num_steps=10))
     adversarial = np.asarray(call(x, y), np.float64)
     change = (adversarial - np.asarray(x, np.float64)).reshape(len(y), -1)
-    size = np.abs(change).max(1) if norm == "linf" else np.linalg.norm(change, axis=1)
+    size = np.linalg.norm(change, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
     assert size.max() <= 0.3
     assert size.max() > 0.29
     assert adversarial.min() >= 0
@@ -210,7 +210,7 @@ def test_restarts_break_no_fewer():
         ({"num_steps": -1}, "num_steps"),
         ({"restarts": 0}, "restarts"),
         ({"loss": "dlr_targeted", "num_targets": 0}, "num_targets"),
-        ({"norm": "l1"}, "norm"),
+        ({"norm": "l3"}, "norm"),
     ],
 )
 def test_invalid_arguments_are_named(options, message):

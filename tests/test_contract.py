@@ -18,7 +18,7 @@ from infofeat_jax import attacks
 from infofeat_jax.types import InvalidInput
 
 KEY = jax.random.key(3)
-NORMS = ("linf", "l2")
+NORMS = ("linf", "l2", "l1")
 CASES = {
     "fgsm": {},
     "pgd": {"num_steps": 2},
@@ -61,7 +61,7 @@ def check(perturbed, images, epsilon, norm: str):
     assert np.isfinite(perturbed).all()
     assert ((perturbed >= 0) & (perturbed <= 1)).all()
     change = (perturbed - images).reshape(len(images), int(np.prod(images.shape[1:])))
-    size = np.abs(change).max(1) if norm == "linf" else np.sqrt(np.square(change).sum(1))
+    size = np.linalg.norm(change, ord={"linf": np.inf, "l2": 2, "l1": 1}[norm], axis=1)
     assert (size <= np.asarray(epsilon, np.float64)).all()
 
 

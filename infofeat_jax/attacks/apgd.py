@@ -14,15 +14,17 @@ from jaxtyping import Array, Bool, Int
 
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks import apgd_l1
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget
+from infofeat_jax.attacks.inputs import check_budget
 from infofeat_jax.attacks.search import Logits, Scalar, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey, check_choice
+from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
 
 MOMENTUM = 0.75  # weight of the new direction
 STALLED = 0.75  # up to this share of increases in a window, progress has stalled
-LOSSES = ("ce", "dlr", "dlr_targeted")
+OBJECTIVES = {"ce": objectives.cross_entropy, "dlr": objectives.dlr}
+LOSSES = (*OBJECTIVES, "dlr_targeted")
 
 
 class ApgdState(NamedTuple):
@@ -55,7 +57,7 @@ def apgd(
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
-      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
       loss: "ce", "dlr" (3 classes or more, else the margin) or "dlr_targeted": one run for each of the
         `num_targets` most likely wrong classes (all, if the model has fewer), on the examples not yet broken.
       restarts: runs for each target. Broken examples take no part in later runs.
@@ -75,8 +77,12 @@ def apgd_search(
     """Auto-PGD as a search; arguments as in `apgd`."""
     check_choice("loss", loss, LOSSES)
     _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
-    windows = checkpoint_windows(num_steps)
     num_targets = searches.target_count(num_targets, num_classes)
+    if threat.norm == "l1":
+        objective = partial(_objective, loss)
+        targets = num_targets if loss == "dlr_targeted" else 0
+        return apgd_l1.apgd_l1_search(threat, objective, num_steps, restarts, targets)
+    windows = checkpoint_windows(num_steps)
     num_attempts = restarts * (num_targets if loss == "dlr_targeted" else 1)
 
     def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> ApgdState:
@@ -86,7 +92,7 @@ def apgd_search(
 
     def step(forward: Forward, key: PRNGKey, t: Scalar, state: ApgdState) -> ApgdState:
         del key
-        value, gradient, fooled = _evaluate(forward, loss, state)
+        value, gradient, fooled = searches.look(forward, _objective(loss, state.targets), state.x, state.labels)
         state = _record(state, t, value, gradient, fooled)
         state, gradient = _review(state, gradient, jnp.asarray(windows)[t])
         return _move(threat, state, gradient, t)
@@ -135,17 +141,8 @@ def initial_state(threat: Threat, images: Images, labels: Labels, targets: Label
     )  # fmt: skip
 
 
-def _evaluate(forward: Forward, loss: str, state: ApgdState) -> tuple[PerExample, Images, Bool[Array, " b"]]:
-    choices = {"ce": objectives.cross_entropy, "dlr": objectives.dlr}
-    objective = choices.get(loss) or objectives.dlr_targeted(state.targets)
-
-    def total(x: Images):
-        outputs = as_forward(forward)(x)
-        values = objective(outputs, outputs, state.labels)
-        return values.sum(), (values, objectives.misclassified(outputs.logits, state.labels))
-
-    gradient, (values, fooled) = jax.grad(total, has_aux=True)(state.x)
-    return values, gradient, fooled
+def _objective(loss: str, targets: Labels) -> Objective:
+    return objectives.dlr_targeted(targets) if loss == "dlr_targeted" else OBJECTIVES[loss]
 
 
 def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"]) -> ApgdState:

@@ -55,6 +55,10 @@ STAGES: dict[str, Callable[..., Search]] = {
 }
 
 
+# What the official versions change in l1.
+IN_L1 = {"apgd-ce": {"restarts": 5}, "apgd-t": {"num_targets": 5}}
+
+
 class Plan(NamedTuple):
     """The stages in order, and what they share. Holds compiled programs, but no weights."""
 
@@ -93,7 +97,7 @@ def autoattack(
       forward: a frozen model, images -> Outputs (or bare logits).
       key: PRNG key; the result depends on it, the data and the settings alone.
       images, labels: [n, h, w, c] float32 within `bounds`; [n] classes.
-      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
       version: "standard", or "plus" (restarts, untargeted FAB and DLR too).
       attacks: names from `STAGES`, in order, in place of a version's.
       batch_size: maximum number of examples attacked at once; see the module's docstring for the memory it takes.
@@ -135,7 +139,13 @@ def plan(
         check_choice("AutoAttack stage", name, STAGES)
     if len(set(names)) < len(names):
         raise InvalidInput(f"attacks {', '.join(names)}: expected each at most once")
-    return plan_of({name: STAGES[name](threat, num_classes, image_size, **(options or {})) for name in names})
+    own = IN_L1 if threat.norm == "l1" else {}
+    return plan_of(
+        {
+            name: STAGES[name](threat, num_classes, image_size, **own.get(name, {}) | dict(options or {}))
+            for name in names
+        }
+    )
 
 
 def plan_of(searches: Mapping[str, Search]) -> Plan:

@@ -48,7 +48,7 @@ def fab(
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
-      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
       targeted: one run for each of the `num_targets` most likely wrong classes (all of them if the model has
         fewer), on the examples not yet broken. Untargeted, each step costs a gradient for every class.
       restarts: runs for each target: the first starts at the clean image, the others at random points nearby.
@@ -121,7 +121,7 @@ def targeted_plane(forward: Forward, state: FabState) -> tuple[PerExample, Image
 
 def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample, Images]]:
     """As `targeted_plane`, for the class whose linearised boundary is nearest; one gradient per class."""
-    dual = {"linf": lambda w: jnp.abs(w).sum((1, 2, 3)), "l2": lambda w: threats.size("l2", w)}[norm]
+    dual = partial(threats.size, {"linf": "l1", "l2": "l2", "l1": "linf"}[norm])
 
     def plane(forward: Forward, state: FabState) -> tuple[PerExample, Images]:
         logits, pull = jax.vjp(lambda x: forward(x).logits, state.x)
@@ -144,7 +144,7 @@ def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample,
 
 
 def _random_start(threat: Threat, key: PRNGKey, images: Images, radius: Array) -> Images:
-    if threat.norm == "l2":
+    if threat.norm != "linf":
         noise = jax.random.normal(key, images.shape, images.dtype)
     else:
         noise = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)

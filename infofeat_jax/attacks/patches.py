@@ -1,4 +1,4 @@
-"""The square windows of the Square attack, and the pyramids that it paints into them in l2.
+"""The square windows of the Square attack, and the pyramids that it paints into them in l2 and l1.
 
 Sides and positions are traced: everything is a mask over the whole image, so that new sides need no recompilation.
 """
@@ -12,6 +12,7 @@ from infofeat_jax import threat as threats
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Images, PRNGKey
 
+POWERS = {"l2": 2, "l1": 1}
 Plane = Float[Array, "h w"]
 Corner = Int[Array, "2"]
 
@@ -27,34 +28,36 @@ def window(size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int) ->
     return (row >= 0) & (row < side) & (column >= 0) & (column < side)
 
 
-def first_l2(threat: Threat, key: PRNGKey, images: Images) -> Images:
-    """l2 start: a grid of pyramids, each a fifth of the image wide and of random sign, scaled to norm epsilon."""
+def first(threat: Threat, key: PRNGKey, images: Images) -> Images:
+    """Start: a grid of pyramids, each a fifth of the image wide and of random sign (l2: scaled to norm epsilon)."""
     height, width = images.shape[1:3]
     side = max(min(height, width) // 5, 1)
     flip_key, sign_key = jax.random.split(key)
     rows, columns = height // side, width // side
-    pyramid = _twin_pyramid((side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
+    pyramid = _twin_pyramid(threat.norm, (side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
     grid = jnp.tile(pyramid, (rows, columns))
     signs = _signs(sign_key, (images.shape[0], rows, columns, images.shape[3]))
     painted = grid[None, :, :, None] * signs.repeat(side, 1).repeat(side, 2)
     rest = [(0, 0), _split(height - rows * side), _split(width - columns * side), (0, 0)]
-    return _on_sphere(threat, images, jnp.pad(painted, rest))
+    return _within(threat, images, jnp.pad(painted, rest))
 
 
-def propose_l2(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Int[Array, ""] | int) -> Images:
-    """l2 proposal: the budget of two windows, plus the unused one, goes to a new pyramid in the first window."""
+def propose(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Int[Array, ""] | int) -> Images:
+    """Proposal: the budget of two windows, plus the unused one, goes to a new pyramid in the first window."""
     size, change = images.shape[1:3], x - images
     corner_key, other_key, flip_key, sign_key = jax.random.split(key, 4)
     corner = corner_at(size, side, jax.random.uniform(corner_key, (2,), jnp.float32))
     other = corner_at(size, side, jax.random.uniform(other_key, (2,), jnp.float32))
     first, second = (window(size, place, side)[None, :, :, None] for place in (corner, other))
-    freed = _energy(change * (first | second))
-    unused = jnp.maximum(threats.budget(threat, images) ** 2 - _energy(change).sum(-1, keepdims=True), 0.0)
-    budget = jnp.sqrt(freed + unused / images.shape[-1])
-    pyramid = _twin_pyramid(size, corner, side, _coin(flip_key))[None, :, :, None]
+    power = POWERS[threat.norm]
+    energy = lambda v: (jnp.abs(v) ** power).sum((1, 2), keepdims=True)  # noqa: E731 - of each channel
+    unit = lambda v: v / (energy(v) ** (1 / power) + 1e-12)  # noqa: E731
+    unused = jnp.maximum(threats.budget(threat, images) ** power - energy(change).sum(-1, keepdims=True), 0.0)
+    budget = (energy(change * (first | second)) + unused / images.shape[-1]) ** (1 / power)
+    pyramid = _twin_pyramid(threat.norm, size, corner, side, _coin(flip_key))[None, :, :, None]
     signs = _signs(sign_key, (images.shape[0], 1, 1, images.shape[-1]))
-    painted = pyramid * signs + _unit(change * first)
-    return _on_sphere(threat, images, jnp.where(first | second, 0.0, change) + budget * _unit(painted))
+    painted = pyramid * signs + unit(change * first)
+    return _within(threat, images, jnp.where(first | second, 0.0, change) + budget * unit(painted))
 
 
 def _split(pixels: int) -> tuple[int, int]:
@@ -65,31 +68,28 @@ def _from_corner(size: tuple[int, int], corner: Corner) -> tuple[Int[Array, "h 1
     return jnp.arange(size[0])[:, None] - corner[0], jnp.arange(size[1])[None, :] - corner[1]
 
 
-def _twin_pyramid(size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int, flip: Bool[Array, ""]) -> Plane:
+def _twin_pyramid(
+    norm: str, size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int, flip: Bool[Array, ""]
+) -> Plane:
     """Two pyramids of opposite sign, each on half a window, together of norm 1; side by side with `flip`."""
     row, column = _from_corner(size, corner)
     along, across = jnp.where(flip, column, row), jnp.where(flip, row, column)
     inside, half = window(size, corner, side), side // 2
-    upper = _pyramid(along, across, half, side) * (inside & (along < half))
-    lower = _pyramid(along - half, across, side - half, side) * (inside & (along >= half))
-    both = upper / jnp.maximum(jnp.linalg.norm(upper), 1e-12) - lower / jnp.linalg.norm(lower)
-    return both / jnp.linalg.norm(both)
+    length = lambda plane: jnp.linalg.norm(plane.ravel(), POWERS[norm])  # noqa: E731
+    upper = _pyramid(norm, along, across, half, side) * (inside & (along < half))
+    lower = _pyramid(norm, along - half, across, side - half, side) * (inside & (along >= half))
+    both = upper / jnp.maximum(length(upper), 1e-12) - lower / length(lower)
+    return both / length(both)
 
 
-def _pyramid(along: Array, across: Array, length: Array | int, side: Array | int) -> Plane:
-    """sum_{j = d}^{n} 1 / (j + 1)^2 at distance d (in l_inf) from the centre of a length x side rectangle."""
+def _pyramid(norm: str, along: Array, across: Array, length: Array | int, side: Array | int) -> Plane:
+    """sum_{j = d}^{n} 1 / (j + 1)^2 (l1: ^4) at distance d in l_inf from the centre of a length x side rectangle."""
     most = max(along.shape[0], along.shape[1], across.shape[0], across.shape[1]) + 2
-    below = jnp.asarray(np.concatenate([[0.0], np.cumsum(1 / np.arange(1, most + 1) ** 2)]), jnp.float32)
+    below = jnp.asarray(
+        np.concatenate([[0.0], np.cumsum(1 / np.arange(1.0, most + 1) ** (4 / POWERS[norm]))]), jnp.float32
+    )
     distance = jnp.maximum(jnp.abs(along - length // 2), jnp.abs(across - side // 2))
     return below[side // 2 + 1] - below[jnp.clip(distance, 0, side // 2 + 1)]
-
-
-def _energy(change: Images) -> Float[Array, "b 1 1 c"]:
-    return jnp.square(change).sum((1, 2), keepdims=True)
-
-
-def _unit(change: Images) -> Images:
-    return change / (jnp.sqrt(_energy(change)) + 1e-12)
 
 
 def _coin(key: PRNGKey) -> Bool[Array, ""]:
@@ -100,6 +100,8 @@ def _signs(key: PRNGKey, shape: tuple[int, ...]) -> Array:
     return jnp.sign(2 * jax.random.uniform(key, shape, jnp.float32) - 1)
 
 
-def _on_sphere(threat: Threat, images: Images, change: Images) -> Images:
+def _within(threat: Threat, images: Images, change: Images) -> Images:
+    if threat.norm == "l1":
+        return threats.project(threat, images, images + change)
     size = threats.per_example(threats.size("l2", change), change)
     return threats.project(threat, images, images + threats.budget(threat, images) * change / (size + 1e-12))

@@ -13,10 +13,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.inputs import num_classes, prepare
+from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_count
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    Objective,
+    PerExample,
+    PRNGKey,
+    check_count,
+)
 
 Logits = Float[Array, "b k"]
 Scalar = Int[Array, ""] | int
@@ -80,6 +90,20 @@ def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: 
         return Result(select(take, state.adversarial, result.images), state.success)
 
     return jax.lax.fori_loop(0, search.num_attempts, attempt, Result(images, misclassified(logits, labels)))
+
+
+def look(
+    forward: Forward, objective: Objective, x: Images, labels: Labels
+) -> tuple[PerExample, Images, Bool[Array, " b"]]:
+    """(the objective's values, their gradient, which are misclassified) at the points x."""
+
+    def total(x: Images):
+        outputs = as_forward(forward)(x)
+        values = objective(outputs, outputs, labels)
+        return values.sum(), (values, misclassified(outputs.logits, labels))
+
+    gradient, (values, fooled) = jax.grad(total, has_aux=True)(x)
+    return values, gradient, fooled
 
 
 def ranked_class(logits: Logits, rank: Scalar) -> Labels:

@@ -46,7 +46,7 @@ def square(
     Args:
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
-      epsilon: budget in the images' units; `norm` "linf" or "l2".
+      epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
       num_queries: forward passes in a run, the first of them on the starting stripes.
       initial_share: share of the image's area that the first squares cover, in (0, 1].
 
@@ -114,10 +114,10 @@ def shares(num_queries: int, initial_share: float = 0.8) -> np.ndarray:
 
 
 def patch_sides(image_size: tuple[int, int], num_queries: int, initial_share: float, norm: str) -> np.ndarray:
-    """[num_queries] side of the square at each query; in l2 odd and at least 3, if the image is large enough."""
+    """[num_queries] side of the square at each query; in l2 and l1 odd and at least 3, if the image is large enough."""
     height, width = image_size
     wanted = [round(math.sqrt(share * height * width)) for share in shares(num_queries, initial_share)]
-    if norm == "l2":
+    if norm != "linf":
         wanted = [max(side, 3) | 1 for side in wanted]
     return np.clip(np.asarray(wanted, np.int32), 1, min(height, width))
 
@@ -152,4 +152,5 @@ def _propose_linf(threat: Threat, key: PRNGKey, images: Images, x: Images, side:
 
 
 # (the first image, the proposals), each from (threat, key, images, ...).
-KINDS = {"linf": (_first_linf, _propose_linf), "l2": (patches.first_l2, patches.propose_l2)}
+PYRAMIDS = (patches.first, patches.propose)
+KINDS = {"linf": (_first_linf, _propose_linf), "l2": PYRAMIDS, "l1": PYRAMIDS}

@@ -47,7 +47,7 @@ def probe(
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
     step_size, _, _ = check_budget(step_size=step_size)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    half = (bounds[1] - bounds[0]) / 2 * (math.sqrt(math.prod(images.shape[1:])) if norm == "l2" else 1.0)
+    half = (bounds[1] - bounds[0]) / 2 * math.prod(images.shape[1:]) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[norm]
     climb = jax.jit(partial(_climb, norm, bounds))
     starts = jax.random.split(key, RESTARTS + 1)
 
