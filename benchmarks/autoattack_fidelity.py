@@ -4,7 +4,8 @@
 
 DIR/autoattack_small/records.npz holds what the official code found on 256 images and a small network (see
 tests/golden/README.md). A line appears after each batch of each stage. `cascade` is the standard run; `alone`
-runs each stage on all correct examples, which shows a broken FAB or Square that the cascade would hide. With --norm=l1 the budget is 12, on the first 128 of these images (autoattack_l1/records.npz).
+runs each stage on all correct examples, which shows a broken FAB or Square that the cascade would hide. With
+--norm=l1 the budget is 12, on the first 128 of these images (DIR/autoattack_l1/records.npz).
 """
 
 import argparse

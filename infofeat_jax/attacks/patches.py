@@ -54,6 +54,10 @@ def propose(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Int[A
     unit = lambda v: v / (energy(v) ** (1 / power) + 1e-12)  # noqa: E731
     unused = jnp.maximum(threats.budget(threat, images) ** power - energy(change).sum(-1, keepdims=True), 0.0)
     budget = (energy(change * (first | second)) + unused / images.shape[-1]) ** (1 / power)
+    if (
+        threat.norm == "l1"
+    ):  # as in the authors' code: more than there is, which the projection takes where it costs least
+        budget = budget * images.shape[-1]
     pyramid = _twin_pyramid(threat.norm, size, corner, side, _coin(flip_key))[None, :, :, None]
     signs = _signs(sign_key, (images.shape[0], 1, 1, images.shape[-1]))
     painted = pyramid * signs + unit(change * first)
