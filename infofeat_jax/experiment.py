@@ -54,8 +54,7 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
 
     Raises InvalidInput.
     """
-    devices.check_divisible("batch_size", config.batch_size, config.accumulate_steps)
-    devices.check_divisible("eval.batch_size", config.eval.batch_size)
+    mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps))
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
     create_method(config, 10), create_optimizer(config, 10), make_module(10)  # errors before the data is read
     path, initial = weights.named(config, workdir) or ("", None)
@@ -66,7 +65,7 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
-    return Experiment(config, workdir, dataset, devices.mesh(), module, method, optimizer, schedule, initial)
+    return Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial)
 
 
 def load_data(config: ConfigDict) -> data.Dataset:
@@ -148,6 +147,6 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     return {
         "data": experiment.data.name,
         "train_images": len(experiment.data.train.labels),
-        "hardware": f"{jax.device_count()} x {device.device_kind}{processor}",
+        "hardware": f"{experiment.mesh.size} x {device.device_kind}{processor}",
         "jax": jax.__version__,
     }

@@ -46,23 +46,26 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarr
 
 
 def padded_batches(
-    split: Split, batch_size: int
+    split: Split, batch_size: int, multiple: int = 1
 ) -> Iterator[tuple[UInt8[np.ndarray, "B h w c"], Int32[np.ndarray, " B"], Bool[np.ndarray, " B"]]]:
-    """Iterates over (images, labels, mask) batches of equal size, in order.
+    """Iterates over (images, labels, mask) batches of equal size B, in order: `batch_size` rounded up to a `multiple`.
 
-    The last batch is padded with copies of the last example, where the mask is False.
+    Each has `batch_size` examples, the last one perhaps fewer, and then others, where the mask is False. An example's
+    row and batch do not depend on `multiple`, so neither do random numbers that are drawn for it.
 
     Raises:
       InvalidInput: `batch_size` is not positive.
     """
     _check_batch_size(batch_size)
-    return (_padded_batch(split, start, batch_size) for start in range(0, len(split.labels), batch_size))
+    padding = -batch_size % multiple
+    return (_padded_batch(split, start, batch_size, padding) for start in range(0, len(split.labels), batch_size))
 
 
-def _padded_batch(split: Split, start: int, batch_size: int):
-    positions = np.arange(start, start + batch_size)
-    rows = np.minimum(positions, len(split.labels) - 1)
-    return split.images[rows], split.labels[rows], positions < len(split.labels)
+def _padded_batch(split: Split, start: int, batch_size: int, padding: int):
+    end = min(start + batch_size, len(split.labels))
+    positions = np.arange(start, start + batch_size + padding)
+    rows = np.minimum(positions, end - 1)
+    return split.images[rows], split.labels[rows], positions < end
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -57,7 +57,7 @@ def in_batches(
     one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int
 ) -> Iterator[np.ndarray]:
     """Yields the results of `one_batch` on `split`, without the padding. Raises Stopped."""
-    for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size)):
+    for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size, mesh.size)):
         signals.check()
         batch = devices.shard(mesh, (images, labels))
         yield np.asarray(one_batch(variables, jax.random.fold_in(key, index), batch))[mask]

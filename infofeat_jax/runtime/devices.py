@@ -20,9 +20,11 @@ from infofeat_jax.types import InvalidInput, PRNGKey
 AXIS = "batch"
 
 
-def mesh() -> Mesh:
-    """A mesh of all devices of all processes, with one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def mesh(count: int | None = None) -> Mesh:
+    """A mesh of all devices of all processes, or of the first `count`, with one axis."""
+    if count is None or count == jax.device_count():
+        return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    return Mesh(np.array(jax.devices()[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def own_part(mesh: Mesh, tree: PyTree) -> tuple[Mesh, PyTree]:
@@ -33,15 +35,21 @@ def own_part(mesh: Mesh, tree: PyTree) -> tuple[Mesh, PyTree]:
     return own, jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(own, P()))
 
 
-def check_divisible(name: str, size: int, parts: int = 1) -> None:
-    """Raises InvalidInput unless each of `parts` parts of a batch of `size` splits evenly over the devices."""
-    unit = jax.device_count() * parts
-    if size % unit:
-        times = f", times {parts} accumulated steps" if parts > 1 else ""
-        raise InvalidInput(
-            f"config.{name} = {size}: expected a multiple of the {jax.device_count()} devices{times},"
-            f" such as {-(-size // unit) * unit}"
-        )
+def count_for(size: int, parts: int = 1) -> int:
+    """The number of devices for training batches of `size`, each of whose `parts` parts is split evenly over them.
+
+    All; or one for each example of a part, if one process has more devices than that. Raises InvalidInput otherwise.
+    """
+    count, part = jax.device_count(), size // parts
+    if size % parts == 0 and part % count == 0:
+        return count
+    if size % parts == 0 and part < count and jax.process_count() == 1:
+        return part
+    times = f", times {parts} accumulated steps" if parts > 1 else ""
+    raise InvalidInput(
+        f"config.batch_size = {size}: expected a multiple of the {count} devices{times},"
+        f" such as {-(-size // (count * parts)) * count * parts} (the paper's configurations have 128)"
+    )
 
 
 def replicated(mesh: Mesh, tree: PyTree) -> PyTree:

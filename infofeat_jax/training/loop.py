@@ -225,8 +225,10 @@ def describe(training: Training, state: State, start: int) -> None:
     count, total = parameter_overview.count_parameters(state.params), training.total
     what = f"continuing at step {start} of" if start else "training for"
     size = training.settings.batch_size
+    count = training.mesh.size
+    used = f"{count}" if count == jax.device_count() else f"{count} (one for each image) of {jax.device_count()}"
     done = "already finished;" if start >= total else f"{what} {total} steps of {size} images;"
     print(
-        f"{training.title} ({count:,} parameters): {done} {jax.device_count()} {jax.devices()[0].device_kind}"
+        f"{training.title} ({count:,} parameters): {done} {used} {jax.devices()[0].device_kind}"
         f" device(s); output goes to {training.workdir}"
     )
