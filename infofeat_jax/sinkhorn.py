@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 REGULARIZATION = 0.01
 TOLERANCE = 0.1  # on sum |u - u_previous|: coarse, so that most plans take 2 to 13 of at most 100 iterations
@@ -24,13 +24,6 @@ class Transport(NamedTuple):
     u: Float[Array, " m"]
     v: Float[Array, " n"]
     iterations: Int[Array, ""]
-
-
-class _Iterate(NamedTuple):
-    u: Float[Array, " m"]
-    v: Float[Array, " n"]
-    iterations: Int[Array, ""]
-    stopped: Bool[Array, ""]
 
 
 def cosine_cost(a: Float[Array, "m d"], b: Float[Array, "n d"]) -> Cost:
@@ -49,24 +42,57 @@ def sinkhorn(cost: Cost) -> Transport:
 
     At most 100 iterations, until sum |u - u_previous| < 0.1. Stopping so early leaves the rows' masses up to a
     factor of two from uniform; the gradient of the plan with respect to the cost, through the iterations that
-    were made, is part of the method. Runs inside jit; the gradient needs the memory of the dual variables only.
+    were made, is part of the method. Runs inside jit; reverse mode only, in the memory of the dual variables.
     """
-    rows, columns = cost.shape
-    log_mu, log_nu = -jnp.log(jnp.float32(rows)), -jnp.log(jnp.float32(columns))
+    u, v, iterations = _duals(cost)
+    return Transport(jnp.exp(_exponent(cost, u, v)), u, v, iterations)
 
-    def iterate(state: _Iterate) -> _Iterate:
-        u = state.u + REGULARIZATION * (log_mu - _log_sum_exp(_exponent(cost, state.u, state.v), axis=1))
-        v = state.v + REGULARIZATION * (log_nu - _log_sum_exp(_exponent(cost, u, state.v), axis=0))
-        return _Iterate(u, v, state.iterations + 1, jnp.abs(u - state.u).sum() < TOLERANCE)
 
-    # A while loop has no reverse mode. The scan skips the iterations after the stop in both directions.
-    @jax.checkpoint
-    def step(state: _Iterate, _) -> tuple[_Iterate, None]:
-        return jax.lax.cond(state.stopped, lambda s: s, iterate, state), None
+@jax.custom_vjp
+def _duals(cost: Cost) -> tuple[Float[Array, " m"], Float[Array, " n"], Int[Array, ""]]:
+    """The dual variables after the last iteration, and their number: a loop of as many as are made."""
+    return _duals_forward(cost)[0]
 
-    start = _Iterate(jnp.zeros(rows, cost.dtype), jnp.zeros(columns, cost.dtype), jnp.int32(0), jnp.bool_(False))
-    end, _ = jax.lax.scan(step, start, length=ITERATIONS)
-    return Transport(jnp.exp(_exponent(cost, end.u, end.v)), end.u, end.v, end.iterations)
+
+def _duals_forward(cost: Cost):
+    start = tuple(jnp.zeros((ITERATIONS + 1, size), cost.dtype) for size in cost.shape)
+
+    def unfinished(carry):
+        count, moving, _, _ = carry
+        return (count < ITERATIONS) & moving
+
+    def body(carry):
+        count, _, us, vs = carry
+        u, v = _iterate(cost, us[count], vs[count])
+        moving = ~(jnp.abs(u - us[count]).sum() < TOLERANCE)
+        return count + 1, moving, us.at[count + 1].set(u), vs.at[count + 1].set(v)
+
+    count, _, us, vs = jax.lax.while_loop(unfinished, body, (jnp.int32(0), jnp.bool_(True), *start))
+    return (us[count], vs[count], count), (cost, us, vs, count)
+
+
+def _duals_backward(kept, cotangents):
+    """Backwards through the iterations that were made. A while loop has no reverse mode of its own."""
+    cost, us, vs, count = kept
+
+    def body(index, carry):
+        gradient, of_u, of_v = carry
+        at = count - 1 - index
+        _, pull = jax.vjp(_iterate, cost, us[at], vs[at])
+        of_cost, of_u, of_v = pull((of_u, of_v))
+        return gradient + of_cost, of_u, of_v
+
+    gradient, _, _ = jax.lax.fori_loop(0, count, body, (jnp.zeros_like(cost), *cotangents[:2]))
+    return (gradient,)
+
+
+_duals.defvjp(_duals_forward, _duals_backward)
+
+
+def _iterate(cost: Cost, u: Float[Array, " m"], v: Float[Array, " n"]) -> tuple[Array, Array]:
+    log_mu, log_nu = (-jnp.log(jnp.float32(size)) for size in cost.shape)
+    u = u + REGULARIZATION * (log_mu - _log_sum_exp(_exponent(cost, u, v), axis=1))
+    return u, v + REGULARIZATION * (log_nu - _log_sum_exp(_exponent(cost, u, v), axis=0))
 
 
 def _exponent(cost: Cost, u: Float[Array, " m"], v: Float[Array, " n"]) -> Cost:

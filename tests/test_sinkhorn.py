@@ -43,6 +43,39 @@ def test_equals_the_recorded_run(case):
         np.testing.assert_allclose(cost, golden["cost"], atol=1e-6)
 
 
+@pytest.mark.parametrize("perturbation", [0.02, 0.5, 3.0])
+def test_plan_and_gradient_are_those_of_a_plain_loop(perturbation):
+    """Differentiated by JAX through a Python loop, in which every iteration stands for itself."""
+    clean = jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)
+    perturbed = clean + perturbation * jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)
+    weights = jnp.asarray(RNG.normal(size=(12, 12)), jnp.float32)
+
+    def loop(cost):
+        log_mass, u, v = -np.log(12.0), jnp.zeros(12), jnp.zeros(12)
+        change = np.inf
+        while change >= sinkhorn.TOLERANCE:
+            kernel = lambda u, v: jnp.exp((u[:, None] - cost + v[None]) / 0.01)  # noqa: E731
+            moved = u + 0.01 * (log_mass - jnp.log(kernel(u, v).sum(1) + 1e-6))
+            v = v + 0.01 * (log_mass - jnp.log(kernel(moved, v).sum(0) + 1e-6))
+            change, u = float(jax.lax.stop_gradient(jnp.abs(moved - u).sum())), moved
+        return kernel(u, v)
+
+    cost = sinkhorn.cosine_cost(clean, perturbed)
+    plan, pull = jax.vjp(loop, cost)
+    found, ours = quick_jit(lambda c: jax.value_and_grad(lambda c: (sinkhorn.sinkhorn(c).plan * weights).sum())(c))(
+        cost
+    )
+    np.testing.assert_allclose(found, (plan * weights).sum(), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ours, pull(weights)[0], rtol=1e-2, atol=1e-3 * abs(ours).max())
+
+
+def test_only_the_iterations_that_are_made_are_in_the_program():
+    cost = jnp.asarray(RNG.uniform(0, 0.1, (7, 5)), jnp.float32)
+    program = str(jax.make_jaxpr(jax.grad(lambda c: sinkhorn.sinkhorn(c).plan.sum()))(cost))
+    assert "while" in program
+    assert "scan" not in program
+
+
 def test_the_gradient_runs_through_the_plan():
     golden = golden_methods.group("b60_k10_large")
     clean, perturbed, plan = (jnp.asarray(golden[name]) for name in ("logits_nat", "logits_adv", "plan"))

@@ -312,6 +312,8 @@ def test_rematerialised_blocks_compute_the_same(name):
         gradient = jax.value_and_grad(partial(loss, module), has_aux=True)
         results.append(jax.device_get(jax.jit(gradient)(variables["params"])))
         assert ("remat" in str(jax.make_jaxpr(gradient)(variables["params"]))) == (module is remat)
+        attack = jax.grad(lambda x, module=module: module.apply(variables, x).logits.sum())
+        assert "remat" not in str(jax.make_jaxpr(attack)(images))  # it would recompute and save nothing
     assert distance(*results) < 1e-4
 
 

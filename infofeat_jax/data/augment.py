@@ -5,7 +5,7 @@ Every example has its own key: its augmentation depends neither on the rest of t
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Int
 
 from infofeat_jax.types import Images, InvalidInput, PRNGKey
 
@@ -25,16 +25,19 @@ def random_crop(key: PRNGKey, images: Images, padding: int) -> Images:
     """
     if padding < 0:
         raise InvalidInput(f"padding={padding}: expected 0 or more pixels on each side")
-    border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    keys = jax.random.split(key, len(images))
-    return jax.vmap(_crop_one, (0, 0, None))(keys, jnp.pad(images, border), padding)
+    draw = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * padding + 1))
+    top, left = draw(jax.random.split(key, len(images))).T
+    return _shift(_shift(images, top, padding, axis=1), left, padding, axis=2)
 
 
-def _crop_one(key: PRNGKey, padded: Float[Array, "H W c"], padding: int) -> Float[Array, "h w c"]:
-    top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
-    height, width, channels = padded.shape
-    size = (height - 2 * padding, width - 2 * padding, channels)
-    return jax.lax.dynamic_slice(padded, (top, left, 0), size)
+def _shift(images: Images, offsets: Int[Array, " b"], padding: int, axis: int) -> Images:
+    """Pads along `axis` and crops at each image's offset: a choice of windows, for a slice each is a loop on a TPU."""
+    padded = jnp.pad(images, [(padding, padding) if axis == a else (0, 0) for a in range(4)])
+    windows = (jax.lax.slice_in_dim(padded, at, at + images.shape[axis], axis=axis) for at in range(2 * padding + 1))
+    chosen = images
+    for at, window in enumerate(windows):
+        chosen = jnp.where((offsets == at)[:, None, None, None], window, chosen)
+    return chosen
 
 
 def random_flip(key: PRNGKey, images: Images) -> Images:

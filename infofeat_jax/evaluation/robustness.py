@@ -56,8 +56,19 @@ def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Mo
 def in_batches(
     one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int
 ) -> Iterator[np.ndarray]:
-    """Yields the results of `one_batch` on `split`, without the padding. Raises Stopped."""
+    """Yields the results of `one_batch` on `split`, without the padding. Raises Stopped.
+
+    A result is fetched after the next batch was handed to the devices, so that they never wait for the host.
+    """
+    before = []
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size, mesh.size)):
         signals.check()
         batch = devices.shard(mesh, (images, labels))
-        yield np.asarray(one_batch(variables, jax.random.fold_in(key, index), batch))[mask]
+        before.append((one_batch(variables, jax.random.fold_in(key, index), batch), mask))
+        if len(before) > 1:
+            yield _fetch(*before.pop(0))
+    yield from (_fetch(*last) for last in before)
+
+
+def _fetch(result: Shaped[Array, " B"], mask: Bool[np.ndarray, " B"]) -> np.ndarray:
+    return np.asarray(result)[mask]

@@ -57,7 +57,7 @@ class ResNet(nn.Module):
     mean: Normalization = 0.5
     std: Normalization = 0.5
     dtype: DTypeLike = jnp.float32
-    remat: bool = False  # recompute the blocks' activations in the backward pass instead of keeping them
+    remat: bool = False  # in training, recompute the blocks' activations in the backward pass
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         stem = Conv(self.width, 3, 1, self.dtype, name="conv1")
         x = conv_bn(stem, BatchNorm(self.width, name="bn1"), x, train=train)
         for name, features, stride in stages(self.width, self.blocks):
-            x = rematerialised(BasicBlock, self.remat)(features, stride, self.dtype, name=name)(x, train)
+            x = rematerialised(BasicBlock, self.remat and train)(features, stride, self.dtype, name=name)(x, train)
         return Head(self.num_classes, name="linear")(x)
 
 
@@ -80,14 +80,14 @@ class PreActResNet(nn.Module):
     mean: Normalization = 0.5
     std: Normalization = 0.5
     dtype: DTypeLike = jnp.float32
-    remat: bool = False  # recompute the blocks' activations in the backward pass instead of keeping them
+    remat: bool = False  # in training, recompute the blocks' activations in the backward pass
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
         x = normalize(images, self.mean, self.std, self.dtype)
         x = Conv(self.width, 3, 1, self.dtype, name="conv1")(x)
         for name, features, stride in stages(self.width, self.blocks):
-            block = rematerialised(PreActBlock, self.remat)
+            block = rematerialised(PreActBlock, self.remat and train)
             x = block(features, stride, self.dtype, self.activated_shortcut, name=name)(x, train)
         if self.final_norm:
             x = jax.nn.relu(BatchNorm(x.shape[-1], name="bn")(x, train=train))

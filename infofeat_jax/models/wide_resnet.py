@@ -20,7 +20,7 @@ class WideResNet(nn.Module):
     mean: Normalization = 0.5
     std: Normalization = 0.5
     dtype: DTypeLike = jnp.float32
-    remat: bool = False  # recompute the blocks' activations in the backward pass instead of keeping them
+    remat: bool = False  # in training, recompute the blocks' activations in the backward pass
 
     @nn.compact
     def __call__(self, images: Images, *, train: bool = False) -> Outputs:
@@ -31,7 +31,7 @@ class WideResNet(nn.Module):
             for layer in range((self.depth - 4) // 6):
                 stride = 2 if stage > 0 and layer == 0 else 1
                 name = f"block{stage + 1}_layer_{layer}"
-                block = rematerialised(PreActBlock, self.remat)
+                block = rematerialised(PreActBlock, self.remat and train)
                 x = block(features, stride, self.dtype, shortcut="convShortcut", name=name)(x, train)
         x = jax.nn.relu(BatchNorm(x.shape[-1], name="bn1")(x, train=train))
         return Head(self.num_classes, name="fc")(x)
