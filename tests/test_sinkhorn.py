@@ -43,11 +43,11 @@ def test_equals_the_recorded_run(case):
         np.testing.assert_allclose(cost, golden["cost"], atol=1e-6)
 
 
-@pytest.mark.parametrize("perturbation", [0.02, 0.5, 3.0])
+@pytest.mark.parametrize("perturbation", [0.02, 0.2, 1.0])
 def test_plan_and_gradient_are_those_of_a_plain_loop(perturbation):
     """Differentiated by JAX through a Python loop, in which every iteration stands for itself."""
-    clean = jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)
-    perturbed = clean + perturbation * jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)
+    clean = 1 + 0.2 * jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)  # alike: every entry of the plan counts
+    perturbed = clean + 0.2 * perturbation * jnp.asarray(RNG.normal(size=(12, 10)), jnp.float32)
     weights = jnp.asarray(RNG.normal(size=(12, 12)), jnp.float32)
 
     def loop(cost):
@@ -66,7 +66,7 @@ def test_plan_and_gradient_are_those_of_a_plain_loop(perturbation):
         cost
     )
     np.testing.assert_allclose(found, (plan * weights).sum(), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(ours, pull(weights)[0], rtol=1e-2, atol=1e-3 * abs(ours).max())
+    np.testing.assert_allclose(ours, pull(weights)[0], rtol=1e-2, atol=1e-4 * abs(ours).max())
 
 
 def test_only_the_iterations_that_are_made_are_in_the_program():
