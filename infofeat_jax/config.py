@@ -75,6 +75,9 @@ def default() -> ConfigDict:
     config.optimizer.name = "sgd"
     config.optimizer.schedule = "piecewise"
     config.optimizer.learning_rate = 0.1
+    # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
+    config.optimizer.scaling = "none"
+    config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = False
     config.optimizer.weight_decay = 2e-4

@@ -85,6 +85,8 @@ RULES = {
     "attack.num_steps": between(0, MAX_STEPS),
     "attack.norm": one_of("linf", "l2", "l1"),
     "optimizer.learning_rate": between(0, MAX_FACTOR),
+    "optimizer.scaling": one_of("none", "linear", "sqrt"),
+    "optimizer.warmup_epochs": between(0, MAX_FACTOR),
     "optimizer.momentum": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "optimizer.weight_decay": between(0, MAX_FACTOR),
     "optimizer.milestones": Rule(

@@ -92,10 +92,13 @@ def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
 def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """(optimizer, schedule) of a resolved configuration, with `epoch_steps` steps per epoch. Raises InvalidInput."""
     options = config.optimizer
+    learning_rate = optimizers.scale_rate(options.scaling, float(options.learning_rate), config.batch_size)
     schedule = optimizers.create_schedule(
-        options.schedule, learning_rate=options.learning_rate, milestones=options.milestones, decay=options.decay,
+        options.schedule, learning_rate=learning_rate, decay=float(options.decay),
+        milestones=tuple(map(float, options.milestones)),
         steps_per_epoch=epoch_steps, num_epochs=config.num_epochs,
     )  # fmt: skip
+    schedule = optimizers.warmed_up(schedule, round(options.warmup_epochs * epoch_steps))
     given = {"momentum": options.momentum, "weight_decay": options.weight_decay, "nesterov": options.nesterov}
     return optimizers.create_optimizer(options.name, schedule, **given), schedule
 

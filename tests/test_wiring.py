@@ -101,6 +101,15 @@ def test_the_schedule_has_the_decays_at_its_epochs():
     assert create_experiment().total_steps == 15
 
 
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1), ("linear", 8 / 128), ("sqrt", 0.25)])
+def test_the_rate_follows_the_batch_size_after_a_warm_up(rule, factor):
+    """Batches of 8, two epochs of 3 steps to warm up, then the schedule as it is."""
+    changes = {"optimizer.scaling": rule, "optimizer.warmup_epochs": 2.0, "optimizer.milestones": (3.0,)}
+    schedule = create_experiment(**changes).schedule
+    expected = [0.5 * factor * share for share in (1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1, 1, 1, 1, 0.25)]
+    np.testing.assert_allclose([float(schedule(step)) for step in range(9 + 1)], expected, rtol=1e-6)
+
+
 def test_schedule_and_optimizer_are_those_named():
     """Cosine over 15 steps; AdamW's first step is the rate times the sign, whatever the gradient's size."""
     experiment = create_experiment(**{"optimizer.schedule": "cosine", "optimizer.name": "adamw"})

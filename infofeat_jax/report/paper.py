@@ -44,7 +44,8 @@ class PaperTable(NamedTuple):
 
 CIFAR10 = {
     "data.name": "cifar10", "model.name": "resnet18", "num_epochs": 120, "attack.norm": "linf", "attack.epsilon": 8.0,
-    "eval.step_size": 2.0, "optimizer.learning_rate": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 2e-4,
+    "eval.step_size": 2.0, "optimizer.learning_rate": 0.1, "optimizer.scaling": "none",
+    "optimizer.warmup_epochs": 0.0, "optimizer.momentum": 0.9, "optimizer.weight_decay": 2e-4,
     "optimizer.milestones": [60.0, 90.0], "optimizer.decay": 0.1, "data.crop_padding": 4, "data.flip": True,
 }  # fmt: skip
 WIDE = {"model.name": "wrn_28_10", "num_epochs": 200, "method.label_smoothing": 0.5}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
@@ -38,6 +39,20 @@ def cosine(
     """Half a cosine from `learning_rate` to 0 (Loshchilov & Hutter, 2017); milestones and decay are unused."""
     del milestones, decay
     return optax.cosine_decay_schedule(learning_rate, max(steps_per_epoch * num_epochs, 1))
+
+
+def scale_rate(rule: str, learning_rate: float, batch_size: int) -> float:
+    """The learning rate for batches of `batch_size`, by a rule of SCALINGS, given that for batches of 128.
+
+    Raises InvalidInput.
+    """
+    check_choice("optimizer.scaling", rule, SCALINGS)
+    return learning_rate * SCALINGS[rule](batch_size / REFERENCE)
+
+
+def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
+    """`schedule`, multiplied by (step + 1) / `steps` in the first `steps` steps (Goyal et al., 2017)."""
+    return (lambda step: schedule(step) * jnp.minimum((step + 1) / steps, 1.0)) if steps else schedule
 
 
 def sgd(
@@ -76,6 +91,13 @@ def create_optimizer(name: str, schedule: optax.Schedule, **options) -> optax.Gr
     return OPTIMIZERS[name](schedule, **options)
 
 
+REFERENCE = 128  # the batch size that learning rates are given for
+# How the learning rate follows from that for batches of 128 and the ratio of the sizes.
+SCALINGS: dict[str, Callable[[float], float]] = {
+    "none": lambda ratio: 1.0,
+    "linear": lambda ratio: ratio,  # SGD (Goyal et al., 2017)
+    "sqrt": math.sqrt,  # Adam and its relatives (Malladi et al., 2022)
+}
 # (learning_rate, milestones, decay, steps_per_epoch, num_epochs) -> schedule.
 SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"piecewise": piecewise, "cosine": cosine}
 # (schedule, momentum, weight_decay, nesterov) -> optimizer.
