@@ -1,8 +1,8 @@
 """Does the CAM term, label smoothing or early stopping help where adversarial training overfits robustly?
 
-The paper trains for 120 to 200 epochs, in which robust accuracy falls after the first decay of the learning rate (Rice et
-al., 2020); the 8 epochs of cifar10_small do not get there. Here 4,000 images are seen 60 times, with decays at half and
-three quarters. Madry is lambda 0; both checkpoints, the best on validation images and the last, are evaluated.
+The paper trains for 120 to 200 epochs, in which robust accuracy falls after the first decay of the learning rate (Rice
+et al., 2020); the 8 epochs of cifar10_small do not get there. Here 4,000 images are seen 60 times, with decays at half
+and three quarters. Madry is lambda 0; both checkpoints, the best on validation images and the last, are evaluated.
 Hardware: 2 CPU cores, about 35 minutes a run for training, 18 runs.
 
   python main.py --config=configs/studies/overfitting.py:small --config.data.name=cifar10.npz
