@@ -282,7 +282,8 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
 
     def spy_steps(the_plan, forward, key, images, labels, **options):
         given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, key=key, **options)
-        state = autoattack.ResumeState(len(stages), 0, np.array([-1, 0, 1, -1, 2], np.int32), images, 3)
+        found = np.array([-1, 0, 1, -1, 2], np.int32)
+        state = autoattack.ResumeState(len(stages) + 1, 0 * found, found, images, 3, 3)
         yield Progress("square", 2, 5, 3, 1.0), state
 
     monkeypatch.setattr(autoattack, "plan", spy_plan)
@@ -297,7 +298,7 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     assert given["key"] == streams.key(7, "autoattack")
     np.testing.assert_array_equal(given["images"], to_unit(experiment.data.test.images[:5]))
     np.testing.assert_array_equal(given["labels"], experiment.data.test.labels[:5])
-    assert given["batch_size"] == 16
+    assert (given["batch_size"], given["mesh"]) == (16, experiment.mesh)
     np.testing.assert_array_equal(outcome, [True, False, False, True, False])
 
 

@@ -137,8 +137,9 @@ def attack(
 
 
 def _turn(
-    search: Search, forward: Partial, key: PRNGKey, seats: Seats, inputs: list, begin: bool, count: int, state: State
-) -> tuple[Counts, State]:
+    search: Search, forward: Partial, key: PRNGKey, seats: Seats, inputs: list, begin: Bool[Array, ""],
+    count: Int[Array, ""], state: State,
+) -> tuple[Counts, State]:  # fmt: skip
     """Begins the attempts at t = 0, if there are any, and does `count` iterations. Returns (t, state)."""
     keys = searches.example_keys(key, seats.rows, seats.attempts)
 
@@ -195,5 +196,5 @@ def _empty_state(search: Search, data: Data, size: int) -> State:
     return jax.tree.map(lambda leaf: place(data.mesh, np.zeros(leaf.shape, leaf.dtype)), state)
 
 
-def _round_up(count: float, unit: int) -> int:
+def _round_up(count: float | int, unit: int) -> int:
     return math.ceil(count / unit) * unit
