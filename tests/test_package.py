@@ -11,6 +11,7 @@ import tomllib
 import pytest
 
 import infofeat_jax
+from infofeat_jax import installation
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -89,3 +90,18 @@ def test_the_readmes_other_libraries_example_runs():
     setup = first.split("attack = ")[0]
     shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///a%20b", "dir_info": {"editable": true}}', "pip install -e '/a b[train]'"),
+        ('{"url": "file:///w.whl", "archive_info": {}}', "pip install 'infofeat_jax[train] @ file:///w.whl'"),
+        (None, "pip install 'infofeat_jax[train]'"),
+        ("damaged", "pip install 'infofeat_jax[train]'"),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_came_from(monkeypatch, origin, command):
+    installed = type("Installed", (), {"read_text": staticmethod({"direct_url.json": origin}.get)})
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    assert installation.command("train") == command
