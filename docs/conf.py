@@ -62,7 +62,7 @@ def configuration() -> str:
     head = ["", "| field | default | |", "|---|---|---|"]
     lines = [
         "# Configuration", "",
-        "Every field is a flag: `--config.attack.epsilon=16`. `None`: filled in as explained. Budgets are in 8-bit levels.",
+        "Every field is a flag: `--config.attack.epsilon=16`. `None`: filled in as explained. Budgets: 8-bit levels.",
     ]  # fmt: skip
     for name, (default, explanation) in config_help.fields().items():
         text = re.sub(r"([<|*_])", r"\\\1", explanation)
