@@ -32,6 +32,7 @@ from infofeat_jax.types import (
 Logits = Float[Array, "b k"]
 Keys = Key[Array, " b"] | UInt32[Array, "b 2"]  # one for each example
 Counts = Int[Array, " b"]
+Scalar = Int[Array, ""] | int
 State = Any
 
 

@@ -41,7 +41,7 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     count = subject.autoattack_examples or None
     images, labels = np.asarray(to_unit(subject.split.images[:count])), subject.split.labels[:count]
     stages = create_plan(subject, spec, images.shape[1:3])
-    saved, last = where(subject, spec), time.monotonic()
+    saved, due = where(subject, spec), 0.0
     state = load(saved)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
     batches = steps(
@@ -53,9 +53,9 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
         note = ", compiling" if progress.compiling else ""
         tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)
         stop = signals.requested()
-        if processes.is_writer() and (stop or time.monotonic() - last > SAVE_EVERY):
+        if processes.is_writer() and (stop or time.monotonic() >= due):
             save(saved, state)
-            last = time.monotonic()
+            due = time.monotonic() + SAVE_EVERY
         if stop:
             raise Stopped(f"stopped during {name}; its progress is saved: the same command resumes from there")
     if processes.is_writer():
