@@ -262,9 +262,24 @@ def test_everybody_gets_a_seat_and_takes_along_what_was_found():
     np.testing.assert_array_equal(t, np.minimum(due[ended] + 1, 40))
     assert stage.turn._cache_size() == 2, "nobody moved"
     for turn in turns:
-        for row, is_broken, image in zip(turn.rows, turn.broken, () if turn.adversarial is None else turn.adversarial, strict=False):
-            assert not is_broken or image == images[row] + 1
+        if turn.adversarial is not None:
+            np.testing.assert_array_equal(turn.adversarial[turn.broken], images[turn.rows[turn.broken]] + 1)
     assert max(turn.unfinished for turn in turns) > 0
+
+
+def test_what_a_separate_pass_classifies_correctly_is_not_broken(linear):
+    forward, x, y, distance = linear
+
+    def start(keys, images, labels, logits, attempts):
+        return FakeState(labels, images, labels < 0)
+
+    def step(forward, keys, t, state):
+        return state._replace(adversarial=state.adversarial * 0.999, success=state.due >= 0)
+
+    progress, state = finish(plan_of({"boastful": Search(start, step, 3)}), forward, x, y)
+    np.testing.assert_array_equal(state.broken_by, np.where(distance < 0, 0, ROBUST))
+    np.testing.assert_array_equal(state.adversarial, x)
+    assert progress.survivors == (distance >= 0).sum()
 
 
 def test_batch_sizes():

@@ -263,14 +263,15 @@ def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
     assert run.describe_setting(experiment, moved, 9) != run.describe_setting(experiment, variables, 9)
 
 
-@pytest.mark.parametrize(("platform", "batch_size", "said"), [("gpu", 16, True), ("gpu", 248, False), ("cpu", 16, False)])
-def test_small_batches_on_accelerators_are_remarked_on(platform, batch_size, said):
+@pytest.mark.parametrize(("platform", "size", "said"), [("gpu", 16, True), ("gpu", 248, False), ("cpu", 16, False)])
+def test_small_batches_on_accelerators_are_remarked_on(platform, size, said):
     devices_there = np.array([SimpleNamespace(platform=platform)] * 4)
     experiment = create_experiment()
     subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
     split = data.Split(np.zeros((300, 8, 8, 1), np.uint8), np.zeros(300, np.int32))
-    subject = subject._replace(mesh=SimpleNamespace(devices=devices_there, size=4), batch_size=batch_size, split=split)
-    text = "config.eval.batch_size = 16 gives each of 4 devices 4 images at once: 128 keep it busy, --config.eval.batch_size=512"
+    subject = subject._replace(mesh=SimpleNamespace(devices=devices_there, size=4), batch_size=size, split=split)
+    text = "config.eval.batch_size = 16 gives each of 4 devices 4 images at once: 128 keep it busy"
+    text += ", --config.eval.batch_size=512"
     assert evaluate.advise(subject) == (text if said else None)
     assert evaluate.advise(subject._replace(split=data.Split(*(part[:16] for part in split)))) is None
 

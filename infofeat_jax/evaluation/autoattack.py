@@ -44,12 +44,10 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     saved, due = where(subject, spec), 0.0
     state = load(saved)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
-    batches = steps(
-        stages, Partial(subject.module.apply, subject.variables), streams.key(subject.seed, "autoattack"), images, labels,
-        batch_size=subject.batch_size, state=state, mesh=subject.mesh,
-    )  # fmt: skip
+    forward, key = Partial(subject.module.apply, subject.variables), streams.key(subject.seed, "autoattack")
+    options = {"batch_size": subject.batch_size, "state": state, "mesh": subject.mesh}
     tell("compiling")
-    for progress, state in batches:
+    for progress, state in steps(stages, forward, key, images, labels, **options):
         note = ", compiling" if progress.compiling else ""
         tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)
         stop = signals.requested()
