@@ -142,9 +142,10 @@ def _turn(
 ) -> tuple[Counts, State]:  # fmt: skip
     """Begins the attempts at t = 0, if there are any, and does `count` iterations. Returns (t, state)."""
     keys = searches.example_keys(key, seats.rows, seats.attempts)
+    images, labels, logits = inputs
 
     def begun(state: State) -> State:
-        new = search.start(keys, *inputs, seats.attempts)
+        new = search.start(keys, images, labels, logits, seats.attempts)
         return jax.tree.map(lambda new, old: searches.select(seats.t == 0, new, old), new, state)
 
     state = jax.lax.cond(begin, begun, lambda state: state, state)
