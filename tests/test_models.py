@@ -99,6 +99,8 @@ def test_unread_outputs_cost_nothing():
         ({"name": "wrn_11_2"}, "depth is 10, 16, 22"),
         ({"name": "resnet18", "dtype": "float16"}, "unknown dtype 'float16'"),
         ({"name": "resnet18", "width": -4}, "width -4"),
+        ({"name": "resnet18", "activation": "gelu"}, "unknown activation 'gelu': choose one of relu, silu"),
+        ({"name": "wrn_10_1", "padding": "valid"}, "unknown padding 'valid': choose one of same, symmetric"),
     ],
 )
 def test_errors(arguments, message):

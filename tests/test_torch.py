@@ -193,6 +193,27 @@ TORCH_NETWORKS = {  # name: (class, its arguments, arguments of from_torch, of t
 }
 
 
+@pytest.mark.parametrize("name", ["resnet18", "preact_plain", "wrn_buffers"])
+def test_silu_in_the_public_classes(name, monkeypatch):
+    """In evaluation and in training, where BatchNorm is not folded into the convolution."""
+    torch = pytest.importorskip("torch")
+    import torch_networks
+
+    build, arguments, importing, _ = TORCH_NETWORKS[name]
+    monkeypatch.setattr(torch_networks.F, "relu", torch.nn.functional.silu)
+    torch.manual_seed(0)
+    network = getattr(torch_networks, build)(classes=10, width=4, **arguments)
+    torch_networks.randomize(network)
+    module, variables = models.from_torch(network.state_dict(), activation="silu", **importing)
+    out = evaluate(module, variables, BATCH)
+    np.testing.assert_allclose(out.logits, torch_networks.run(network, BATCH), atol=1e-5)
+    products = np.asarray(out.maps)[..., None] * np.asarray(out.kernel)
+    np.testing.assert_allclose(out.cam, np.maximum(products, 0).sum(-2), atol=1e-5)  # Eq. 6: features may be negative
+    if name == "wrn_buffers":
+        out, _ = train(module, variables, BATCH)
+        np.testing.assert_allclose(out.logits, torch_networks.run(network, BATCH, train=True), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", TORCH_NETWORKS)
 def test_pytorch_loads_strictly_and_computes_the_same(name):
     torch = pytest.importorskip("torch")

@@ -53,7 +53,8 @@ def create(
     `width`: channels of the first stage (ResNets: 64) or of the stem (WideResNets: 16); 0 is that default.
     `dtype`: of the computation, "float32" or "bfloat16"; parameters, statistics and the head are float32.
     `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel, finite and std above 0.
-    `options`: further fields of the module: `activation`, "relu" or "silu"; a ResNet's `blocks` ... Raises InvalidInput.
+    `options`: further fields of the module, as `activation`, "relu" or "silu", or a ResNet's `blocks`.
+    Raises InvalidInput.
     """
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")

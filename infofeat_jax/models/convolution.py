@@ -32,9 +32,10 @@ def convolve(
     relu: bool = False,
     same: bool = False,
 ) -> Features:
-    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's; with `same` as TensorFlow's and Haiku's "SAME".
+    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's.
 
-    These differ at stride 2: "SAME" pads even lengths on their high sides only. `bias` and `residual` are added; `relu` sets what is negative to 0, with derivative 0 at 0.
+    `same` pads as TensorFlow, Haiku and Flax: at stride 2 even lengths on their high sides only. `bias` and `residual`
+    are added; `relu` sets what is negative to 0, with derivative 0 at 0.
 
     On a CPU it is oneDNN's where that is available and worthwhile (`models.onednn`), else XLA's; kernels of 1x1 and
     outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).

@@ -29,7 +29,7 @@ class _Dtype:
 
     def numbers(self) -> np.dtype:
         if not _CODES.fullmatch(self.code) or self.order not in ("<", ">", "|", "="):
-            raise InvalidInput(f"refused: an array of type {ascii(self.order)} {ascii(self.code)}, expected numbers")
+            raise InvalidInput(f"refused: an array of type {self.order!a:.9} {self.code!a:.9}, expected numbers")
         return np.dtype(self.order.replace("|", "=") + self.code)
 
 
