@@ -100,7 +100,7 @@ def test_an_activation_is_given_for_a_file_and_told_apart(trained, file, tmp_pat
 def test_deepminds_file_is_converted_and_written_as_one(tmp_path, capsys):
     """A file, a run's directory, a file again: the same network; a program for serving."""
     module, values = small("wrn_10_2", activation="silu", padding="same")
-    normal = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.25)}
+    normal = {"mean": (0.125, 0.25, 0.5), "std": (0.5, 0.5, 0.25)}
     models.save_torch(tmp_path / "dm.npz", values, "dm_wrn_10_2", deepmind_keys=True, **normal)
     convert.main([str(tmp_path / "dm.npz"), str(tmp_path / "run")])
     convert.main([str(tmp_path / "run"), str(tmp_path / "again.npz")])

@@ -26,7 +26,12 @@ def without(state, *keys):
         (lambda s: s, {"arch": "resnet50"}, "not 'resnet50': by its keys and shapes it is wrn_10_2"),
         (lambda s: s, {"arch": "wrn_28_10"}, "not 'wrn_28_10': by its keys and shapes it is wrn_10_2"),
         (lambda s: s, {"key": "net"}, "key 'net' does not tell which network: ''"),
-        (lambda s: {}, {}, "no network that is known here, none of its keys ends in conv1.weight: empty"),
+        (
+            lambda s: {},
+            {},
+            "no network that is known here, none of its keys ends in conv1.weight or init_conv.weight or"
+            " conv_2d.weight: empty",
+        ),
         (lambda s: {"features.0.weight": s["conv1.weight"]}, {}, "1 keys: features.0.weight"),
         (lambda s: {"conv1.weight": s["conv1.weight"], "a": s["fc.bias"]}, {}, "neither a ResNet"),
         (lambda s: without(s, "fc.weight"), {}, "1 missing: fc.weight"),

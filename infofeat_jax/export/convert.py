@@ -12,7 +12,6 @@ import argparse
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,8 @@ from absl import logging
 
 from infofeat_jax import cli, models, weights
 from infofeat_jax import config as configs
+from infofeat_jax.export import command
+from infofeat_jax.models.pytorch import deepmind
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.training.state import State
@@ -65,12 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the module's documentation explains it. Raises InvalidInput."""
-    summary, details = __doc__.split("\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m infofeat_jax.export.convert", description=summary, epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.error = refuse
+    parser = command.parser("convert", __doc__)
     add = parser.add_argument
     add("source", type=pathlib.Path, metavar="SOURCE", help="a PyTorch checkpoint, or a run's directory")
     add("target", type=pathlib.Path, metavar="TARGET", help="a file or a new directory")
@@ -85,11 +81,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")
     add("--batch", type=batch, default="symbolic", metavar="N", help=f"images per call of a {PROGRAM} (any number)")
     return parser.parse_args(arguments)
-
-
-def refuse(message: str) -> NoReturn:
-    """Raises InvalidInput, in place of argparse's own answer of many lines."""
-    raise InvalidInput(f"{message}; --help explains")
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
@@ -110,7 +101,7 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
     """Writes a state_dict, with its normalisation as buffers unless there is none or `bare`."""
     buffers = not bare and (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
     normal = {"mean": module.mean, "std": module.std} if buffers else {}
-    of_deepmind = is_of_deepmind(module)
+    of_deepmind = deepmind.is_of_deepmind(module)
     whole(path, lambda part: models.save_torch(part, variables, deepmind_keys=of_deepmind, **normal))
     owner, names = ("DeepMind's", "mean and std") if of_deepmind else ("the public", "mu and sigma")
     if buffers:
@@ -119,11 +110,6 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
         print(f"{path}: a state_dict that {owner} class loads with strict=True")
     if module.activation != ("silu" if of_deepmind else "relu"):
         print(f"  it does not tell the activation: whoever reads it gives {NAMES[module.activation]}")
-
-
-def is_of_deepmind(module) -> bool:
-    """Whether DeepMind's classes, not the public ones, compute what `module` does."""
-    return getattr(module, "padding", "symmetric") == "same"
 
 
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:

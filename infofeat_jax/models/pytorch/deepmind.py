@@ -63,9 +63,14 @@ def _rename(keys: _Keys, key: str) -> str:
     return prefix + key
 
 
+def is_of_deepmind(module: nn.Module) -> bool:
+    """Whether DeepMind's classes, not the public ones, compute what `module` does."""
+    return getattr(module, "padding", "symmetric") == "same"
+
+
 def naming(module: nn.Module) -> Callable[[str], str]:
     """The function from a public class's keys to those of the class that computes what `module` does."""
-    if getattr(module, "padding", "symmetric") == "symmetric":
+    if not is_of_deepmind(module):
         return lambda key: key
     return preact_key if isinstance(module, PreActResNet) else wide_key
 

@@ -116,7 +116,7 @@ def _convert(state: StateDict, arch: str | None, mean, std) -> tuple[nn.Module, 
     std = _buffer(state, _STD) if std is None else std
     key = deepmind.naming(module)
     channels = network[key("conv1.weight")].shape[1]
-    if mean is None and std is None and key("conv1.weight") != "conv1.weight":
+    if mean is None and std is None and deepmind.is_of_deepmind(module):
         mean, std = deepmind.normalization(module.num_classes, channels)
     mean, std = normalization(mean, std, channels=channels)
     return module.clone(mean=mean, std=std), variables
