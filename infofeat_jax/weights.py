@@ -30,16 +30,17 @@ def load(
     mean: Normalization | None = None,
     std: Normalization | None = None,
     activation: str | None = None,
+    key: str | None = None,
     which: str = "best",
 ) -> tuple[nn.Module, Variables]:
     """(module, variables) from a file of weights, as read by `models.from_torch`, or from a run's directory.
 
-    `which` checkpoint of the run: "best" or "latest". Raises InvalidInput.
+    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest". Raises InvalidInput.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return models.from_torch(path, arch, mean=mean, std=std, activation=activation)
-    if any(value is not None for value in (arch, mean, std, activation)):
+        return models.from_torch(path, arch, mean=mean, std=std, activation=activation, key=key)
+    if any(value is not None for value in (arch, mean, std, activation, key)):
         raise InvalidInput(f"{path}: a run's config.json determines its architecture, activation and normalisation")
     config = read_config(path)
     if config is None:

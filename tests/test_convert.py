@@ -91,7 +91,7 @@ def test_an_activation_is_given_for_a_file_and_told_apart(trained, file, tmp_pat
     old = ConfigDict({k: v for k, v in trained.config.model.to_dict().items() if k != "activation"})
     assert json.dumps(configs.to_json(old)) in run.describe_setting(trained, variables(trained), COUNT)  # as it was
     trained.config.model.mean = ()
-    convert.main([str(file), str(tmp_path / "a.npz"), "--activation=silu"])
+    convert.main([str(file), str(tmp_path / "a.npz"), "--activation=silu", "--key="])
     printed = capsys.readouterr().out
     assert "wrn_10_1 of width 4 with SiLU, 10 classes" in printed
     assert "it does not tell the activation: whoever reads it gives SiLU" in printed

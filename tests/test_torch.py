@@ -115,6 +115,7 @@ def test_arch_chooses_what_no_shape_tells(final_norm):
 def test_prefixes_are_removed(prefix):
     state = small_state()
     wrapped = {prefix + key: value for key, value in state.items()} | {"n_averaged": np.array(3)}
+    wrapped[f"{prefix}model_preact_hl1.1.weight"] = state["conv1.weight"]
     assert_equal_trees(models.from_torch(wrapped)[1], models.from_torch(state)[1])
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from ml_collections import ConfigDict
@@ -100,7 +101,8 @@ def official_order(run_images: Pixels, official: Pixels, where: object) -> np.nd
 def check_within(found: Float[np.ndarray, "n h w c"], official: Pixels, norm: str, epsilon: float) -> float:
     """The largest distance from the official images. Raises InvalidInput if it exceeds epsilon."""
     chunks = (slice(start, start + 1000) for start in range(0, len(found), 1000))
-    furthest = max(float(threat.size(norm, found[rows] - to_unit(official[rows])).max()) for rows in chunks)
+    distances = (threat.size(norm, jnp.asarray(found[rows] - to_unit(official[rows]))) for rows in chunks)
+    furthest = max(float(chunk.max()) for chunk in distances)
     if not furthest <= epsilon + ROUNDING * max(1.0, epsilon):
         raise InvalidInput(f"{norm} distance {furthest:.6g} of an adversarial image: expected at most {epsilon:.6g}")
     return furthest

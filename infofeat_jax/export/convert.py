@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InvalidInput(f"{target} exists already: give another name")
     module, variables = weights.load(
         source, options.arch, mean=options.mean, std=options.std, activation=options.activation,
-        which=options.checkpoint,
+        key=options.key, which=options.checkpoint,
     )  # fmt: skip
     channels, classes = weights.sizes(variables)
     model = weights.describe(module)
@@ -76,6 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--std", type=numbers, help="likewise")
     add("--activation", choices=list(NAMES), help="of a file's network: silu for DeepMind's, relu for others")
+    add("--key", help="which network, of a file that holds several: last, ema.net ...")
     add("--checkpoint", choices=["best", "latest"], default="best", help="which checkpoint of a run (best)")
     add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
     add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")

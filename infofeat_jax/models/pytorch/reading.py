@@ -21,8 +21,9 @@ from infofeat_jax.types import InvalidInput, check_choice
 _STEMS = ("conv1.weight", deepmind.WIDE_STEM, deepmind.PREACT_STEM)
 # Put in front by DataParallel, torch.compile, AveragedModel, attack classes, Sequential(normalise, network).
 _WRAPPERS = re.compile(r"^(?:(?:module|model|basic_net|_orig_mod|net|network|backbone|ema|[01])\.)+")
-# Counters, and the branch that the WideResNet of TRADES, MART and AWP holds but never runs.
-_UNUSED = re.compile(r"(?:.*\.)?num_batches_tracked|n_averaged|sub_block1\..*")
+# Counters, and what classes hold but never run: a branch of the WideResNet of TRADES, MART and AWP; second names of the
+# first layers in Andriushchenko & Flammarion's PreActResNet.
+_UNUSED = re.compile(r"(?:.*\.)?num_batches_tracked|n_averaged|(?:sub_block1|model_preact_hl1)\..*")
 _MEAN = re.compile(r"(?:\w*norm\w*\.)?(?:mu|mean|new_mean)")
 _STD = re.compile(r"(?:\w*norm\w*\.)?(?:sigma|std|new_std)")
 
