@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
-from infofeat_jax import threat
+from infofeat_jax import installation, threat
 from infofeat_jax.attacks.autoattack import ROBUST
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
@@ -126,7 +126,7 @@ def write(path: pathlib.Path, images: Float[np.ndarray, "n h w c"]) -> None:
     try:
         import torch
     except ImportError as error:
-        raise InvalidInput(f"{path} needs torch ({error}): pip install 'infofeat_jax[torch]'") from None
+        raise InvalidInput(f"{path} needs torch ({error}): {installation.command('torch')}") from None
     part = path.with_name(f".partial{path.suffix}")
     try:
         torch.save(torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))), part)
