@@ -260,7 +260,7 @@ def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     assert (results["checkpoint"], results["latest"]["checkpoint"]) == ("best", "latest")
     assert (found[""].cam_images, found["_latest"].cam_images) == (2, 0)  # one file, of the first
     for suffix, state in (("", best), ("_latest", latest)):
-        jax.tree.map(np.testing.assert_array_equal, found[suffix].variables["params"], state.params)
+        jax.tree.map(np.testing.assert_array_equal, found[suffix].forward.args[0]["params"], state.params)
 
 
 def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(directory, monkeypatch):

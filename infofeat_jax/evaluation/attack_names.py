@@ -68,6 +68,11 @@ class AttackSpec(NamedTuple):
         return self.base + (f"({given})" if given else "") + (f"@{self.source}" if self.source else "")
 
     @property
+    def file_name(self) -> str:
+        """The name as part of a file's."""
+        return re.sub(r"[^\w.+-]+", "_", self.name)
+
+    @property
     def is_cascade(self) -> bool:
         """Whether it is AutoAttack or one of its stages."""
         return self.attack in CASCADES

@@ -2,13 +2,11 @@
 
 import json
 import pathlib
-import re
 import time
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import streams, threat
@@ -16,11 +14,9 @@ from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Plan, ResumeState,
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec
-from infofeat_jax.evaluation.subject import Subject, Tell
+from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
 from infofeat_jax.runtime import devices, files, processes, signals
 from infofeat_jax.types import Stopped
-
-SAVE_EVERY = 30.0  # seconds
 
 
 class Saved(NamedTuple):
@@ -45,9 +41,9 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     saved, last = where(subject, spec), time.monotonic()
     state = load(saved)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
-    mesh, variables = devices.own_part(subject.mesh, subject.variables)  # the loop over survivors runs on the host
+    mesh, forward = devices.own_part(subject.mesh, subject.forward)  # the loop over survivors runs on the host
     batches = steps(
-        stages, Partial(subject.module.apply, variables), streams.key(subject.seed, "autoattack"), images, labels,
+        stages, forward, streams.key(subject.seed, "autoattack"), images, labels,
         batch_size=subject.batch_size, state=state, place=partial(devices.place, mesh),
     )  # fmt: skip
     for progress, state in batches:
@@ -84,8 +80,7 @@ def where(subject: Subject, spec: AttackSpec) -> Saved:
     """Where and under which setting an attack's resume state is stored."""
     count = len(subject.split.labels[: subject.autoattack_examples or None])
     name = [] if spec.name == "autoattack" else [spec.name]
-    path = subject.file(re.sub(r"[^\w.+-]+", "_", spec.name))
-    return Saved(path, json.dumps([subject.setting, count, *name]), count)
+    return Saved(subject.file(spec.file_name), json.dumps([subject.setting, count, *name]), count)
 
 
 def save(saved: Saved, state: ResumeState) -> None:

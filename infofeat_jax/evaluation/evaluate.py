@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Shaped
 
 from infofeat_jax import streams
@@ -182,8 +181,8 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 def probe(subject: Subject) -> probes.Probes:
     """The cheap probes of the model on which the flags are based."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.variables)
-    forward, key = Partial(subject.module.apply, variables), streams.key(subject.seed, "probes")
+    forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
+    key = streams.key(subject.seed, "probes")
     return probes.probe(forward, key, to_unit(images), labels, **subject.budget._asdict())
 
 
