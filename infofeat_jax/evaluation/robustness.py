@@ -24,7 +24,7 @@ from infofeat_jax.types import Attack, PRNGKey
 
 # The model, and the one that the attack is crafted on if that is another. Weights are leaves.
 Forwards = tuple[Partial, ...]
-# Compiled: (forwards, key, (images, labels)) -> which examples remain correct [b], or other per-example arrays [b, ...].
+# Compiled: (forwards, key, (images, labels)) -> which examples remain correct [b], or other values for each, [b, ...].
 OneBatch = Callable[[PyTree, PRNGKey, tuple], PyTree]
 
 

@@ -112,6 +112,19 @@ def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -
     ]
 
 
+def worst_case(study: Study, columns: list[str]) -> list[str]:
+    """Which images the worst case is over, where the attacks saw different numbers of them."""
+    if columns[-1:] != ["worst_case"]:
+        return []
+    counts = {count for run in study.runs for _, count in estimate.own_accuracies(run).values()}
+    if len(counts) < 2:
+        return []
+    return [
+        f"Worst case: an image counts if it withstands every attack, among the first {min(counts):,} images, which all"
+        " attacks saw; a column of more images may lie below it."
+    ]
+
+
 def warnings(remarks: Iterable[str]) -> list[str]:
     """The remarks that a reader needs before any of the numbers."""
     return [remark for remark in remarks if remark.startswith(WARNINGS)]

@@ -1,0 +1,44 @@
+"""The images that a caller gives, in their layout, as the evaluation holds them: uint8 or float32, channels last."""
+
+from typing import Any
+
+import numpy as np
+
+from infofeat_jax.data import Split
+from infofeat_jax.types import InvalidInput
+
+CHANNELS = (1, 3, 4)
+
+
+def read(images: Any, labels: Any) -> tuple[Split, bool]:
+    """(images [n, h, w, c], labels; whether the images were channels first). Raises InvalidInput.
+
+    Channels are first if there are 1, 3 or 4 in the second place and another number in the last.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if not images.size or images.ndim != 4 or labels.shape != images.shape[:1]:
+        shapes = f"images of shape {list(images.shape)}, labels of shape {list(labels.shape)}"
+        raise InvalidInput(f"{shapes}: expected [n, h, w, c] and [n], with at least one image")
+    if labels.dtype.kind not in "iu":
+        raise InvalidInput(f"labels are {labels.dtype}: expected integers")
+    if images.dtype.name in ("float16", "bfloat16"):
+        images = images.astype(np.float32)
+    if images.dtype.name not in ("uint8", "float32"):
+        raise InvalidInput(f"images are {images.dtype}: expected float32 in [0, 1], or uint8: use images.astype")
+    first = images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS
+    images = images.transpose(0, 2, 3, 1) if first else images
+    return Split(np.ascontiguousarray(images), labels.astype(np.int32)), first
+
+
+def like(images: Any, adversarial: np.ndarray, channels_first: bool) -> np.ndarray:
+    """Adversarial images, float32 [n, h, w, c] in [0, 1], in the layout of the given ones."""
+    return np.ascontiguousarray(adversarial.transpose(0, 3, 1, 2)) if channels_first else adversarial
+
+
+def notes(split: Split, channels_first: bool) -> list[str]:
+    """What was done about the images."""
+    said = {
+        "the images are channels first, [n, c, h, w]; so are those returned": channels_first,
+        "the images are uint8 and were divided by 255; those returned are in [0, 1]": split.images.dtype == np.uint8,
+    }
+    return [text for text, true in said.items() if true]
