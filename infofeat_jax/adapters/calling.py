@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
-from jaxtyping import Float, Integer
+from jaxtyping import Array, Float, Integer
 
 from infofeat_jax.adapters.given import Given
 from infofeat_jax.attacks.inputs import as_forward
@@ -20,7 +20,8 @@ from infofeat_jax.data.arrays import summary
 from infofeat_jax.types import Images, InvalidInput
 
 DTYPES = ("float32", "bfloat16", "float16")
-TRACED, LOOKED_AT = 3, 32  # images
+TRACED = (11, 13, 17, 19)  # sizes of batches, one of which is no side or number of channels
+LOOKED_AT = 32  # images
 APART = 0.01  # relative difference of logits; rounding, of bfloat16 too, stays below
 BETTER = 0.3  # accuracy by which pixels in 0 to 255 must be better for a model to be taken to expect them
 
@@ -51,17 +52,19 @@ def in_way(call: Partial, way: Calling) -> Partial:
 
 def find(given: Given, image_shape: tuple[int, ...]) -> Calling:
     """The first way in which the model can be called with images [b, h, w, c]. Raises InvalidInput."""
-    first = None
+    first, count = None, next(count for count in TRACED if count not in image_shape)
     for one_by_one, channels_first, dtype in itertools.product((False, True), (False, True), DTYPES):
         way = Calling(dtype, channels_first, one_by_one)
         try:
-            images = jax.ShapeDtypeStruct((TRACED, *image_shape), jnp.float32)
+            images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
             jax.eval_shape(as_forward(in_way(given.call, way)), images)
         except Exception as error:  # of any library
             first = first or error
         else:
             return way
-    raise InvalidInput(f"{given.name} cannot be called with images {[TRACED, *image_shape]}: {_reason(first)}")
+    raise InvalidInput(
+        f"{given.name} cannot be called with images [b, {', '.join(map(str, image_shape))}]: {_reason(first)}"
+    )
 
 
 def look(
@@ -74,12 +77,12 @@ def look(
     images, labels = np.asarray(images[:LOOKED_AT], np.float32), np.asarray(labels[:LOOKED_AT])
 
     @jax.jit
-    def logits(call: Partial, images: Images, scale: float):
+    def logits(call: Partial, images: Images, scale: Float[Array, ""]):
         return as_forward(in_way(call, way))(images * scale).logits
 
-    here = np.asarray(logits(given.call, images, 1.0))
+    here = np.asarray(logits(given.call, images, np.float32(1)))
     rows = np.arange(len(images)) // 2  # other neighbours, another place
-    apart = np.abs(np.asarray(logits(given.call, images[rows], 1.0)) - here[rows]).max(initial=0.0)
+    apart = np.abs(np.asarray(logits(given.call, images[rows], np.float32(1))) - here[rows]).max(initial=0.0)
     if apart > APART * max(np.abs(here).max(initial=0.0), 1e-6):
         raise InvalidInput(
             f"{given.name}: the logits of an image change by up to {apart:.3g} with the other images of its batch:"
@@ -88,7 +91,7 @@ def look(
     accuracy = (here.argmax(-1) == labels).mean()
     if accuracy + BETTER > 1:
         return way, here
-    in_levels = np.asarray(logits(given.call, images, 255.0)).argmax(-1)
+    in_levels = np.asarray(logits(given.call, images, np.float32(255))).argmax(-1)
     better = (in_levels == labels).mean() >= accuracy + BETTER
     return (way._replace(scale=255.0) if better else way), here
 

@@ -67,10 +67,11 @@ def evaluate(
     Raises InvalidInput before anything expensive is computed. Host memory: a copy of the images for each attack.
     """
     specs, mesh = [_check_name(name) for name in attacks], devices.mesh()
+    batch_size = check_count("batch_size", batch_size, 1)
     split, channels_first = pixels.read(images, labels)
     budget = Budget(norm, _check_epsilon(epsilon), STEP * float(epsilon))
     ready = prepare(givens.read(model), split, budget, specs, mesh)
-    size = batches.fit(ready.forward, split, check_count("batch_size", batch_size, 1), mesh.size)
+    size = batches.fit(ready.forward, split, batch_size, mesh.size)
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
     setting = storage.Setting(
         ready.name, digest(ready.forward), digest(split), norm, budget.epsilon, size, seed, tuple(notes)

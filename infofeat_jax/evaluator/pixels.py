@@ -7,13 +7,13 @@ import numpy as np
 from infofeat_jax.data import Split
 from infofeat_jax.types import InvalidInput
 
-CHANNELS = (1, 3, 4)
+MOST_CHANNELS = 4
 
 
 def read(images: Any, labels: Any) -> tuple[Split, bool]:
     """(images [n, h, w, c], labels; whether the images were channels first). Raises InvalidInput.
 
-    Channels are first if there are 1, 3 or 4 in the second place and another number in the last.
+    Channels are first if the second axis is at most 4 long, and the third and the last are longer.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if not images.size or images.ndim != 4 or labels.shape != images.shape[:1]:
@@ -25,7 +25,7 @@ def read(images: Any, labels: Any) -> tuple[Split, bool]:
         images = images.astype(np.float32)
     if images.dtype.name not in ("uint8", "float32"):
         raise InvalidInput(f"images are {images.dtype}: expected float32 in [0, 1], or uint8: use images.astype")
-    first = images.shape[1] in CHANNELS and images.shape[3] not in CHANNELS
+    first = images.shape[1] <= MOST_CHANNELS < min(images.shape[2:])
     images = images.transpose(0, 2, 3, 1) if first else images
     return Split(np.ascontiguousarray(images), labels.astype(np.int32)), first
 

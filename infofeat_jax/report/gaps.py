@@ -22,6 +22,7 @@ RESULTS: dict[str, type] = {"config": dict, "num_examples": int, "checkpoint": s
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "examples": dict, "distances": dict, "flags": list, "seconds_per_attack": dict, "latest": dict, "train_images": int,
     "common": dict, "worst_case": (int, float),
+    "given": dict,
 }  # fmt: skip
 # Fields in which comparable runs may differ; in runs of earlier versions each seed held out images of its own.
 FREE_DATA = ("data.data_dir", "data.note", "data.split_seed")

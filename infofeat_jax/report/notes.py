@@ -74,6 +74,7 @@ def setting_line(study: Study) -> str:
     attack = config["attack"]
     checkpoints = {run.results["checkpoint"] for run in study.runs}
     which = f"{results['checkpoint']} checkpoint" if len(checkpoints) == 1 else "best checkpoint, or weights as given"
+    which = "weights as given" if checkpoints == {"as given"} else which
     return (
         f"{results['num_examples']:,} test images of {results.get('data', config['data']['name'])}; {attack['norm']}"
         f" epsilon {attack['epsilon']:g}/255, attack steps of {levels(config['eval']['step_size'])};"

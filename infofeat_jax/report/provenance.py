@@ -31,6 +31,8 @@ def record(run: RunRecord) -> Record:
     if run.gap:
         return Record(run.name, run.gap, [], [], "", json.dumps(run.config, indent=2) if run.config else "")
     flags = [str(flag) for flag in run.results.get("flags") or []]
+    if given := run.results.get("given"):
+        return Record(run.name, "", flags, facts_of_given(run, given), "", json.dumps(given, indent=2))
     return Record(run.name, "", flags, facts(run), command(run.config), json.dumps(run.config, indent=2))
 
 
@@ -60,6 +62,25 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     return [(term, fact) for term, fact in found if fact]
 
 
+def facts_of_given(run: RunRecord, given: dict) -> list[tuple[str, str]]:
+    """The same of a model that was given to `infofeat_jax.evaluate`, which does not know how it was trained."""
+    results = run.results
+    seconds = (results.get("seconds_per_attack") or {}).items()
+    found = [
+        ("model", str(given.get("model", ""))),
+        ("remarks", "; ".join(map(str, given.get("notes") or []))),
+        (
+            "evaluation",
+            f"{results['num_examples']:,} images; {_ball(results['config']['attack'])}, seed {given.get('seed')}",
+        ),
+        ("steps in evaluation", levels(results["config"]["eval"]["step_size"])),
+        ("seconds per attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
+        ("hardware", str(results.get("hardware", ""))),
+        ("jax", str(results.get("jax", ""))),
+    ]
+    return [(term, fact) for term, fact in found if fact]
+
+
 def runs_table(study: Study) -> Table:
     """One line a run: what it cost and how it was made."""
     columns = [
@@ -78,7 +99,7 @@ def _cells(run: RunRecord) -> list[Cell]:
     steps = f"{attack['num_steps']} x {levels(attack['step_size'])}"
     values = [
         run.seed, run.config["num_epochs"], results.get("train_images"),
-        None if _undefended(run) else steps, results["num_examples"],
+        None if _undefended(run) or not run.config["attack"]["num_steps"] else steps, results["num_examples"],
         results.get("training_seconds"), results.get("seconds"), results.get("hardware"), results.get("jax"),
     ]  # fmt: skip
     return [Cell(_text(value)) for value in values]

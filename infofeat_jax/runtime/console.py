@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -75,7 +75,7 @@ def _bar(total: int, done: int) -> Iterator[Show]:
         yield show
 
 
-def _plain_lines() -> Show:
+def _plain_lines() -> Callable[..., None]:
     last = [time.monotonic()]
 
     def show(steps, text, line=None, note=None, left=None) -> None:

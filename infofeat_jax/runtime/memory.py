@@ -4,6 +4,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.extend import core as extended
@@ -51,7 +52,7 @@ def intermediates(jaxpr: extended.Jaxpr) -> int:
     return total
 
 
-def size(array: jax.ShapeDtypeStruct | jax.Array) -> int:
+def size(array: Any) -> int:
     """The bytes of an array, or of what has its shape and dtype."""
     return math.prod(array.shape) * array.dtype.itemsize
 
