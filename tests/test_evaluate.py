@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infofeat_jax import attacks, run, streams
+import infofeat_jax
+from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
@@ -95,6 +96,20 @@ def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_th
     assert evaluate.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
 
 
+def test_accuracies_on_the_images_that_all_attacks_saw():
+    outcomes = {
+        "pgd2": np.array([True, True, False, True]),
+        "autoattack": np.array([True, False]),
+        "fgsm(epsilon=24)": np.array([False, True, True]),
+        "noise(epsilon=24)": np.array([True]),  # too few, but not in the threat model
+    }
+    assert evaluate.common(outcomes) == {
+        "pgd2": 1.0, "autoattack": 0.5, "fgsm(epsilon=24)": 0.5, "worst_case": 0.5,
+        "examples": {"pgd2": 2, "autoattack": 2, "fgsm(epsilon=24)": 2},
+    }  # fmt: skip
+    assert evaluate.common({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == {}
+
+
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     """Also of KL's, which by itself starts outside of the box."""
     names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True)}
@@ -153,6 +168,20 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     for count in (5, 5, 10, 0):
         run.evaluate_run(make(directory / "few", attacks=("autoattack",), cam_images=0, autoattack_examples=count))
     assert counts == [5, 10, COUNT]
+
+
+def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
+    the_run = make(directory / "loaded")
+    loaded = infofeat_jax.load(the_run.workdir)
+    images = to_unit(jnp.asarray(the_run.data.test.images[:4]))
+    np.testing.assert_array_equal(jax.jit(loaded)(images).logits, forward(the_run)(images).logits)
+    variables = experiments.restore(the_run, "latest").variables
+    models.save_torch(the_run.module, variables, directory / "loaded.npz")
+    from_file = infofeat_jax.load(directory / "loaded.npz", mean=0.5, std=0.5)
+    np.testing.assert_allclose(jax.jit(from_file)(images).logits, forward(the_run)(images).logits, atol=1e-5)
+    with pytest.raises(InvalidInput, match=r"no config\.json: expected a run's directory"):
+        infofeat_jax.load(directory)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):

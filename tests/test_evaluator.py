@@ -247,6 +247,7 @@ def test_images_as_the_caller_has_them():
         (Linen(), {}, "Linen has no weights: a Linen module is given as a pair"),
         ("resnet18.pt", {}, "the model is of type str: expected a function"),
         (lambda x: x @ jnp.ones((7, 3)), {}, r"<lambda> cannot be called with images \[b, 4, 4, 2\]: TypeError"),
+        (lambda x: FORWARD((x | jnp.uint8(0)) / 255), {}, "<lambda> takes integers only, which have no gradient"),
         (FORWARD, {"names": ("pgd",)}, "unknown attack 'pgd': choose"),
         (FORWARD, {"names": ("pgd5@other",)}, "attacks crafted on another run are for runs"),
         (FORWARD, {"names": ("infofeature5",)}, "attack 'infofeature5': .*class activation maps"),
@@ -345,7 +346,7 @@ def test_a_killed_evaluation_taken_up_again_equals_an_uninterrupted_one(tmp_path
 
 def test_the_directory_becomes_the_report_page_of_a_run(tmp_path, capsys):
     found = evaluate(directory=tmp_path / "mine")
-    page = report.write(tmp_path / "mine").read_text()
+    page = report.write(str(tmp_path / "mine")).read_text()
     for value in found.accuracy.values():
         assert f"<td>{100 * value:.1f}" in page
     assert "<dt>model</dt><dd>_logits</dd>" in page

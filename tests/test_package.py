@@ -41,9 +41,12 @@ def test_the_package_alone_gives_the_public_library():
         "import infofeat_jax as j; from infofeat_jax import *; print(j.attacks.pgd.__name__, j.models.create.__name__,"
         " sorted(j.methods.METHODS)[0], j.objectives.cross_entropy.__name__, j.threat.threat.__name__,"
         " j.sinkhorn.cosine_cost.__name__, j.cam.positive_cam.__name__, j.adapters.pytorch.__name__,"
-        " j.data.load.__name__, j.types.Outputs.__name__, attacks is j.attacks)"
+        " j.data.load.__name__, j.types.Outputs.__name__, j.evaluate.__name__, j.load.__name__, attacks is j.attacks)"
     )
-    expected = "pgd create adversarial_interpolation cross_entropy threat cosine_cost positive_cam pytorch load Outputs"
+    expected = (
+        "pgd create adversarial_interpolation cross_entropy threat cosine_cost positive_cam pytorch load Outputs"
+        " evaluate load"
+    )
     assert shown.split() == [*expected.split(), "True"]
 
 
@@ -77,15 +80,31 @@ def test_a_run_on_embedded_data_never_loads_tensorflow():
     assert loaded.strip() == "[]"
 
 
+def examples(*parts: str) -> str:
+    """The README's blocks that contain these, one after the other."""
+    return "\n".join(next(block for block in EXAMPLES if part in block) for part in parts)
+
+
 def test_the_readmes_library_example_runs():
-    assert "robust accuracy" in run(EXAMPLES[0])
+    assert "robust accuracy" in run(examples("attacks.infofeature"))
+
+
+def test_the_readmes_evaluations_run_and_need_nothing_that_only_the_extras_bring():
+    pytest.importorskip("equinox")
+    shown = run(
+        examples("def forward", "class LinenModel", "class NnxModel", "equinox_model =")
+        + f"\nimport sys; print([m for m in {set(HEAVY) - {'sklearn', 'scipy'}} if m in sys.modules])"  # of the digits
+    )
+    titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
+    assert titles == ["forward", "LinenModel", "NnxModel", "Sequential"]
+    assert re.search(r"^0\.\d+ \(100,\) \(100, 8, 8, 1\)$", shown, re.MULTILINE)
+    assert shown.splitlines()[-1] == "[]"
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports
 def test_the_readmes_other_libraries_example_runs():
     for package in ("torch", "foolbox", "art"):
         pytest.importorskip(package)
-    first, second = EXAMPLES
-    setup = first.split("attack = ")[0]
+    setup, second = examples("attacks.infofeature").split("attack = ")[0], examples("adapters.pytorch")
     shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))

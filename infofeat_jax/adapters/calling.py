@@ -52,19 +52,20 @@ def in_way(call: Partial, way: Calling) -> Partial:
 
 def find(given: Given, image_shape: tuple[int, ...]) -> Calling:
     """The first way in which the model can be called with images [b, h, w, c]. Raises InvalidInput."""
-    first, count = None, next(count for count in TRACED if count not in image_shape)
-    for one_by_one, channels_first, dtype in itertools.product((False, True), (False, True), DTYPES):
-        way = Calling(dtype, channels_first, one_by_one)
-        try:
-            images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
-            jax.eval_shape(as_forward(in_way(given.call, way)), images)
-        except Exception as error:  # of any library
-            first = first or error
-        else:
-            return way
-    raise InvalidInput(
-        f"{given.name} cannot be called with images [b, {', '.join(map(str, image_shape))}]: {_reason(first)}"
-    )
+    layouts = list(itertools.product((False, True), (False, True)))  # (one by one, channels first)
+    failures = []
+    for one_by_one, channels_first in layouts:
+        for dtype in DTYPES:
+            way = Calling(dtype, channels_first, one_by_one)
+            if (failure := _failure(given, way, image_shape)) is None:
+                return way
+            failures.append(failure)
+    if any(_failure(given, Calling("uint8", first, single), image_shape) is None for single, first in layouts):
+        raise InvalidInput(
+            f"{given.name} takes integers only, which have no gradient: give a function of floats that rounds nothing"
+        )
+    sizes = ", ".join(map(str, image_shape))
+    raise InvalidInput(f"{given.name} cannot be called with images [b, {sizes}]: {_reason(failures[0])}")
 
 
 def look(
@@ -96,6 +97,17 @@ def look(
     return (way._replace(scale=255.0) if better else way), here
 
 
+def _failure(given: Given, way: Calling, image_shape: tuple[int, ...]) -> Exception | None:
+    """Why the model cannot be called in this way, of images [b, h, w, c]; None if it can."""
+    count = next(count for count in TRACED if count not in image_shape)
+    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    try:
+        jax.eval_shape(as_forward(in_way(given.call, way)), images)
+    except Exception as error:  # of any library
+        return error
+    return None
+
+
 def _call(way: Calling, call: Partial, images: Images) -> Any:
     images = (images if way.scale == 1.0 else images * way.scale).astype(way.dtype)
     if way.channels_first:
@@ -103,8 +115,8 @@ def _call(way: Calling, call: Partial, images: Images) -> Any:
     return jax.vmap(call)(images) if way.one_by_one else call(images)
 
 
-def _reason(error: Exception | None) -> str:
-    text = "" if error is None else summary(error)
+def _reason(error: Exception) -> str:
+    text = summary(error)
     if "ModifyScopeVariableError" in text:
         return "it updates its BatchNorm statistics, as in training: give BatchNorm use_running_average=True"
     if "InvalidRngError" in text:

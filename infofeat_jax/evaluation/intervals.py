@@ -12,4 +12,4 @@ def wilson(accuracy: float, count: int) -> tuple[float, float]:
     share = round(accuracy * count) / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    return middle - half if share > 0 else 0.0, middle + half if share < 1 else 1.0  # exact, without rounding

@@ -1,5 +1,7 @@
 """The batch size that fits the memory, as estimated from the program that computes a batch's gradient."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
@@ -32,8 +34,8 @@ def fit(forward: Partial, split: Split, batch_size: int, num_devices: int) -> in
     have = memory.available()
     if not have or bound + STATE * memory.size(arguments(size)[1]) <= have:
         return size
-    while size > 1 and needed(size) > have:
-        size //= 2
+    while size > 1 and (need := needed(size)) > have:
+        size = max(size // 2 ** math.ceil(math.log2(need / have)), 1)  # compiled again, as it may not be proportional
     return size
 
 
