@@ -96,7 +96,7 @@ def test_mistakes(name, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_a_name_is_a_text():
-    with pytest.raises(InvalidInput, match="unknown attack 3 in"):
+    with pytest.raises(InvalidInput, match="unknown attack 3: choose"):
         parse(3)
 
 

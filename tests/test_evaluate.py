@@ -176,7 +176,7 @@ def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
     images = to_unit(jnp.asarray(the_run.data.test.images[:4]))
     np.testing.assert_array_equal(jax.jit(loaded)(images).logits, forward(the_run)(images).logits)
     variables = experiments.restore(the_run, "latest").variables
-    models.save_torch(the_run.module, variables, directory / "loaded.npz")
+    models.save_torch(directory / "loaded.npz", variables)
     from_file = infofeat_jax.load(directory / "loaded.npz", mean=0.5, std=0.5)
     np.testing.assert_allclose(jax.jit(from_file)(images).logits, forward(the_run)(images).logits, atol=1e-5)
     with pytest.raises(InvalidInput, match=r"no config\.json: expected a run's directory"):

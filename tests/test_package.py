@@ -58,7 +58,7 @@ def test_importing_the_library_leaves_the_devices_to_be_chosen():
 def test_the_version_is_the_installed_ones_and_known_without_an_installation():
     assert infofeat_jax.__version__ == importlib.metadata.version("infofeat_jax")
     shown = run(
-        "import flax, jaxtyping, optax\nfrom importlib import metadata\n"
+        "import flax, jaxtyping, optax, wadler_lindig\nfrom importlib import metadata\n"
         "def absent(name): raise metadata.PackageNotFoundError(name)\n"
         "metadata.version = absent\nimport infofeat_jax; print(infofeat_jax.__version__)"
     )
