@@ -11,9 +11,19 @@ import tomllib
 import pytest
 
 import infofeat_jax
+from infofeat_jax import installation
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def examples(path: str) -> list[str]:
+    """The Python examples on a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
+def example(path: str) -> str:
+    """The first Python example on a page."""
+    return examples(path)[0]
 
 
 def run(code: str) -> str:
@@ -80,31 +90,43 @@ def test_a_run_on_embedded_data_never_loads_tensorflow():
     assert loaded.strip() == "[]"
 
 
-def examples(*parts: str) -> str:
-    """The README's blocks that contain these, one after the other."""
-    return "\n".join(next(block for block in EXAMPLES if part in block) for part in parts)
-
-
 def test_the_readmes_library_example_runs():
-    assert "robust accuracy" in run(examples("attacks.infofeature"))
+    assert "robust accuracy" in run(example("README.md"))
+    assert example("README.md") == example("docs/quickstart.md")
 
 
-def test_the_readmes_evaluations_run_and_need_nothing_that_only_the_extras_bring():
+def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_bring():
     pytest.importorskip("equinox")
     shown = run(
-        examples("def forward", "class LinenModel", "class NnxModel", "equinox_model =")
+        "\n".join(examples("docs/how-to/any-model.md"))
         + f"\nimport sys; print([m for m in {set(HEAVY) - {'sklearn', 'scipy'}} if m in sys.modules])"  # of the digits
     )
     titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
     assert titles == ["forward", "LinenModel", "NnxModel", "Sequential"]
     assert re.search(r"^0\.\d+ \(100,\) \(100, 8, 8, 1\)$", shown, re.MULTILINE)
     assert shown.splitlines()[-1] == "[]"
+    assert examples("README.md")[1] == example("docs/how-to/any-model.md")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports
-def test_the_readmes_other_libraries_example_runs():
+def test_the_other_libraries_example_runs():
     for package in ("torch", "foolbox", "art"):
         pytest.importorskip(package)
-    setup, second = examples("attacks.infofeature").split("attack = ")[0], examples("adapters.pytorch")
+    setup, second = example("README.md").split("attack = ")[0], example("docs/how-to/libraries.md")
     shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///a%20b", "dir_info": {"editable": true}}', "pip install -e '/a b[train]'"),
+        ('{"url": "file:///w.whl", "archive_info": {}}', "pip install 'infofeat_jax[train] @ file:///w.whl'"),
+        (None, "pip install 'infofeat_jax[train]'"),
+        ("damaged", "pip install 'infofeat_jax[train]'"),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_came_from(monkeypatch, origin, command):
+    installed = type("Installed", (), {"read_text": staticmethod({"direct_url.json": origin}.get)})
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    assert installation.command("train") == command
