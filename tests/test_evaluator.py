@@ -154,6 +154,17 @@ def test_an_nnx_model_in_training_mode_is_evaluated_in_evaluation_mode_and_left_
     assert called(model)[1] == []
 
 
+def test_a_function_of_a_linen_module_has_its_weights_as_leaves():
+    module = small.TinyNet()
+    variables = module.init(jax.random.key(0), jnp.asarray(PICTURES))
+    for function in (partial(module.apply, variables), partial(module.apply, variables, train=False)):
+        call = given.read(function).call
+        assert jax.tree.structure(jax.tree.leaves(call)) == jax.tree.structure(jax.tree.leaves(variables))
+        np.testing.assert_array_equal(call(jnp.asarray(PICTURES)).logits, function(jnp.asarray(PICTURES)).logits)
+    keyed = given.read(partial(lambda key, images: images + jax.random.uniform(key), jax.random.key(0)))
+    assert jax.tree.leaves(keyed.call) == []
+
+
 def test_an_equinox_model_of_single_images_channels_first():
     eqx = pytest.importorskip("equinox")
 
@@ -237,6 +248,11 @@ def test_images_as_the_caller_has_them():
     ]  # fmt: skip
 
 
+def training_nnx():
+    model = Nnx()
+    return lambda images: model(images)
+
+
 # Refusals, in one line, before anything is attacked.
 
 
@@ -246,6 +262,11 @@ def test_images_as_the_caller_has_them():
         (lambda x: FORWARD(x) - FORWARD(x).mean(0), {}, "change by up to .* other images of its batch: put BatchNorm"),
         (Linen(), {}, "Linen has no weights: a Linen module is given as a pair"),
         ("resnet18.pt", {}, "the model is of type str: expected a function"),
+        (
+            training_nnx(),
+            {"images": PICTURES, "labels": Y[:6] * 0},
+            "<lambda> cannot be called .* give the model itself",
+        ),
         (lambda x: x @ jnp.ones((7, 3)), {}, r"<lambda> cannot be called with images \[b, 4, 4, 2\]: TypeError"),
         (lambda x: FORWARD((x | jnp.uint8(0)) / 255), {}, "<lambda> takes integers only, which have no gradient"),
         (FORWARD, {"names": ("pgd",)}, "unknown attack 'pgd': choose"),

@@ -119,6 +119,8 @@ def _reason(error: Exception) -> str:
     text = summary(error)
     if "ModifyScopeVariableError" in text:
         return "it updates its BatchNorm statistics, as in training: give BatchNorm use_running_average=True"
+    if "TraceContextError" in text:
+        return "it changes its own state, as NNX models do in training: give the model itself, or after model.eval()"
     if "InvalidRngError" in text:
         return "it draws random numbers, as Dropout does in training: give it in evaluation mode"
     return text

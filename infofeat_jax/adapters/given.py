@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -53,14 +54,23 @@ def read(model: Any) -> Given:
 
 
 def _function(function: Callable) -> Partial:
-    """A function; of a functools.partial, the arguments that are all arrays become leaves, as in module.apply's."""
+    """A function; the arrays that a functools.partial binds become leaves, as in partial(module.apply, variables)."""
     if isinstance(function, Partial):
         return function
-    if isinstance(function, functools.partial):
-        bound = function.args, function.keywords
-        if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in jax.tree.leaves(bound)):
-            return Partial(function.func, *function.args, **function.keywords)
+    if isinstance(function, functools.partial) and _are_weights(function.args):
+        bound = {name: value for name, value in function.keywords.items() if _are_weights(value)}
+        others = {name: value for name, value in function.keywords.items() if name not in bound}
+        return Partial(functools.partial(function.func, **others) if others else function.func, *function.args, **bound)
     return Partial(function)
+
+
+def _are_weights(tree: Any) -> bool:
+    return all(map(_is_weight, jax.tree.leaves(tree)))
+
+
+def _is_weight(leaf: Any) -> bool:
+    """Whether a leaf is an array of numbers; random keys are not."""
+    return isinstance(leaf, jax.Array | np.ndarray) and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _linen(module: nn.Module, variables: Any) -> Given:
@@ -100,7 +110,7 @@ def _equinox(model: Any, state: Any = None) -> Given:
     flags = [getattr(part, "inference", True) for part in jax.tree.leaves(model, is_leaf=_has_inference)]
     training = any(flag is False for flag in flags)
     notes = ("the Equinox model is in training mode; it is evaluated in equinox.nn.inference_mode",) if training else ()
-    arrays, static = eqx.partition((eqx.nn.inference_mode(model), state), eqx.is_array)
+    arrays, static = eqx.partition((eqx.nn.inference_mode(model), state), _is_weight)
     call = functools.partial(_apply_equinox, eqx.combine, static)
     return Given(Partial(call, arrays), type(model).__name__, notes)
 

@@ -31,8 +31,9 @@ class Result(NamedTuple):
         between = {name: intervals.wilson(value, len(outcomes[name])) for name, value in accuracy.items()}
         title = (
             f"{given['model']}: accuracy in % on {results['num_examples']:,} images,"
-            f" {given['norm']} epsilon {given['epsilon']:.4g} ({255 * given['epsilon']:.3g}/255)"
+            f" {given['norm']} epsilon {given['epsilon']:.4g}"
         )
+        title += f" ({255 * given['epsilon']:.3g}/255)" if given["norm"] == "linf" else ""
         return cls(
             accuracy, between, results["worst_case"], dict(outcomes), dict(adversarial), tuple(results["flags"]),
             tuple(given["notes"]), dict(results["seconds_per_attack"]), dict(results["autoattack_stages"]), title,
