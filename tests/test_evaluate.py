@@ -170,6 +170,23 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     assert counts == [5, 10, COUNT]
 
 
+def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory, monkeypatch):
+    """Of uint8 images, in the same batches from the same seed; its adversarial images are not stored in a run."""
+    monkeypatch.setattr(evaluate, "probe", lambda subject: None)
+    names = ("clean", "pgd2")
+    the_run = make(directory / "public", attacks=names, cam_images=0)
+    results, test = run.evaluate_run(the_run), the_run.data.test
+    loaded = infofeat_jax.load(the_run.workdir)
+    images, labels = test.images[:COUNT], test.labels[:COUNT]
+    found = infofeat_jax.evaluate(
+        loaded, images, labels, epsilon=48 / 255, attacks=names, batch_size=16, progress=False
+    )  # fmt: skip
+    for name, outcome in found.outcomes.items():
+        np.testing.assert_array_equal(outcome, outcomes(the_run.workdir)[name])
+        assert results[name] == found.accuracy[name]
+    assert not (the_run.workdir / "pgd2.npz").exists()
+
+
 def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
     the_run = make(directory / "loaded")
     loaded = infofeat_jax.load(the_run.workdir)

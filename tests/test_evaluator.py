@@ -117,6 +117,11 @@ class Nnx(nnx.Module):
         return self.linear(self.drop(nnx.relu(self.norm(self.conv(images)))).mean((1, 2)))
 
 
+class AskingNnx(Nnx):
+    def __call__(self, images, train: bool = True):
+        return super().__call__(jnp.zeros_like(images) if train else images)
+
+
 def called(model, images=PICTURES, labels=None):
     """(the logits as the evaluation sees them, the notes)."""
     ready = given.read(model)
@@ -135,7 +140,7 @@ def test_a_linen_module_with_its_variables():
     variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
     logits, notes = called((module, variables))
     np.testing.assert_allclose(logits, module.apply(variables, PICTURES, train=False), atol=1e-5)
-    assert notes == ["the module is called with train=False, for evaluation"]
+    assert notes == ["the model is called with train=False, for evaluation"]
     ours = small.TinyNet()  # returns Outputs; its train is False by default
     weights = ours.init(jax.random.key(0), jnp.asarray(PICTURES))
     logits, notes = called((ours, weights))
@@ -152,15 +157,19 @@ def test_an_nnx_model_in_training_mode_is_evaluated_in_evaluation_mode_and_left_
     model.eval()
     np.testing.assert_allclose(logits, model(PICTURES), atol=1e-5)
     assert called(model)[1] == []
+    asked, notes = called(AskingNnx())
+    np.testing.assert_array_equal(asked, called(Nnx())[0])
+    assert notes[1] == "the model is called with train=False, for evaluation"
 
 
 def test_a_function_of_a_linen_module_has_its_weights_as_leaves():
-    module = small.TinyNet()
-    variables = module.init(jax.random.key(0), jnp.asarray(PICTURES))
-    for function in (partial(module.apply, variables), partial(module.apply, variables, train=False)):
+    module = Linen()
+    variables = module.init(jax.random.key(0), PICTURES, train=False)
+    for function in (partial(module.apply, variables, train=False), partial(module.bind(variables), train=False)):
         call = given.read(function).call
-        assert jax.tree.structure(jax.tree.leaves(call)) == jax.tree.structure(jax.tree.leaves(variables))
-        np.testing.assert_array_equal(call(jnp.asarray(PICTURES)).logits, function(jnp.asarray(PICTURES)).logits)
+        leaves = jax.tree.leaves(variables) if function.args else []  # of a bound method, they are constants
+        assert len(jax.tree.leaves(call)) == len(leaves)
+        np.testing.assert_array_equal(call(PICTURES), function(PICTURES))
     keyed = given.read(partial(lambda key, images: images + jax.random.uniform(key), jax.random.key(0)))
     assert jax.tree.leaves(keyed.call) == []
 

@@ -95,10 +95,12 @@ def _nnx(model: Any) -> Given:
         if getattr(part, name, None) is not None
     )
     evaluated.eval()
-    notes = ("the NNX model is in training mode; it is evaluated as after model.eval()",) if training else ()
+    modes = _modes(type(model).__call__)
+    notes = ["the NNX model is in training mode; it is evaluated as after model.eval()"] if training else []
+    notes += _say_modes(modes, type(model).__call__)
     definition, random, weights = nnx.split(evaluated, nnx.RngState, ...)
-    call = functools.partial(_apply_nnx, nnx.merge, definition, random, _modes(type(model).__call__))
-    return Given(Partial(call, weights), type(model).__name__, notes)
+    call = functools.partial(_apply_nnx, nnx.merge, definition, random, modes)
+    return Given(Partial(call, weights), type(model).__name__, tuple(notes))
 
 
 def _apply_nnx(merge: Callable, definition: Any, random: Any, modes: dict, weights: Any, images):
@@ -138,7 +140,7 @@ def _say_modes(modes: dict[str, bool], call: Callable) -> tuple[str, ...]:
         for name, value in modes.items()
         if parameters[name].default not in (value, parameters[name].empty, None)
     ]
-    return (f"the module is called with {', '.join(changed)}, for evaluation",) if changed else ()
+    return (f"the model is called with {', '.join(changed)}, for evaluation",) if changed else ()
 
 
 def _comes_from(model: Any, package: str) -> bool:
