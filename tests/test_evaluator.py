@@ -279,7 +279,8 @@ def training_nnx():
         (lambda x: x @ jnp.ones((7, 3)), {}, r"<lambda> cannot be called with images \[b, 4, 4, 2\]: TypeError"),
         (lambda x: FORWARD((x | jnp.uint8(0)) / 255), {}, "<lambda> takes integers only, which have no gradient"),
         (FORWARD, {"names": ("pgd",)}, "unknown attack 'pgd': choose"),
-        (FORWARD, {"names": ("pgd5@other",)}, "attacks crafted on another run are for runs"),
+        (FORWARD, {"names": ()}, "attacks is empty: expected names"),
+        (FORWARD, {"names": ("pgd5@other",)}, "attacks crafted on another run are for config"),
         (FORWARD, {"names": ("infofeature5",)}, "attack 'infofeature5': .*class activation maps"),
         (FORWARD, {"epsilon": -0.1}, "epsilon -0.1: expected a finite number"),
         (FORWARD, {"epsilon": np.ones(24)}, r"epsilon is of shape \[24\]: expected one number"),
@@ -311,6 +312,11 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.outcomes[name], outcome)
         np.testing.assert_array_equal(again.adversarial[name], first.adversarial[name])
     assert (again.accuracy, again.flags, again.seconds) == (first.accuracy, first.flags, first.seconds)
+    monkeypatch.undo()
+    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    (tmp_path / "a" / "fgsm.npz").unlink()
+    found = evaluate(directory=tmp_path / "a", names="fgsm")  # measured again
+    np.testing.assert_array_equal(found.adversarial["fgsm"], first.adversarial["fgsm"])
     moved = lambda x: FORWARD(x) * 1.01  # noqa: E731
     for model, options, message in (
         (FORWARD, {"epsilon": 0.1}, "holds an evaluation with epsilon 0.05, not 0.1: give another directory"),

@@ -87,7 +87,7 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
 def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Measured:
     """Measures what has not been measured yet, and saves after each measurement."""
     measured, reports, names = load(subject), [], list(dict.fromkeys(names))
-    before = {name for name in names if len(measured.values.get(name, ())) == expected_count(subject, name)}
+    before = {name for name in names if is_measured(subject, measured, name)}
     costs = {
         name: pace.cost(name.removeprefix(DISTANCE)) * expected_count(subject, name)
         for name in names
@@ -111,6 +111,12 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
             save(subject, measured)
             show(index + 1, name, f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)")
     return measured
+
+
+def is_measured(subject: Subject, measured: Measured, name: str) -> bool:
+    """Whether a measurement covers all of its images, and the images that it found are there if they are to be kept."""
+    complete = len(measured.values.get(name, ())) == expected_count(subject, name)
+    return complete and (not subject.keep_adversarial or adversarial(subject, name) is not None)
 
 
 def measure_one(subject: Subject, name: str, tell: Tell) -> Values:
@@ -182,15 +188,15 @@ def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:
     return {name: subject.source(source).digest for name, source in sources.items() if source}
 
 
-def adversarial(subject: Subject, name: str) -> np.ndarray:
-    """The images, float32, that a measurement with `keep_adversarial` has found; the test images for "clean"."""
+def adversarial(subject: Subject, name: str) -> np.ndarray | None:
+    """The images, float32, that a finished measurement with `keep_adversarial` has found; None if they are gone."""
     if name == "clean":
         return to_unit(subject.split.images)
     if kind_of(name) == "autoattack":
         state = autoattack.load(autoattack.where(subject, attack_names.parse(name)))
-        return to_unit(subject.split.images) if state is None else state.adversarial
+        return None if state is None else state.adversarial
     found = robustness.load(subject, name)
-    return to_unit(subject.split.images) if found is None else found[1]
+    return None if found is None else found[1]
 
 
 # Summaries of the measurements.

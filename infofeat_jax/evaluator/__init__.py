@@ -22,7 +22,7 @@ from infofeat_jax.evaluation.subject import Subject, digest
 from infofeat_jax.evaluator import batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
 from infofeat_jax.evaluator.result import Result
-from infofeat_jax.runtime import devices, processes
+from infofeat_jax.runtime import devices
 from infofeat_jax.types import InvalidInput, check_count
 
 __all__ = ["Result", "evaluate", "load"]
@@ -57,27 +57,27 @@ def evaluate(
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...
-        All of them see all images.
+        All of them see all images. What `directory` holds of earlier calls is part of the result, too.
       batch_size: images at a time; halved until a batch fits the memory, as estimated.
       directory: where measurements are stored, and from where an interrupted evaluation is taken up again; refused if
         it holds another evaluation. `infofeat_jax.report.write` makes it a page. By default a temporary directory.
       progress: whether to report on stderr.
       seed: of the random starts.
 
-    Raises InvalidInput before anything expensive is computed. Host memory: a copy of the images for each attack.
+    Uses all devices of this process. Raises InvalidInput before anything expensive is computed. Host memory: a copy of
+    the images for each attack.
     """
-    specs, mesh = [_check_name(name) for name in attacks], devices.mesh()
-    batch_size = check_count("batch_size", batch_size, 1)
+    _check_alone()
+    specs, mesh = _check_names(attacks), devices.mesh()
+    batch_size, epsilon = check_count("batch_size", batch_size, 1), _check_epsilon(epsilon)
     split, channels_first = pixels.read(images, labels)
-    budget = Budget(norm, _check_epsilon(epsilon), STEP * float(epsilon))
+    budget = Budget(norm, epsilon, STEP * epsilon)
     ready = prepare(givens.read(model), split, budget, specs, mesh)
     size = batches.fit(ready.forward, split, batch_size, mesh.size)
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
-    setting = storage.Setting(
-        ready.name, digest(ready.forward), digest(split), norm, budget.epsilon, size, seed, tuple(notes)
-    )
+    setting = storage.Setting(ready.name, digest(ready.forward), digest(split), norm, epsilon, size, seed, tuple(notes))
     with storage.opened(directory, setting, ready.logits) as workdir:
-        if progress and processes.is_writer():
+        if progress:
             print(*(f"note: {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)
         subject = Subject(
             ready.forward, split, ready.num_classes, mesh, budget, workdir, setting.text, source=_no_source, seed=seed,
@@ -86,10 +86,10 @@ def evaluate(
         measured = measurements.measure(subject, [spec.name for spec in specs], progress=progress)
         results = storage.complete(measurements.summarise(subject, measured), setting, mesh)
         storage.write(workdir, results)
-        adversarial = {
-            name: pixels.like(images, measurements.adversarial(subject, name), channels_first)
-            for name in measured.attacks
-        }
+        found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
+    adversarial = {
+        name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
+    }
     return Result.of(results, measured.attacks, adversarial)
 
 
@@ -107,11 +107,19 @@ def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[A
     return Model(given.name, forward, num_classes, logits, (*given.notes, *way.notes))
 
 
-def _check_name(name: str) -> AttackSpec:
-    spec = attack_names.parse(name)
-    if spec.source:
-        raise InvalidInput(f"attack {name!r}: attacks crafted on another run are for runs: see config.eval.attacks")
-    return spec
+def _check_alone() -> None:
+    if jax.process_count() > 1:
+        raise InvalidInput(f"evaluate is for one process, not {jax.process_count()}: several take main.py")
+
+
+def _check_names(names: Sequence[str]) -> list[AttackSpec]:
+    specs = [attack_names.parse(name) for name in ([names] if isinstance(names, str) else names)]
+    if not specs:
+        raise InvalidInput("attacks is empty: expected names such as ('clean', 'pgd20')")
+    for spec in specs:
+        if spec.source:
+            raise InvalidInput(f"attack {spec.name!r}: attacks crafted on another run are for config.eval.attacks")
+    return specs
 
 
 def _check_epsilon(epsilon: Any) -> float:

@@ -30,9 +30,9 @@ def read(images: Any, labels: Any) -> tuple[Split, bool]:
     return Split(np.ascontiguousarray(images), labels.astype(np.int32)), first
 
 
-def like(images: Any, adversarial: np.ndarray, channels_first: bool) -> np.ndarray:
-    """Adversarial images, float32 [n, h, w, c] in [0, 1], in the layout of the given ones."""
-    return np.ascontiguousarray(adversarial.transpose(0, 3, 1, 2)) if channels_first else adversarial
+def as_given(images: np.ndarray, channels_first: bool) -> np.ndarray:
+    """Images [n, h, w, c] in the layout of the given ones."""
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)) if channels_first else images
 
 
 def notes(split: Split, channels_first: bool) -> list[str]:

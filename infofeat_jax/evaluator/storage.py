@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infofeat_jax.data.pixels import LEVELS
-from infofeat_jax.runtime import devices, files, lock, processes
+from infofeat_jax.runtime import devices, files, lock
 from infofeat_jax.types import InvalidInput
 
 FILE = "evaluation.json"
@@ -33,8 +33,8 @@ class Setting(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The setting as one string."""
-        return json.dumps(self._asdict())
+        """The setting as one string, without the notes, which may say more than it."""
+        return json.dumps({name: value for name, value in self._asdict().items() if name != "notes"})
 
 
 @contextmanager
@@ -53,9 +53,6 @@ def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.nd
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidInput(f"directory {path} cannot be made ({error.strerror}): give another one") from None
-    if not processes.is_writer():
-        yield path
-        return
     with lock.lock(path):
         check_same(path, setting, logits)
         about = setting._asdict() | {"logits": logits.tolist()}
@@ -71,7 +68,7 @@ def check_same(directory: pathlib.Path, setting: Setting, logits: np.ndarray) ->
             raise InvalidInput(f"{directory} holds a run: give another directory")
         return
     for name, value in json.loads(setting.text).items():
-        if name != "notes" and stored.get(name) != value:
+        if stored.get(name) != value:
             raise InvalidInput(
                 f"{directory} holds an evaluation with {name} {str(stored.get(name))[:20]}, not {str(value)[:20]}:"
                 " give another directory"
@@ -83,8 +80,7 @@ def check_same(directory: pathlib.Path, setting: Setting, logits: np.ndarray) ->
 
 def write(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes results.json."""
-    if processes.is_writer():
-        files.write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    files.write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def complete(results: dict[str, Any], setting: Setting, mesh: Mesh) -> dict[str, Any]:
