@@ -421,9 +421,12 @@ def test_seconds_left_count_compilation_and_what_is_to_come():
     assert pace.left([], costs) is None
     reports = [pace.Report("pgd9", 0.1, 20.0), pace.Report("pgd9", 0.5, 60.0)]
     assert pace.left(reports, costs) == pytest.approx(50 + 10 + 200)
-    reports += [pace.Report("pgd9", 1.0, 110.0), pace.Report("pgd18", 0.5, 110.0)]
+    reports += [pace.Report("pgd9", 1.0, 110.0), pace.Report("pgd18", 0.01, 1.0)]
+    assert pace.left(reports, costs) == pytest.approx(10 + 200)  # too early for a pace of its own
+    reports = [*reports[:3], pace.Report("pgd18", 0.5, 110.0)]
     assert pace.left(reports, costs) == pytest.approx(110)
     assert pace.cost("pgd9(restarts=2)") == 1 + 3 * 9 * 2
+    assert pace.cost("square(num_queries=50)") == 51
     assert pace.cost("autoattack") > pace.cost("apgd-t") > pace.cost("clean") == 1
 
 

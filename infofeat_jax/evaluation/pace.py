@@ -6,6 +6,7 @@ from typing import NamedTuple
 from infofeat_jax.attacks.autoattack import VERSIONS
 from infofeat_jax.evaluation import attack_names
 
+EARLY = 0.02  # share of an attack
 GRADIENT = 3.0  # cost of a step with its gradient, in forward passes
 # Forward passes for an image that the stage does not break, with the default numbers of steps and targets.
 STAGE_COSTS = {
@@ -28,15 +29,19 @@ def left(reports: Sequence[Report], costs: Mapping[str, float]) -> float | None:
     What an attack took until its first report, beyond its later pace, is compilation; those to come have it too. Costs
     are upper bounds: AutoAttack's assumes that no further image is broken.
     """
-    names = list(dict.fromkeys(report.name for report in reports))
-    if not names:
+    if not reports:
         return None
-    paces = {name: _pace([report for report in reports if report.name == name]) for name in names}
-    costliest = max(names, key=lambda name: costs[name])
+    seen = {name: [report for report in reports if report.name == name] for name in costs}
+    # An attack that has hardly begun, such as AutoAttack at its clean predictions, does not tell its own pace.
+    telling = {name: own for name, own in seen.items() if own and own[-1].share >= EARLY} or {
+        reports[-1].name: seen[reports[-1].name]
+    }
+    paces = {name: _pace(own) for name, own in telling.items()}
+    costliest = max(paces, key=lambda name: costs[name])
     rate, overhead = paces[costliest][0] / costs[costliest], max(overhead for _, overhead in paces.values())
-    unfinished = paces[names[-1]][0] * (1 - reports[-1].share)
-    ahead = [cost for name, cost in costs.items() if name not in paces]
-    return unfinished + rate * sum(ahead) + overhead * len(ahead)
+    unfinished = [paces[name][0] * (1 - own[-1].share) for name, own in telling.items()]
+    ahead = [cost for name, cost in costs.items() if name not in telling]
+    return sum(unfinished) + rate * sum(ahead) + overhead * len(ahead)
 
 
 def cost(name: str) -> float:
@@ -46,7 +51,8 @@ def cost(name: str) -> float:
     if spec.attack == "autoattack":
         return sum(map(_stage_cost, VERSIONS[options.get("version", "standard")]))
     if spec.is_cascade:
-        return _stage_cost(spec.attack)
+        share = options.get("num_queries", 5000) / 5000 * options.get("num_steps", 100) / 100
+        return 1 + _stage_cost(spec.attack) * share * options.get("restarts", 1)
     steps = {"clean": 0, "noise": 0, "fgsm": 1}.get(spec.attack, spec.steps or 0)
     return 1 + GRADIENT * steps * options.get("restarts", 1)
 

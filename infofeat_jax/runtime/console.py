@@ -52,6 +52,7 @@ def _bar(total: int, done: int) -> Iterator[Show]:
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.table import Column
     from rich.text import Text
 
     class Left(TimeRemainingColumn):
@@ -61,7 +62,7 @@ def _bar(total: int, done: int) -> Iterator[Show]:
 
     columns = (
         TextColumn("{task.description}{task.fields[note]}"), BarColumn(None), MofNCompleteColumn(),
-        TimeElapsedColumn(), TextColumn("left"), Left(),
+        TimeElapsedColumn(), TextColumn("left"), Left(table_column=Column(no_wrap=True)),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("starting (compiling takes a while)", total=total, completed=done, note="", left=None)
