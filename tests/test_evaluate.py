@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from functools import partial
 
 import jax
@@ -199,6 +200,13 @@ def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
     with pytest.raises(InvalidInput, match=r"no config\.json: expected a run's directory"):
         infofeat_jax.load(directory)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_is_not_loaded_without_the_extra_train(directory, monkeypatch):
+    monkeypatch.delattr(infofeat_jax, "weights", raising=False)
+    monkeypatch.setitem(sys.modules, "infofeat_jax.weights", None)  # as if its imports were not there
+    with pytest.raises(InvalidInput, match=r"to read a run \(.*\), pip install .*\[train\]"):
+        infofeat_jax.load(directory)
 
 
 def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):

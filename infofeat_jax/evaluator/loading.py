@@ -4,8 +4,9 @@ import pathlib
 
 from jax.tree_util import Partial
 
-from infofeat_jax import models
+from infofeat_jax import installation, models
 from infofeat_jax.models import Normalization
+from infofeat_jax.types import InvalidInput
 
 
 def load(
@@ -25,7 +26,10 @@ def load(
     if not path.is_dir():
         module, variables = models.from_torch(path, arch, mean=mean, std=std)
     else:
-        from infofeat_jax import weights  # here: it needs the extra `train`
+        try:
+            from infofeat_jax import weights  # here: it needs the extra `train`
+        except ModuleNotFoundError as error:
+            raise InvalidInput(f"{path}: to read a run ({error}), {installation.command('train')}") from None
 
         module, variables = weights.load(path, arch, mean=mean, std=std, which=which)
     return Partial(module.apply, variables)
