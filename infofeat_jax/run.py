@@ -8,6 +8,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -94,10 +95,11 @@ def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
     key, split, size = streams.key(config.seed, "validation"), experiment.data.validation, config.eval.batch_size
 
     def accuracy(one_batch: robustness.OneBatch, state: State) -> float:
-        parts = robustness.in_batches(one_batch, mesh, state.evaluated, key, split, size)
+        forwards = (Partial(experiment.module.apply, state.evaluated),)
+        parts = robustness.in_batches(one_batch, mesh, forwards, key, split, size)
         return float(np.concatenate(list(parts)).mean())
 
-    compiled = {name: robustness.compile_attack(experiment.module, attack, mesh) for name, attack in attacks.items()}
+    compiled = {name: robustness.compile_attack(attack, mesh) for name, attack in attacks.items()}
     return {name: partial(accuracy, one_batch) for name, one_batch in compiled.items()}
 
 
@@ -124,7 +126,7 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
     config, options = experiment.config, experiment.config.eval
     split = Split(*(array[: options.num_examples or None] for array in experiment.data.test))
     return Subject(
-        experiment.module, variables, split, experiment.data.num_classes, experiment.mesh,
+        Partial(experiment.module.apply, variables), split, experiment.data.num_classes, experiment.mesh,
         experiments.create_budget(config), experiment.workdir,
         describe_setting(experiment, variables, len(split.labels)),
         source=cache(partial(load_source, experiment)),
@@ -156,7 +158,8 @@ def load_source(experiment: Experiment, name: str) -> Source:
         )
     module, variables = weights.load(source_directory(experiment.workdir, name), which="best")
     module = module.clone(dtype=jnp.dtype(config.dtype))
-    return Source(module, devices.replicate(experiment.mesh, variables), digest(variables))
+    forward = Partial(module.apply, devices.replicate(experiment.mesh, variables))
+    return Source(forward, digest(variables))
 
 
 def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:

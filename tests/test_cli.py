@@ -139,7 +139,7 @@ def test_what_would_alter_a_run_is_refused(main, finished):
         ([QUICK[0], "--config.attack.epsilon=-1.0"], "config.attack.epsilon = -1.0: expected 0 or more"),
         (
             [QUICK[0], "--config.eval.attacks=('pgd',)"],
-            "unknown attack 'pgd' in config.eval: choose one of clean",
+            "unknown attack 'pgd': choose one of clean",
         ),
         ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
         (["--config=configs/studies/table1.py:tiny"], "unknown scale 'tiny': choose one of small, digits, or none ("),

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from functools import partial
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infofeat_jax import attacks, run, streams
+import infofeat_jax
+from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
@@ -95,6 +97,20 @@ def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_th
     assert evaluate.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
 
 
+def test_accuracies_on_the_images_that_all_attacks_saw():
+    outcomes = {
+        "pgd2": np.array([True, True, False, True]),
+        "autoattack": np.array([True, False]),
+        "fgsm(epsilon=24)": np.array([False, True, True]),
+        "noise(epsilon=24)": np.array([True]),  # too few, but not in the threat model
+    }
+    assert evaluate.common(outcomes) == {
+        "pgd2": 1.0, "autoattack": 0.5, "fgsm(epsilon=24)": 0.5, "worst_case": 0.5,
+        "examples": {"pgd2": 2, "autoattack": 2, "fgsm(epsilon=24)": 2},
+    }  # fmt: skip
+    assert evaluate.common({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == {}
+
+
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     """Also of KL's, which by itself starts outside of the box."""
     names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True)}
@@ -153,6 +169,44 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     for count in (5, 5, 10, 0):
         run.evaluate_run(make(directory / "few", attacks=("autoattack",), cam_images=0, autoattack_examples=count))
     assert counts == [5, 10, COUNT]
+
+
+def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory, monkeypatch):
+    """Of uint8 images, in the same batches from the same seed; its adversarial images are not stored in a run."""
+    monkeypatch.setattr(evaluate, "probe", lambda subject: None)
+    names = ("clean", "pgd2")
+    the_run = make(directory / "public", attacks=names, cam_images=0)
+    results, test = run.evaluate_run(the_run), the_run.data.test
+    loaded = infofeat_jax.load(the_run.workdir)
+    images, labels = test.images[:COUNT], test.labels[:COUNT]
+    found = infofeat_jax.evaluate(
+        loaded, images, labels, epsilon=48 / 255, attacks=names, batch_size=16, progress=False
+    )  # fmt: skip
+    for name, outcome in found.outcomes.items():
+        np.testing.assert_array_equal(outcome, outcomes(the_run.workdir)[name])
+        assert results[name] == found.accuracy[name]
+    assert not (the_run.workdir / "pgd2.npz").exists()
+
+
+def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
+    the_run = make(directory / "loaded")
+    loaded = infofeat_jax.load(the_run.workdir)
+    images = to_unit(jnp.asarray(the_run.data.test.images[:4]))
+    np.testing.assert_array_equal(jax.jit(loaded)(images).logits, forward(the_run)(images).logits)
+    variables = experiments.restore(the_run, "latest").variables
+    models.save_torch(directory / "loaded.npz", variables)
+    from_file = infofeat_jax.load(directory / "loaded.npz", mean=0.5, std=0.5)
+    np.testing.assert_allclose(jax.jit(from_file)(images).logits, forward(the_run)(images).logits, atol=1e-5)
+    with pytest.raises(InvalidInput, match=r"no config\.json: expected a run's directory"):
+        infofeat_jax.load(directory)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_is_not_loaded_without_the_extra_train(directory, monkeypatch):
+    monkeypatch.delattr(infofeat_jax, "weights", raising=False)
+    monkeypatch.setitem(sys.modules, "infofeat_jax.weights", None)  # as if its imports were not there
+    with pytest.raises(InvalidInput, match=r"to read a run \(.*\), pip install .*\[train\]"):
+        infofeat_jax.load(directory)
 
 
 def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
@@ -260,7 +314,7 @@ def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     assert (results["checkpoint"], results["latest"]["checkpoint"]) == ("best", "latest")
     assert (found[""].cam_images, found["_latest"].cam_images) == (2, 0)  # one file, of the first
     for suffix, state in (("", best), ("_latest", latest)):
-        jax.tree.map(np.testing.assert_array_equal, found[suffix].variables["params"], state.params)
+        jax.tree.map(np.testing.assert_array_equal, found[suffix].forward.args[0]["params"], state.params)
 
 
 def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(directory, monkeypatch):

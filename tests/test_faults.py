@@ -36,7 +36,7 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
     assert second.returncode == 2
     assert second.stderr == (
         f"error: {workdir} is in use by process {process.pid} on {socket.gethostname()}:"
-        " wait for it, or give another --workdir\n"
+        " wait for it, or give another directory (--workdir)\n"
     )
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)

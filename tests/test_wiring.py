@@ -195,9 +195,9 @@ def test_validation_is_of_the_held_out_images_under_the_validation_attack(tmp_pa
     made = []
     compile_attack = robustness.compile_attack
 
-    def spy(module, attack, mesh):
+    def spy(attack, mesh):
         made.append(attack)
-        return compile_attack(module, attack, mesh)
+        return compile_attack(attack, mesh)
 
     monkeypatch.setattr(robustness, "compile_attack", spy)
     experiment = create_experiment(tmp_path)
@@ -217,7 +217,9 @@ def test_what_is_evaluated(tmp_path):
     subject = run.create_subject(experiment, state.evaluated)
     np.testing.assert_array_equal(subject.split.images, experiment.data.test.images[:9])
     np.testing.assert_array_equal(subject.split.labels, experiment.data.test.labels[:9])
-    assert (subject.module, subject.mesh, subject.num_classes) == (experiment.module, experiment.mesh, 5)
+    assert (subject.forward.func, subject.mesh, subject.num_classes) == (experiment.module.apply, experiment.mesh, 5)
+    assert subject.forward.args == (state.evaluated,)
+    assert not subject.keep_adversarial
     assert subject.budget == Budget("l2", 100 / 255, 11 / 255)
     limits = subject.seed, subject.batch_size, subject.autoattack_examples, subject.probe_examples, subject.cam_images
     assert limits == (7, 16, 5, 4, 2)
@@ -229,7 +231,7 @@ def test_images_are_attacked_in_batches_of_the_configured_size(tmp_path, monkeyp
     """And with one key, so that all attacks start alike."""
     given = []
 
-    def spy(one_batch, mesh, variables, key, split, size):
+    def spy(one_batch, mesh, variables, key, split, size, **options):
         given.append((key, split, size))
         yield np.ones(9, np.float32 if name.startswith("distance") else bool)
 

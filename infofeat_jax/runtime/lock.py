@@ -21,14 +21,18 @@ def lock(directory: pathlib.Path) -> Iterator[None]:
     try:
         opened = path.open("a+")
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be opened ({error}): remove it, or give another --workdir") from None
+        raise InvalidInput(
+            f"{path} cannot be opened ({error}): remove it, or give another directory (--workdir)"
+        ) from None
     with opened as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read().strip() or "another process"
-            raise InvalidInput(f"{directory} is in use by {owner}: wait for it, or give another --workdir") from None
+            raise InvalidInput(
+                f"{directory} is in use by {owner}: wait for it, or give another directory (--workdir)"
+            ) from None
         except OSError as error:  # some network file systems have no locks
             print(f"warning: {path} cannot be locked ({error}): start no second run there", file=sys.stderr)
         file.truncate(0)
