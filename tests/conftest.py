@@ -22,6 +22,11 @@ hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first: left for the end, one worker would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_faults.py")
+
+
 @pytest.fixture
 def unchecked():
     """Switches the annotation checks off, to see the errors of a user without them for a wrong type."""
