@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import tiny_model
 
 from infofeat_jax import attacks, run, streams
 from infofeat_jax import config as configs
@@ -20,14 +21,15 @@ from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
+__all__ = ["tiny_model"]
 COUNT = 20
 
 
-def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
+def make(directory: pathlib.Path, seed: int = 0, model: str = "tiny", **evaluation) -> Experiment:
     """A run of a small network with one checkpoint, its initial state; its files say that training was completed."""
     config = configs.default()
     config.seed = seed
-    config.model.name, config.model.width = "wrn_10_1", 4
+    config.model.name, config.model.width = model, 4
     config.data.name = "digits"
     config.attack.epsilon = 48.0
     small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "cam_images": 3, "probe_examples": 0}
@@ -44,7 +46,7 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
+def directory(tiny_model, tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("runs")
 
 
