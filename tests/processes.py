@@ -36,9 +36,7 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
 SERVER = """
 import json, os, runpy, signal, sys
 import jax
-from absl import app
-from infofeat_jax import cli
-from ml_collections import config_flags
+from infofeat_jax import cli, command
 for line in sys.stdin:
     asked = json.loads(line)
     if not (child := os.fork()):
