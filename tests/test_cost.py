@@ -31,6 +31,11 @@ def lowered(method: str, model: str = "resnet10"):
     return experiments.compile_step(experiment).lower(state, batch, jax.random.key(0))
 
 
+@cache
+def compiled(method: str, model: str = "resnet10"):
+    return lowered(method, model).compile()
+
+
 def forward_flops(model: str) -> float:
     module, images = models.create(model, num_classes=5, width=MODELS[model]), jnp.zeros(SHAPE)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
@@ -45,8 +50,7 @@ def test_nothing_is_computed_twice(model):
     """
     forward = forward_flops(model)
     passes = [
-        lowered(method, model).compile().cost_analysis()["flops"] / forward
-        for method in ("standard", "madry", "infofeature")
+        compiled(method, model).cost_analysis()["flops"] / forward for method in ("standard", "madry", "infofeature")
     ]
     np.testing.assert_allclose(passes[0], 3, atol=0.25)
     np.testing.assert_allclose(np.diff(passes), [2, 1], atol=0.1)
@@ -54,7 +58,7 @@ def test_nothing_is_computed_twice(model):
 
 def test_convolutions_in_the_attack_are_the_fast_ones():
     """XLA:CPU is slow where a loop has kernels reversed or their channels exchanged (models/convolution.py)."""
-    convolutions = in_loops(lowered("infofeature").compile().as_text(), " convolution(")
+    convolutions = in_loops(compiled("infofeature").as_text(), " convolution(")
     assert len(convolutions) >= 2 * 8  # forward and to the input, of those above 2 x 2 pixels
     assert {re.search(r"dim_labels=([\w>-]+)", line)[1] for line in convolutions} == {"b01f_01io->b01f"}
     assert not any("rhs_reversal" in line for line in convolutions)
