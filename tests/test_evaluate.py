@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import tiny_model
 
 import infofeat_jax
 from infofeat_jax import attacks, models, run, streams
@@ -22,14 +23,15 @@ from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
+__all__ = ["tiny_model"]
 COUNT = 20
 
 
-def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
+def make(directory: pathlib.Path, seed: int = 0, model: str = "tiny", **evaluation) -> Experiment:
     """A run of a small network with one checkpoint, its initial state; its files say that training was completed."""
     config = configs.default()
     config.seed = seed
-    config.model.name, config.model.width = "wrn_10_1", 4
+    config.model.name, config.model.width = model, 4
     config.data.name = "digits"
     config.attack.epsilon = 48.0
     small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "cam_images": 3, "probe_examples": 0}
@@ -46,7 +48,7 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
+def directory(tiny_model, tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("runs")
 
 
@@ -73,12 +75,9 @@ def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(
     target = make(directory / "target", attacks=("clean", "pgd2", "pgd2@source"))
     source = make(directory / "source", seed=5)
     results = run.evaluate_run(target)
-    expected = []
-    for key, images, labels in batches(target):
-        perturbed = attacks.pgd(
-            forward(source), key, images, labels, epsilon=48 / 255, step_size=12 / 255, num_steps=2
-        )  # fmt: skip
-        expected.append(forward(target)(perturbed).logits.argmax(-1) == labels)
+    craft = jax.jit(partial(attacks.pgd, forward(source), epsilon=48 / 255, step_size=12 / 255, num_steps=2))
+    score = forward(target)
+    expected = [score(craft(*batch)).logits.argmax(-1) == batch[-1] for batch in batches(target)]
     found = outcomes(target.workdir)
     np.testing.assert_array_equal(found["pgd2@source"], np.concatenate(expected)[:COUNT])
     assert results["pgd2@source"] == found["pgd2@source"].mean()
@@ -117,11 +116,10 @@ def test_distances_are_norms_of_the_difference_to_pgd(directory):
     target = make(directory / "target", attacks=("clean",), distances=tuple(names))
     results = run.evaluate_run(target)
     budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 2}
-    for name, attack in names.items():
-        differences = [
-            attack(*args, **budget) - attacks.pgd(*args, **budget)
-            for args in ((forward(target), *batch) for batch in batches(target))
-        ]
+    craft = {name: jax.jit(partial(attack, forward(target), **budget)) for name, attack in names.items()}
+    pgd = jax.jit(partial(attacks.pgd, forward(target), **budget))
+    for name in names:
+        differences = [craft[name](*batch) - pgd(*batch) for batch in batches(target)]
         expected = np.sqrt(np.sum(np.square(np.concatenate(differences)), axis=(1, 2, 3)))[:COUNT]
         np.testing.assert_allclose(outcomes(target.workdir)[f"distance/{name}"], expected, atol=1e-5)
         assert results["distances"][name] == pytest.approx(expected.mean(), abs=1e-5)
@@ -341,11 +339,9 @@ def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):
     results = run.evaluate_run(target)
     assert set(names[1:]) < results.keys()
     assert results["examples"] == {names[0]: COUNT, names[1]: COUNT, names[2]: 8, names[3]: 8}
-    expected = []
-    for key, images, labels in batches(target):
-        budget = {"epsilon": 24 / 255, "step_size": 6 / 255, "num_steps": 2}
-        perturbed = attacks.pgd(forward(target), key, images, labels, **budget)
-        expected.append(forward(target)(perturbed).logits.argmax(-1) == labels)
+    score = forward(target)
+    craft = jax.jit(partial(attacks.pgd, score, epsilon=24 / 255, step_size=6 / 255, num_steps=2))
+    expected = [score(craft(*batch)).logits.argmax(-1) == batch[-1] for batch in batches(target)]
     found = outcomes(target.workdir)
     np.testing.assert_array_equal(found["pgd2(epsilon=24,step_size=6)"], np.concatenate(expected)[:COUNT])
     inside = [found[name][:8] for name in names[1:]]  # the first has an epsilon of its own
