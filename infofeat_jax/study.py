@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import config_checks, run
-from infofeat_jax.report import collect, paper
 from infofeat_jax.evaluation import attack_names
+from infofeat_jax.report import collect, paper
 from infofeat_jax.runtime import files, lock, processes, signals
 from infofeat_jax.types import InUse, InvalidInput, Stopped, check_choice
 
@@ -138,7 +138,8 @@ def is_done(job: Job, directory: pathlib.Path) -> bool:
     """Whether the job's result is on disk; all processes of a run get the same answer."""
     config, workdir = job.planned.config, directory / job.planned.name
     try:
-        done = run.is_finished(config, workdir) if job.act == "evaluate" else run.has_ended(workdir, config.num_epochs)
+        trained = job.act == "train" and run.has_ended(workdir, config.num_epochs)
+        done = trained or run.is_finished(config, workdir)
     except (InvalidInput, OSError):  # damaged, or just being replaced: training sees to it
         done = False
     return processes.agreed(done)
