@@ -183,7 +183,7 @@ def test_a_stop_while_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "requested", lambda: True)
     (tmp_path / "madry-seed0").mkdir()
     with lock.lock(tmp_path / "madry-seed0"), pytest.raises(Stopped, match="while waiting for other processes"):
-        study.run_all(study.plan(config("madry")), tmp_path, {"train": None})
+        study.run_all(study.plan(config("madry")), tmp_path, {"train": lambda *given: None})
 
 
 def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
