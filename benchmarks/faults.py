@@ -214,10 +214,10 @@ def write_table() -> None:
         "# Fault injection: trials, and what was lost\n\n"
         "Written by `python benchmarks/faults.py table` from `docs/faults.jsonl`, to which each trial of\n"
         "`python benchmarks/faults.py FAULT --trials=N` appends a line. After each fault the same command is run\n"
-        "again; lost: an array of the final or of the best checkpoint (parameters, statistics, momentum) differs in any\n"
-        "bit from the undisturbed run's (before 2026-11-27 only the final one was compared). InfoFeature training of a\n"
-        "WRN-10-1 of width 4 on 256 digits, 24 steps in 6 epochs, one CPU device per process, a checkpoint after each\n"
-        "epoch unless the row says otherwise.\n\n"
+        "again; lost: an array of the final or of the best checkpoint (parameters, statistics, momentum) differs in\n"
+        "any bit from the undisturbed run's (before 2026-11-27 only the final one was compared). InfoFeature training\n"
+        "of a WRN-10-1 of width 4 on 256 digits, 24 steps in 6 epochs, one CPU device per process, a checkpoint after\n"
+        "each epoch unless the row says otherwise.\n\n"
         "| fault | trials | lost | where |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     )
 
