@@ -19,12 +19,11 @@ class UnsoundStep(Exception):
         self.step, self.loss, self.norm = step, loss, norm
 
 
-def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
-    """Raises UnsoundStep for the first unsound step (counted from 1); takes values on the host."""
-    for step, values in recent:
-        loss, norm = float(values["loss"]), float(values["parameter_norm"])
-        if not (abs(loss) <= max_loss and math.isfinite(norm)):
-            raise UnsoundStep(step, loss, norm)
+def check(step: int, values: Mapping, max_loss: float) -> None:
+    """Raises UnsoundStep for the metrics, on the host, of an unsound step (counted from 1)."""
+    loss, norm = float(values["loss"]), float(values["parameter_norm"])
+    if not (abs(loss) <= max_loss and math.isfinite(norm)):
+        raise UnsoundStep(step, loss, norm)
 
 
 def skip(
