@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.hoisting import hoisted
 from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
@@ -66,6 +67,7 @@ def advance(
     search: Search, forward: Forward, key: PRNGKey, state: State, first: Scalar, last: Scalar
 ) -> tuple[Int[Array, ""], State]:
     """Runs iterations `first` to `last` - 1, or until every example is broken; returns (iterations done, state)."""
+    forward = hoisted(as_forward(forward), state.adversarial)
 
     def body(carry):
         t, old = carry
