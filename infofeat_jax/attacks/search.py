@@ -81,6 +81,7 @@ def advance(
 
 def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
     """Runs all attempts in order; images that are already misclassified are returned unchanged, as successes."""
+    forward = hoisted(as_forward(forward), images)
     logits = jax.lax.stop_gradient(forward(images).logits)
 
     def attempt(index, result: Result) -> Result:

@@ -15,7 +15,7 @@ from infofeat_jax.data import Split
 from infofeat_jax.data.batches import batch_indices, steps_per_epoch
 from infofeat_jax.runtime import console, devices, files, processes, signals
 from infofeat_jax.training import checkpoint, health, records
-from infofeat_jax.training.state import State
+from infofeat_jax.training.state import State, parameter_norm
 from infofeat_jax.types import PRNGKey, Stopped
 
 AHEAD = 4  # steps that may be queued on the device: few, so that an interrupted run stops soon
@@ -119,6 +119,7 @@ def train_epoch(training: Training, reporting: Reporting, state: State, start: i
     for step in range(start, end):
         if signals.requested():
             report_steps(training, reporting, due, start, began)
+            add_norm(recent, state)
             health.check(jax.device_get(recent), settings.max_loss)
             interrupt(training, reporting, state, time.perf_counter() - began)
         if step in reporting.skipped:
@@ -127,14 +128,22 @@ def train_epoch(training: Training, reporting: Reporting, state: State, start: i
         state, values = training.step(state, load_batch(training, step), training.key)
         recent.append((step + 1, values))
         if (step + 1) % settings.log_every == 0:
+            add_norm(recent, state)
             report_steps(training, reporting, due, start, began)  # earlier steps: the device stays busy meanwhile
             due, recent = recent, []
         if len(recent) >= AHEAD:
             jax.block_until_ready(recent[-AHEAD])
+    add_norm(recent, state)
     for steps in (due, recent):
         report_steps(training, reporting, steps, start, began)
     finish_epoch(training, reporting, state, end, time.perf_counter() - began)
     return state
+
+
+def add_norm(recent: list[tuple[int, dict]], state: State) -> None:
+    """Adds the norm of the parameters to the newest step's metrics: when these are logged or the state is saved."""
+    if recent:
+        recent[-1][1]["parameter_norm"] = parameter_norm(state.params)
 
 
 def load_batch(training: Training, step: int):
