@@ -83,7 +83,10 @@ def test_what_is_larger_than_its_origin_stays_in_the_loop():
 @pytest.mark.parametrize("constant", ["logits", "image", "kernel"])
 def test_outputs_that_do_not_depend_on_the_images(constant):
     """Numbers, the images themselves, and weights that the model returns as they are."""
-    weights, returned = jnp.ones((3, 5)), {"logits": lambda x: jnp.zeros((4, 5)), "image": lambda x: x[:, 0, 0] @ weights}
+    weights, returned = (
+        jnp.ones((3, 5)),
+        {"logits": lambda x: jnp.zeros((4, 5)), "image": lambda x: x[:, 0, 0] @ weights},
+    )
 
     def forward(images):
         logits = returned.get(constant, returned["image"])(images)

@@ -158,7 +158,9 @@ def test_the_norm_is_that_of_the_logged_steps_parameters(training, whole):
     state = training.initial()
     for step in range(2):
         state, _ = training.step(state, loop.load_batch(training, step), training.key)
-    norm = np.sqrt(sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(jax.device_get(state.params))))
+    norm = np.sqrt(
+        sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+    )
     logged = [record["parameter_norm"] for record in whole[1] if "parameter_norm" in record]
     assert len(logged) == EPOCHS  # every second step
     np.testing.assert_allclose(logged[0], norm, rtol=1e-6)

@@ -73,7 +73,11 @@ def test_the_error_of_the_variance_is_as_stated(far):
 def test_the_gradient_of_batch_norm_is_the_numerical_one():
     """To x, scale and bias, against float64 differences of the textbook's formula; none through the shift."""
     x, weights = (np.random.default_rng(seed).standard_normal((3, 2, 2, 4)) for seed in (0, 1))
-    scale, bias, shift = np.array([1.0, 2.0, -1.0, 0.5]), np.array([0.0, 1.0, 2.0, 3.0]), np.array([0.0, 1.0, -2.0, 3.0])
+    scale, bias, shift = (
+        np.array([1.0, 2.0, -1.0, 0.5]),
+        np.array([0.0, 1.0, 2.0, 3.0]),
+        np.array([0.0, 1.0, -2.0, 3.0]),
+    )
 
     def plain(x, scale, bias):
         y = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * scale + bias

@@ -305,6 +305,17 @@ def test_each_accumulated_part_has_a_key_and_every_fourth_example():
     np.testing.assert_allclose(found.batch_stats, 1234 + 567.8, rtol=1e-6)
 
 
+def test_accumulated_gradients_are_summed_in_the_loop():
+    """Not stacked: they take the memory of one part, and XLA can sum them over devices after the loop."""
+    experiment = without_randomness(create_experiment("standard"), accumulate_steps=2)
+    batch = tuple(array[:16] for array in experiment.data.train)
+    step = experiments.compile_step(experiment)
+    traced = jax.make_jaxpr(step)(experiments.create_state(experiment), batch, jax.random.key(0))
+    (inside,) = (one.params["jaxpr"].jaxpr for one in traced.jaxpr.eqns if "jaxpr" in one.params)
+    (loop,) = (one for one in inside.eqns if one.primitive.name == "scan")
+    assert len(loop.outvars) == loop.params["num_carry"]
+
+
 def test_accumulation_moves_the_statistics_with_each_part():
     """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
     plain = without_randomness(create_experiment("madry"))

@@ -45,7 +45,8 @@ def make_step(
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
     are the batch's mean loss and accuracy on the perturbed images before the update; the loss is NaN if parameters are
-    non-finite after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of one.
+    non-finite after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of
+    one.
     """
     one_part = partial(gradients, module, method)
     whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
