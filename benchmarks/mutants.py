@@ -100,8 +100,17 @@ HAND_WRITTEN = [
     ("training/optimizers", "b1=momentum, ", ""),
     # The loop.
     ("training/loop", "rates[training.judge])", 'rates["clean"])'),
-    ("training/loop", "training.schedule(step - 1)", "training.schedule(step)"),
-    ("training/loop", "health.check(recent, settings.max_loss)\n    step, values", "step, values"),
+    ("training/loop", "training.schedule(step)", "training.schedule(step + 1)"),
+    ("training/loop", "health.check(step, values, settings.max_loss)\n", "\n"),
+    ("training/keeper", ">= self._top", "> self._top"),
+    (
+        "training/keeper",
+        "checkpoint.save(self._checkpoints, *best, snapshot)",
+        "checkpoint.save(self._checkpoints, snapshot)",
+    ),
+    ("training/keeper", "*best, snapshot)", "snapshot, *best)"),
+    ("training/keeper", "if last or ", "if "),
+    ("training/loop", "snapshot = copy(state)", "snapshot = state"),
     ("training/loop", "records.rewind(workdir", "None and records.rewind(workdir"),
     ("training/loop", "len(self.data.labels), self", "len(self.data.labels) // 2, self"),
     # The evaluation.

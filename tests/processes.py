@@ -18,6 +18,7 @@ QUICK = (
     "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
     "--config.eval.attacks=('clean','fgsm','pgd7')", "--config.optimizer.milestones=(2.0,)",
     "--config.eval.validation_attack=pgd2", "--config.log_every=1", "--config.eval.probe_examples=0",
+    "--config.checkpoint.every_minutes=0",
 )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.
 def write(workdir, steps=(4, 8, 12)):
     with checkpoint.opened(workdir) as checkpoints:
         for step in steps:
-            checkpoint.save(checkpoints.epochs, step, state(step), 1 / step)
+            checkpoint.save(checkpoints, checkpoint.Snapshot(step, state(step), 1 / step))
 
 
 def newest(workdir):
@@ -114,8 +114,8 @@ def test_an_interrupted_state_is_sealed_without_looking_at_the_epochs(tmp_path):
     leaving = tmp_path / "checkpoints" / "12"
     (leaving / checkpoint.SEAL).unlink()
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 14, state(14))
-        checkpoint.finish(checkpoints.interrupted)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(14, state(14)))
+        checkpoint.finish(checkpoints)
         assert (tmp_path / "interrupted" / "14" / checkpoint.SEAL).exists()
         assert not (leaving / checkpoint.SEAL).exists()
 
@@ -167,10 +167,10 @@ def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):
 def test_the_interrupted_state_counts_when_it_is_newer(tmp_path):
     write(tmp_path)
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 10, state(10))
+        checkpoint.save(checkpoints, checkpoint.Snapshot(10, state(10)))
     assert newest(tmp_path) == 12
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 14, state(14))
+        checkpoint.save(checkpoints, checkpoint.Snapshot(14, state(14)))
     assert newest(tmp_path) == 14
     assert [path.name for path in (tmp_path / "interrupted").glob("[0-9]*")] == ["14"]
     assert checkpoint.restore(tmp_path, "latest", LIKE)["step"] == 12

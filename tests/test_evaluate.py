@@ -39,7 +39,7 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
         files.write_atomically(directory / "config.json", configs.to_json(config))
         files.write_atomically(directory / "metrics.jsonl", json.dumps({"step": 7, "epoch": config.num_epochs}) + "\n")
         with checkpoint.opened(directory) as checkpoints:
-            checkpoint.save(checkpoints.epochs, 7, experiments.create_state(the_run), 0.5)
+            checkpoint.save(checkpoints, checkpoint.Snapshot(7, experiments.create_state(the_run), 0.5))
     return the_run
 
 
@@ -137,7 +137,7 @@ def test_other_weights_are_measured_anew(directory, monkeypatch):
     state = experiments.restore(the_run, "best")
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.6))
     run.evaluate_run(the_run)
     assert measured == ["clean", "clean"]
 
@@ -225,7 +225,7 @@ def test_a_transferred_attack_is_measured_anew_when_its_source_was_trained_anew(
     state = experiments.restore(source, "best")
     with checkpoint.opened(source.workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.6))
     files.write_atomically(source.workdir / "metrics.jsonl", json.dumps({"step": 8, "epoch": 120}) + "\n")
     assert not run.is_current(target.workdir, "pgd2@moving", stored)
     run.evaluate_run(target)
@@ -240,7 +240,7 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
     state = experiments.restore(the_run, "best")
     with checkpoint.opened(the_run.workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.1))
     first, second = run.evaluate_run(the_run), run.evaluate_run(the_run)
     assert list(first["autoattack_stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     for results in (second, second["latest"]):
@@ -253,7 +253,7 @@ def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     best = experiments.restore(the_run, "best")
     latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 8, latest, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
     found = {}
     monkeypatch.setattr(evaluate, "evaluate", lambda subject, *_: found.update({subject.suffix: subject}) or {})
     results = run.evaluate_run(the_run)
@@ -275,7 +275,7 @@ def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(director
     state = experiments.restore(runs["both"], "best")
     with checkpoint.opened(runs["both"].workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.1))
     for which in ("both", "latest", "best", "both"):
         run.evaluate_run(runs[which])
     assert measured == ["", "_latest"]

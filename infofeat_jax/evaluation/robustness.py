@@ -61,14 +61,23 @@ def in_batches(
     A result is fetched after the next batch was handed to the devices, so that they never wait for the host.
     """
     before = []
+    for batch in dispatched(one_batch, mesh, variables, key, split, batch_size):
+        before.append(batch)
+        if len(before) > 1:
+            yield fetch(*before.pop(0))
+    yield from (fetch(*last) for last in before)
+
+
+def dispatched(
+    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int
+) -> Iterator[tuple[Shaped[Array, " B"], Bool[np.ndarray, " B"]]]:
+    """Hands one batch after the other to the devices; yields (results, mask) without waiting. Raises Stopped."""
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size, mesh.size)):
         signals.check()
         batch = devices.shard(mesh, (images, labels))
-        before.append((one_batch(variables, jax.random.fold_in(key, index), batch), mask))
-        if len(before) > 1:
-            yield _fetch(*before.pop(0))
-    yield from (_fetch(*last) for last in before)
+        yield one_batch(variables, jax.random.fold_in(key, index), batch), mask
 
 
-def _fetch(result: Shaped[Array, " B"], mask: Bool[np.ndarray, " B"]) -> np.ndarray:
+def fetch(result: Shaped[Array | np.ndarray, " B"], mask: Bool[np.ndarray, " B"]) -> np.ndarray:
+    """The results without the padding, on the host."""
     return np.asarray(result)[mask]

@@ -19,17 +19,16 @@ class UnsoundStep(Exception):
         self.step, self.loss, self.norm = step, loss, norm
 
 
-def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
-    """Raises UnsoundStep for the first unsound step (counted from 1); takes values on the host.
+def check(step: int, values: Mapping, max_loss: float) -> None:
+    """Raises UnsoundStep for the metrics, on the host, of an unsound step (counted from 1).
 
     Steps that are logged, and the newest before a state is saved, have a `parameter_norm`; the loss of each is NaN if
     its parameters are, as far as can be seen without reading them all.
     """
-    for step, values in recent:
-        loss = float(values["loss"])
-        norm = float(values["parameter_norm"]) if "parameter_norm" in values else None
-        if not (abs(loss) <= max_loss and (norm is None or math.isfinite(norm))):
-            raise UnsoundStep(step, loss, norm)
+    loss = float(values["loss"])
+    norm = float(values["parameter_norm"]) if "parameter_norm" in values else None
+    if not (abs(loss) <= max_loss and (norm is None or math.isfinite(norm))):
+        raise UnsoundStep(step, loss, norm)
 
 
 def skip(
