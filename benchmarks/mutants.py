@@ -86,7 +86,7 @@ HAND_WRITTEN = [
     ("training/step", "found.batch_stats, opt_state), metrics", "state.batch_stats, opt_state), metrics"),
     ("training/step", "opt_state = at_step(state.opt_state, state.step)", "opt_state = state.opt_state"),
     ("training/step", "checked(found.loss, params)", "checked(found.loss, state.params)"),
-    ("models/layers", "self.mean.value + mean, var", "mean, var"),
+    ("models/layers", "self.mean.value + (1 - self", "(1 - self"),
     ("models/layers", "square - jnp.square(mean), 2e-7", "square, 2e-7"),
     ("attacks/search", "forward = hoisted(as_forward(forward), images)", "forward = as_forward(forward)"),
     ("training/step", '"batch_stats": statistics[-1]}', '"batch_stats": batch_stats}'),
