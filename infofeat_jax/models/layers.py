@@ -56,7 +56,7 @@ class BatchNorm(nn.Module):
             return x * scale.astype(x.dtype) + shift.astype(x.dtype)
         moved, mean, var = moments(x, jax.lax.stop_gradient(self.mean.value))
         if not self.is_initializing():
-            self._update(self.mean.value + mean, var, x.size // self.features)
+            self._update(mean, var, x.size // self.features)
         scale = self.scale * jax.lax.rsqrt(var + self.epsilon)
         return (moved * scale + (self.bias - mean * scale)).astype(x.dtype)
 
@@ -65,9 +65,9 @@ class BatchNorm(nn.Module):
         scale = self.scale * jax.lax.rsqrt(self.var.value + self.epsilon)
         return scale, self.bias - self.mean.value * scale
 
-    def _update(self, mean: Channels, var: Channels, count: int) -> None:
+    def _update(self, change: Channels, var: Channels, count: int) -> None:
         unbiased = var * (count / max(count - 1, 1))
-        self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean
+        self.mean.value = self.mean.value + (1 - self.momentum) * change
         self.var.value = self.momentum * self.var.value + (1 - self.momentum) * unbiased
 
 
