@@ -3,6 +3,7 @@
 import gc
 import resource
 import shutil
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -162,6 +163,28 @@ def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):
         write(tmp_path, (16,))
     monkeypatch.undo()
     assert newest(tmp_path) == 12
+
+
+def test_after_a_save_that_failed_nothing_is_saved_and_the_next_call_says_so(tmp_path, monkeypatch):
+    """The second snapshot would fit: without the first, the best one, it would promise too much."""
+    free = iter([2**14])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, 2**40)))
+    with checkpoint.opened(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(4, state(4), 0.5), checkpoint.Snapshot(8, state(8), 0.25))
+        with pytest.raises(RunFailed, match="no room for the checkpoint of step 4"):
+            checkpoint.save(checkpoints, checkpoint.Snapshot(12, state(12), 0.1))
+    assert not checkpoint.finished(tmp_path)
+
+
+def test_checkpoints_are_written_and_sealed_beside_the_main_thread(tmp_path, monkeypatch):
+    threads, begin, seal = [], checkpoint._begin, checkpoint.seal
+    monkeypatch.setattr(checkpoint, "_begin", lambda *given: (threads.append(threading.get_ident()), begin(*given))[1])
+    monkeypatch.setattr(checkpoint, "seal", lambda *given: (threads.append(threading.get_ident()), seal(*given))[1])
+    with checkpoint.opened(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(4, state(4), 0.5))
+        checkpoint.finish(checkpoints)
+        assert len(threads) == 2
+        assert threading.get_ident() not in threads
 
 
 def test_the_interrupted_state_counts_when_it_is_newer(tmp_path):

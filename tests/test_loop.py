@@ -120,13 +120,19 @@ def test_validation_every_second_epoch_and_after_the_last(tmp_path, whole):
 
 def test_the_next_epoch_is_begun_before_a_validation_is_read(training, monkeypatch):
     """The devices have work while the host logs and decides; and few steps are queued, so that a run stops soon."""
-    events, finish, load = [], loop.finish_epoch, loop.load_batch
-    monkeypatch.setattr(loop, "finish_epoch", lambda *given: (events.append("validated"), finish(*given)))
-    monkeypatch.setattr(loop, "load_batch", lambda *given: (events.append("step"), load(*given))[1])
+    events = []
+
+    def noted(name: str, function):
+        return lambda *given: (events.append(name), function(*given))[1]
+
+    monkeypatch.setattr(loop, "finish_epoch", noted("validated", loop.finish_epoch))
+    monkeypatch.setattr(loop, "load_batch", noted("step", loop.load_batch))
+    monkeypatch.setattr(loop, "use_step", noted("metrics", loop.use_step))
     loop.train(training)
-    assert events.index("validated") == 4  # two steps of each of two epochs, and two validations: AHEAD of them wait
+    # Two steps and two batches of the validation are queued before the first result is waited for.
+    assert events[:7] == ["step", "step", "step", "metrics", "step", "metrics", "validated"]
     assert events[-1] == "validated"
-    assert events.count("step") == 2 * EPOCHS
+    assert events.count("step") == events.count("metrics") == 2 * EPOCHS
 
 
 def scored(training: loop.Training, scores: dict[int, float]) -> loop.Training:

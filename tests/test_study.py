@@ -195,11 +195,11 @@ def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
         f'--config.study.rows=("{madry}","standard")', "--config.study.seeds=(0,1)",
     )  # fmt: skip
     victim = start(main, *flags)
-    wait_for(victim, (directory / "madry-seed0" / "checkpoints" / "4").exists)
+    wait_for(victim, (directory / "madry-seed0" / "checkpoints" / "4").exists, seconds=300)
     victim.send_signal(signal.SIGSTOP)
     others = [start(main, *flags) for _ in range(2)]
     rest = [directory / name / "results.json" for name in ("standard-seed0", "madry-seed1", "standard-seed1")]
-    wait_for(others[0], lambda: all(path.exists() for path in rest))
+    wait_for(others[0], lambda: all(path.exists() for path in rest), seconds=300)
     time.sleep(2)
     assert all(process.poll() is None for process in others)
     assert not (directory / "report").exists()

@@ -21,7 +21,7 @@ class Ahead:
     def push(self, arrays: PyTree, use: Callable) -> None:
         """Queues `use(arrays on the host)`; waits for the oldest if there are too many. Raises what `use` raises."""
         self._waiting.append((arrays, use))
-        while len(self._waiting) > AHEAD or (self._waiting and self._waiting[0][0] is None):
+        while self._waiting and (self._waiting[0][0] is None or self._programs() > AHEAD):
             self._pop()
 
     def then(self, act: Callable[[], None]) -> None:
@@ -32,6 +32,9 @@ class Ahead:
         """Waits for everything."""
         while self._waiting:
             self._pop()
+
+    def _programs(self) -> int:
+        return sum(arrays is not None for arrays, _ in self._waiting)
 
     def _pop(self) -> None:
         arrays, use = self._waiting.popleft()
