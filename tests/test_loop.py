@@ -14,6 +14,7 @@ from infofeat_jax import experiment as experiments
 from infofeat_jax import run as runs
 from infofeat_jax.runtime import memory, signals
 from infofeat_jax.training import checkpoint, health, keeper, loop
+from infofeat_jax.training.step import checked
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 EPOCHS = 3  # of 2 steps each
@@ -202,20 +203,24 @@ def check_best(training: loop.Training) -> None:
 
 
 def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
-    """The same, but the step returns non-finite values after step `at` (counted from 1)."""
+    """The same, but the step returns non-finite values after step `at` (counted from 1).
+
+    Of the parameters, either all, as after a non-finite gradient, or some that the step does not look at.
+    """
 
     @jax.jit
     def poison(moved, values):
         factor = jax.numpy.where(moved.step == at, jax.numpy.nan, 1.0)
         if leaf == "loss":
             return moved, values | {"loss": values["loss"] * factor}
-        params = jax.tree.map(lambda p: p * factor, moved.params)
-        return moved._replace(params=params), values | {"parameter_norm": values["parameter_norm"] * factor}
+        first = 0 if leaf == "parameters" else 1
+        params = jax.tree.map(lambda p: p.at[first:].multiply(factor), moved.params)
+        return moved._replace(params=params), values | {"loss": checked(values["loss"], params)}
 
     return training._replace(step=lambda *arguments: poison(*training.step(*arguments)))
 
 
-@pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (4, "parameters")])
+@pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (3, "parameters"), (4, "some parameters")])
 def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at, leaf):
     rows = loop.batch_rows(training, at - 1)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
@@ -228,8 +233,9 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     assert all(np.isfinite(record.get("loss", 0.0)) for record in records(training.workdir))
 
 
-def test_stopping_while_parameters_are_not_finite_saves_nothing(training, monkeypatch):
-    training = poisoned(training, 3, "parameters")
+@pytest.mark.parametrize("leaf", ["parameters", "some parameters"])
+def test_stopping_while_parameters_are_not_finite_saves_nothing(training, leaf, monkeypatch):
+    training = poisoned(training, 3, leaf)
     asked = iter([False] * 5 + [True])  # 2 steps, 2 validations, 1 step
     monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
     with pytest.raises(RunFailed, match="step 3"):
@@ -246,6 +252,18 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
     clean = in_directory(tmp_path / "clean")
     (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
     assert same(state, loop.train(clean))
+
+
+def test_the_norm_is_that_of_the_logged_steps_parameters(training, whole):
+    state = training.initial()
+    for step in range(2):
+        state, _ = training.step(state, loop.load_batch(training, step), training.key)
+    norm = np.sqrt(
+        sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+    )
+    logged = [record["parameter_norm"] for record in whole[1] if "parameter_norm" in record]
+    assert len(logged) == EPOCHS  # every second step
+    np.testing.assert_allclose(logged[0], norm, rtol=1e-6)
 
 
 def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):

@@ -5,6 +5,7 @@ epoch: the next epoch's first steps are queued while the validation is computed,
 """
 
 import hashlib
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ from infofeat_jax.training import checkpoint, health, records
 from infofeat_jax.training.ahead import Ahead
 from infofeat_jax.training.checkpoint import Snapshot
 from infofeat_jax.training.keeper import Keeper
-from infofeat_jax.training.state import State
+from infofeat_jax.training.state import State, parameter_norm
 from infofeat_jax.types import PRNGKey, Stopped
 
 Step = Callable[..., tuple[State, dict]]  # compiled: (state, batch, key) -> (state, metrics)
@@ -163,7 +164,8 @@ def take_step(
         return state._replace(step=state.step + 1)
     state, values = training.step(state, load_batch(training, step), training.key)
     if is_logged(training, step + 1):
-        values = values | {"learning_rate": training.schedule(step)}
+        norm = parameter_norm(state.params)
+        values = values | {"learning_rate": training.schedule(step), "parameter_norm": norm}
     ahead.push(values, partial(use_step, training, reporting, stretch, step + 1))
     return state
 
@@ -207,6 +209,9 @@ def interrupt(
 ) -> NoReturn:
     """Saves the current state, and raises Stopped."""
     ahead.drain()
+    norm = float(parameter_norm(state.params))
+    if not math.isfinite(norm):
+        raise health.UnsoundStep(step, math.nan, norm)
     if reporting.keeper.interrupt(step, state):
         seconds = stretch.seconds or time.perf_counter() - stretch.began
         reporting.write(step, {"interrupted": True, "epoch_seconds": round(seconds, 2)})
