@@ -187,7 +187,7 @@ def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory,
 
 
 def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
-    the_run = make(directory / "loaded")
+    the_run = make(directory / "loaded", model="wrn_10_1")  # PyTorch has it, too
     loaded = infofeat_jax.load(the_run.workdir)
     images = to_unit(jnp.asarray(the_run.data.test.images[:4]))
     np.testing.assert_array_equal(jax.jit(loaded)(images).logits, forward(the_run)(images).logits)
