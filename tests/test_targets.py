@@ -96,6 +96,7 @@ def test_what_the_benchmark_compiles_is_written_once_and_shown(tmp_path, capsys)
 def test_every_program_of_training_and_evaluation_can_be_lowered(program):
     text = programs.lower(CLEAN._replace(program=program, method="standard", parallel="pmap")).as_text()
     assert "num_partitions = 8" in text
+    assert '[{"batch"}, {}' in text.split("->")[0]  # images, or the state of a search
     assert "stablehlo.while" in text
 
 
