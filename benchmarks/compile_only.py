@@ -24,7 +24,7 @@ import hlo_cost
 import jax
 import programs
 import targets
-from compile_only_page import program, write_page
+from compile_only_page import program, spent, write_page
 from programs import Setting
 
 from infofeat_jax import methods
@@ -85,7 +85,7 @@ def describe(row: dict) -> str:
         f"{row['kernels']} kernels, {row['flops'] / row['images'] / 1e9:.2f} GFLOP an image",
     ]
     if "share" in row:
-        lines.append(f"estimated {1e3 * row['seconds']:.2f} ms, {row['share']:.1%} of the device's peak")
+        lines.append(f"estimated {1e3 * row['seconds']:.2f} ms, {row['share']:.1%} of the device's peak: {spent(row)}")
     return "\n".join(f"  {line}" for line in lines)
 
 
@@ -131,6 +131,9 @@ def main(given: list[str]) -> int:
     """Compiles, writes and prints what the flags ask for; the exit status, 2 after a mistake in them."""
     try:
         args = arguments(given)
+        if args.report:
+            write_page(read(args.output), args.output.with_suffix(".md"))
+            return 0
         for target in args.target:
             targets.prepare(target, max(args.chips))
         for name in set(args.program) - {"step", "autoattack"}:
@@ -138,15 +141,16 @@ def main(given: list[str]) -> int:
     except InvalidInput as error:
         print(f"compile_only.py: {error}", file=sys.stderr)
         return 2
-    rows = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
-    if args.report:
-        write_page(rows, args.output.with_suffix(".md"))
-        return 0
-    done = {(row["label"], *(row[field] for field in Setting._fields)) for row in rows}
+    done = {(row["label"], *(row[field] for field in Setting._fields)) for row in read(args.output)}
     for setting in settings(args):
         if (args.label, *setting) not in done:
             compile_one(setting, args)
     return 0
+
+
+def read(output: pathlib.Path) -> list[dict]:
+    """The lines written so far."""
+    return [json.loads(line) for line in output.read_text().splitlines()] if output.exists() else []
 
 
 def compile_one(setting: Setting, args: argparse.Namespace) -> None:

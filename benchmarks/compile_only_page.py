@@ -14,11 +14,9 @@ CELLS: dict[str, Callable[[dict], str]] = {
         f"{row['collectives']}, {row['collective_bytes'] / 1e6:.1f} MB" if row["chips"] > 1 else ""
     ),
     "kernels": lambda row: f"{row['kernels']}",
-    "moves": lambda row: (
-        f"{row['looped_moves']}, {row['looped_move_bytes'] / 1e6:.0f} MB" if row["looped_moves"] else "0"
-    ),
     "seconds": lambda row: f"{1e3 * row['seconds']:.2f}" if "share" in row else "",
     "share": lambda row: f"{100 * row['share']:.0f} %" if "share" in row else "",
+    "spent": lambda row: spent(row) if "share" in row else "",
 }
 
 
@@ -27,7 +25,7 @@ def table(rows: list[dict]) -> Iterator[str]:
     grouped: dict[Setting, list[dict]] = {}
     for row in rows:
         grouped.setdefault(Setting(*(row[field] for field in Setting._fields)), []).append(row)
-    yield "| target | program | images a chip | MiB | collectives | kernels | moved in loops | estimate, ms | of peak |"
+    yield "| target | program | images a chip | MiB | collectives | kernels | ms | of peak | spent in |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for setting, group in sorted(grouped.items()):
         cells = [arrow(group, form) for form in CELLS.values()]
@@ -39,6 +37,13 @@ def table(rows: list[dict]) -> Iterator[str]:
 def arrow(group: list[dict], form: Callable[[dict], str]) -> str:
     """A cell: "before → after", or one value where they are the same."""
     return " → ".join(dict.fromkeys("does not fit" if "error" in row else form(row) for row in group))
+
+
+def spent(row: dict) -> str:
+    """Where an estimate's time goes, the most first: "products 60 %, other 40 %"."""
+    parts = sorted(row["spent"].items(), key=lambda part: -part[1])
+    shares = {name: round(100 * value / row["seconds"]) for name, value in parts}
+    return ", ".join(f"{name} {share} %" for name, share in shares.items() if share)
 
 
 def program(setting: Setting) -> str:

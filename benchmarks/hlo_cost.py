@@ -40,15 +40,17 @@ class Cost(NamedTuple):
     looped_moves: int  # in the text: transposes and copies to another layout inside loops, of images or activations
     looped_move_bytes: float  # of those, each execution
     convolutions: dict[str, int]  # in the text, by what they read and their layout: "bf16 b01f_01io->b01f"
+    spent: dict[str, float]  # the seconds, by kind of kernel: products, collectives, launches (shorter than one), other
 
 
 def cost(program: Program, rates: Rates | None = None, *, devices: int = 1, assumed_trips: int = 1) -> Cost:
     """The cost of a program on each of `devices`. `assumed_trips`: of loops whose number of iterations is not known."""
-    flops = seconds = talking = moving = kernels = collectives = looped_collectives = looped_moves = 0
-    convolutions = Counter()
+    flops = talking = moving = kernels = collectives = looped_collectives = looped_moves = 0
+    convolutions, spent = Counter(), Counter()
     for run in hlo.runs(program, assumed_trips):
         parts = list(hlo.inside(program, run))
-        flops += run.times * sum(arithmetic(*part) for part in parts)
+        operations = run.times * sum(arithmetic(*part) for part in parts)
+        flops += operations
         convolutions.update(describe(*part) for part in parts if is_convolution(part[0]))
         kernels += run.times
         exchanged = [received(one) for one, _ in parts if hlo.collective(one)]
@@ -58,9 +60,20 @@ def cost(program: Program, rates: Rates | None = None, *, devices: int = 1, assu
         moved = [size(one.arrays) for one, where in parts if run.looped and hlo.moves(one, where)]
         looped_moves += len(moved)
         moving += run.times * sum(moved)
-        seconds += run.times * duration(run, parts, rates, devices) if rates else 0.0
+        if rates and (each := duration(run, parts, rates, devices)):
+            kind = "collectives" if exchanged else "launches" if each == rates.launch else "other"
+            spent["products" if operations and kind == "other" else kind] += run.times * each
     return Cost(
-        flops, seconds, kernels, collectives, talking, looped_collectives, looped_moves, moving, dict(convolutions)
+        flops,
+        sum(spent.values()),
+        kernels,
+        collectives,
+        talking,
+        looped_collectives,
+        looped_moves,
+        moving,
+        dict(convolutions),
+        dict(spent),
     )
 
 

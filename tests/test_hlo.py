@@ -88,7 +88,9 @@ def test_cudnns_three_convolutions_have_the_same_arithmetic():
     ],
 )
 def test_a_gpus_kernel_takes_the_longest_of_arithmetic_traffic_and_launch(rates, seconds):
-    np.testing.assert_allclose(hlo_cost.cost(hlo.parse(GPU), rates).seconds, seconds)
+    found = hlo_cost.cost(hlo.parse(GPU), rates)
+    np.testing.assert_allclose(found.seconds, seconds)
+    assert found.spent == {"launches" if rates.launch else "products": found.seconds}
 
 
 def test_a_collective_takes_the_links_time_or_the_latency():

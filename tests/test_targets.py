@@ -101,16 +101,27 @@ def test_every_program_of_training_and_evaluation_can_be_lowered(program):
 
 
 def test_the_page_shows_before_and_after(tmp_path):
-    page = tmp_path / "page.md"
+    page = tmp_path / "rows.md"
     page.write_text(f"above\n{compile_only_page.BEGIN}old\n{compile_only_page.END}below\n")
-    row = {"collectives": 3, "collective_bytes": 4e6, "kernels": 7, "looped_moves": 0, "memory": 2**20, "share": 0.5}
+    row = {
+        "collectives": 3,
+        "collective_bytes": 4e6,
+        "kernels": 7,
+        "memory": 2**20,
+        "share": 0.5,
+        "spent": {"other": 1e-3},
+    }
     rows = [CLEAN._asdict() | row | {"label": label, "seconds": s} for label, s in (("before", 2e-3), ("after", 1e-3))]
     fails = CLEAN._replace(chips=1, dtype="bfloat16")._asdict() | {"label": "before", "error": "too large"}
-    compile_only_page.write_page([*rows, fails], page)
+    page.with_suffix(".jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*rows, fails]))
+    assert compile_only.main(["--report", f"--output={page.with_suffix('.jsonl')}"]) == 0
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
-    assert "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 0 | 2.00 → 1.00 | 50 % |" in lines
+    assert (
+        "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 50 % → other 100 % |"
+        in lines
+    )
     assert any(line.startswith("| 1 x cpu | `digits`, clean, bfloat16 | 2 | does not fit") for line in lines)
 
 
