@@ -23,7 +23,7 @@ from infofeat_jax import models
 from infofeat_jax.models import convolution, layers
 
 OTHERS = ("tpu", "cuda")
-FORMS = ("convolution", "dot_general", "custom_call", "optimization_barrier", "reverse")  # what CPUs' differ in
+FORMS = ("convolution", "dot_general", "custom_call", "transpose", "reverse")  # what CPUs' differ in
 CLEAN = Setting("cpu", 8, "digits", "clean", "", "float32", 2, "jit", 1, 0)
 
 
