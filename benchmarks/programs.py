@@ -66,6 +66,7 @@ def lower(setting: Setting) -> jax.stages.Lowered:
     if setting.program == "step":
         return experiments.compile_step(experiment).lower(state, (images, labels), key)
     spec, budget = attack_names.parse(setting.program), experiments.create_budget(experiment.config)
+    forward, number = Partial(experiment.module.apply, state.evaluated), jax.ShapeDtypeStruct((), "int32")
     if not spec.is_cascade:
         attack = attack_names.create(spec, budget)
         compiled = robustness.compile_attack(experiment.module, attack, experiment.mesh)
@@ -76,8 +77,7 @@ def lower(setting: Setting) -> jax.stages.Lowered:
         jax.ShapeDtypeStruct((count, *shape), "float32") for shape in (experiment.image_shape, (classes,))
     )
     start = jax.eval_shape(stage.start, key, images, labels, logits, 0)
-    forward, t = Partial(experiment.module.apply, state.evaluated), jax.ShapeDtypeStruct((), "int32")
-    return stage.advance.lower(forward, key, split(start), t, t)
+    return stage.advance.lower(forward, key, split(start), number, number)
 
 
 def _split(experiment: experiments.Experiment, tree):
