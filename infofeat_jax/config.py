@@ -39,6 +39,8 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
     config.model.width = 0  # channels of the first stage; 0: the paper's
+    # relu or silu; "": relu, or for a file of weights what its authors used: silu for DeepMind's, relu for others
+    config.model.activation = ""
     # Normalisation of [0, 1] pixels, (number,) or one per channel; (): 0.5, or that of a file of weights
     config.model.mean = ()
     config.model.std = ()  # as mean

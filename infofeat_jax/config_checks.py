@@ -68,6 +68,7 @@ RULES = {
     "skip_batches": at_least(0),
     "dtype": one_of("float32", "bfloat16"),
     "parallel": one_of("jit", "pmap"),
+    "model.activation": Rule(lambda value: value in ("", "relu", "silu"), "relu, silu, or '' for the usual one"),
     "model.width": at_least(0, "0 (the paper's) or more"),
     "model.mean": each(between(-MAX_FACTOR, MAX_FACTOR), "finite numbers such as (0.5,)"),
     "model.std": each(between(1 / MAX_FACTOR, MAX_FACTOR), "finite numbers above 0 such as (0.5,)"),

@@ -137,8 +137,9 @@ def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> s
     """Everything that an outcome depends on except the attack: outcomes of the same setting are comparable."""
     config = experiment.config
     fields = {"weights": digest(variables), **experiments.create_budget(config)._asdict()}
-    if config.model.mean or config.model.std or config.model.options:
-        fields["model"] = configs.to_json(config.model)
+    model = {name: value for name, value in config.model.to_dict().items() if name != "activation" or value}
+    if any(model.get(name) for name in ("activation", "mean", "std", "options")):
+        fields["model"] = configs.to_json(ConfigDict(model))
     fields |= {"seed": config.seed, "num_examples": count, "batch_size": config.eval.batch_size}
     return json.dumps(fields | {"dtype": config.dtype, "data": experiment.data.name})
 

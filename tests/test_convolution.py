@@ -64,6 +64,23 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(size, kernel, s
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(8, 6), (7, 8), (2, 3)])
+def test_same_padding_is_tensorflows(size, kernel, library):
+    """Values and gradients at stride 2, against JAX's own "SAME"."""
+    x, w, gradient = arrays((2, *size, 3), (kernel, kernel, 3, 4), (2, -(-size[0] // 2), -(-size[1] // 2), 4))
+
+    @jax.jit
+    def both(x, w, gradient):
+        layout = ("NHWC", "HWIO", "NHWC")
+        plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layout)  # noqa: E731
+        ours, expected = (jax.vjp(f, x, w) for f in (partial(convolve, stride=2, same=True), plain))
+        return (ours[0], *ours[1](gradient)), (expected[0], *expected[1](gradient))
+
+    for ours, expected in zip(*both(x, w, gradient), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_what_follows_is_added(stride, library):
     """Bias, residual and ReLU: values, gradients to each, and second derivatives."""

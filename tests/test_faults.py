@@ -123,8 +123,6 @@ def smooth(main, tmp_path_factory):
 @pytest.mark.parametrize(("count", "start_all"), [(2, start_several), (4, start_by_slurm)])
 def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, start_all):
     flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
-    if count == 2:  # once is enough of AutoAttack, which each process computes on its own
-        flags.append("--config.eval.attacks=('autoattack',)")  # beside those of QUICK
     processes = start_all(main, count, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
@@ -137,7 +135,29 @@ def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, 
     one, other = (json.loads((path / "results.json").read_text()) for path in (smooth, tmp_path / "run"))
     assert one["clean"] == other["clean"]
     assert abs(one["pgd7"] - other["pgd7"]) <= 0.02
-    assert other["examples"].get("autoattack") == (8 if count == 2 else None)
+
+
+def test_two_processes_split_autoattack_and_one_resumes_what_they_left(main, smooth, tmp_path):
+    """Its stages work as the one that is run here. Examples take turns: 17 of 100 are left to it, 8 at once."""
+    whole, stopped = (shutil.copytree(smooth, tmp_path / name) for name in ("whole", "stopped"))
+    name, file = "square(epsilon=8,num_queries=400)", "square_epsilon_8_num_queries_400_.npz"
+    flags = [flag for flag in SMOOTH if "eval.attacks" not in flag and "autoattack_examples" not in flag]
+    flags += ["--mode=evaluate", f"--config.eval.attacks=('{name}',)", "--config.eval.autoattack_examples=0"]
+    processes = start_several(main, 2, *flags, f"--workdir={whole}")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    processes = start_several(main, 2, *flags, f"--workdir={stopped}")
+    wait_for(processes[0], (stopped / file).exists)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert np.load(stopped / file)["stage"] <= 1
+    main(*flags, f"--workdir={stopped}")
+    one, other = (dict(np.load(path / file)) for path in (stopped, whole))
+    assert other["stage"] == 2
+    assert {0, 1} <= set(other["broken_by"])
+    for name, array in other.items():
+        np.testing.assert_array_equal(one[name], array)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -55,7 +55,7 @@ def test_folding_batch_norm_into_the_convolution_is_exact_up_to_rounding():
         @layers.nn.compact
         def __call__(self, x, fold):
             c, b = layers.Conv(4, name="c"), layers.BatchNorm(4, name="b")
-            return layers.conv_bn(c, b, x, train=False, relu=False) if fold else b(c(x), train=False)
+            return layers.conv_bn(c, b, x, train=False, activation=None) if fold else b(c(x), train=False)
 
     variables = Both().init(jax.random.key(1), x, False)
     variables["batch_stats"]["b"] = {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}
@@ -99,6 +99,8 @@ def test_unread_outputs_cost_nothing():
         ({"name": "wrn_11_2"}, "depth is 10, 16, 22"),
         ({"name": "resnet18", "dtype": "float16"}, "unknown dtype 'float16'"),
         ({"name": "resnet18", "width": -4}, "width -4"),
+        ({"name": "resnet18", "activation": "gelu"}, "unknown activation 'gelu': choose one of relu, silu"),
+        ({"name": "wrn_10_1", "padding": "valid"}, "unknown padding 'valid': choose one of same, symmetric"),
     ],
 )
 def test_errors(arguments, message):

@@ -4,6 +4,7 @@ Every field below has a value of its own, unlike any default, so that a field th
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -262,6 +263,19 @@ def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
     assert run.describe_setting(experiment, moved, 9) != run.describe_setting(experiment, variables, 9)
 
 
+@pytest.mark.parametrize(("platform", "size", "said"), [("gpu", 16, True), ("gpu", 248, False), ("cpu", 16, False)])
+def test_small_batches_on_accelerators_are_remarked_on(platform, size, said):
+    devices_there = np.array([SimpleNamespace(platform=platform)] * 4)
+    experiment = create_experiment()
+    subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
+    split = data.Split(np.zeros((300, 8, 8, 1), np.uint8), np.zeros(300, np.int32))
+    subject = subject._replace(mesh=SimpleNamespace(devices=devices_there, size=4), batch_size=size, split=split)
+    text = "config.eval.batch_size = 16 gives each of 4 devices 4 images at once: 128 keep it busy"
+    text += ", --config.eval.batch_size=512"
+    assert evaluate.advise(subject) == (text if said else None)
+    assert evaluate.advise(subject._replace(split=data.Split(*(part[:16] for part in split)))) is None
+
+
 @pytest.mark.parametrize(
     ("name", "epsilon", "stages", "asked"),
     [
@@ -282,7 +296,8 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
 
     def spy_steps(the_plan, forward, key, images, labels, **options):
         given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, key=key, **options)
-        state = autoattack.ResumeState(len(stages), 0, np.array([-1, 0, 1, -1, 2], np.int32), images, 3)
+        found = np.array([-1, 0, 1, -1, 2], np.int32)
+        state = autoattack.ResumeState(len(stages) + 1, 0 * found, found, images, 3, 3)
         yield Progress("square", 2, 5, 3, 1.0), state
 
     monkeypatch.setattr(autoattack, "plan", spy_plan)
@@ -297,7 +312,7 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     assert given["key"] == streams.key(7, "autoattack")
     np.testing.assert_array_equal(given["images"], to_unit(experiment.data.test.images[:5]))
     np.testing.assert_array_equal(given["labels"], experiment.data.test.labels[:5])
-    assert given["batch_size"] == 16
+    assert (given["batch_size"], given["mesh"]) == (16, experiment.mesh)
     np.testing.assert_array_equal(outcome, [True, False, False, True, False])
 
 

@@ -22,6 +22,7 @@ from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import console, files, processes
 from infofeat_jax.types import InvalidInput
 
+BUSY = 128  # images at once keep an accelerator busy
 DISTANCE = "distance/"  # prefix that tells the names of distances from those of attacks
 
 Values = Shaped[np.ndarray, " n"]  # of the first n images
@@ -76,6 +77,8 @@ def measure(subject: Subject, names: list[str]) -> Measured:
     """Measures what has not been measured yet, and saves after each measurement."""
     measured = load(subject)
     with console.progress(len(names), active=processes.is_writer()) as show:
+        if advice := advise(subject):
+            show(0, "", advice)
         for index, name in enumerate(names):
             if name in measured.values and len(measured.values[name]) == expected_count(subject, name):
                 show(index + 1, name, f"{describe(name, measured.values[name])}, measured before")
@@ -91,6 +94,18 @@ def measure(subject: Subject, names: list[str]) -> Measured:
             save(subject, measured)
             show(index + 1, name, f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)")
     return measured
+
+
+def advise(subject: Subject) -> str | None:
+    """A line for a batch size that leaves accelerators idle most of the time."""
+    count, share = subject.mesh.size, subject.batch_size / subject.mesh.size
+    of_cpu = subject.mesh.devices.flat[0].platform == "cpu"
+    if of_cpu or share > BUSY / 4 or len(subject.split.labels) <= subject.batch_size:
+        return None
+    return (
+        f"config.eval.batch_size = {subject.batch_size} gives each of {count} devices {share:.3g} images at once:"
+        f" {BUSY} keep it busy, --config.eval.batch_size={BUSY * count}"
+    )
 
 
 def measure_one(subject: Subject, name: str, tell: Tell) -> Values:

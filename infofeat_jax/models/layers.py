@@ -17,6 +17,12 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et 
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
 
+# Of one argument; ReLU, by its name, is fused with the convolution before it.
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
+# What a convolution of stride 2 pads: both sides, as PyTorch's, or the high side, as TensorFlow's and Haiku's "SAME".
+PADDINGS = ("symmetric", "same")
+
+
 class Conv(nn.Module):
     """Convolution with a square kernel; `scale` multiplies the kernel per output channel, the rest as `convolve`'s."""
 
@@ -24,6 +30,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(self, x: Features, scale: Channels | None = None, **follows) -> Features:
@@ -31,7 +38,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", conv_init, shape)
         if scale is not None:
             kernel = kernel * scale
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, **follows)
+        same = self.padding == "same"
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, same=same, **follows)
 
 
 class BatchNorm(nn.Module):
@@ -74,15 +82,27 @@ class BatchNorm(nn.Module):
 
 
 def conv_bn(
-    conv: Conv, bn: BatchNorm, x: Features, residual: Features | None = None, *, train: bool, relu: bool = True
+    conv: Conv,
+    bn: BatchNorm,
+    x: Features,
+    residual: Features | None = None,
+    *,
+    train: bool,
+    activation: str | None = "relu",
 ) -> Features:
-    """relu(bn(conv(x)) + residual); on fixed statistics the scale is folded into the kernel, which leaves a bias."""
-    if not train:
+    """activation(bn(conv(x)) + residual); `activation` is a name in ACTIVATIONS, or None.
+
+    On fixed statistics the scale is folded into the kernel, which leaves a bias.
+    """
+    if train:
+        y = bn(conv(x), train=True)
+        y = y if residual is None else y + residual
+    else:
         scale, shift = bn.affine()
-        return conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
-    y = bn(conv(x), train=True)
-    y = y if residual is None else y + residual
-    return jax.nn.relu(y) if relu else y
+        relu = activation == "relu"
+        y = conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
+        activation = None if relu else activation
+    return y if activation is None else ACTIVATIONS[activation](y)
 
 
 class Head(nn.Module):
