@@ -19,6 +19,8 @@ from infofeat_jax import config as configs
 from infofeat_jax import data, threat
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import VERSIONS, plan
+from infofeat_jax.attacks.search import example_keys
+from infofeat_jax.attacks.survivors import Seats
 from infofeat_jax.evaluation import attack_names, robustness
 from infofeat_jax.runtime import devices
 
@@ -76,8 +78,11 @@ def lower(setting: Setting) -> jax.stages.Lowered:
     images, logits = (
         jax.ShapeDtypeStruct((count, *shape), "float32") for shape in (experiment.image_shape, (classes,))
     )
-    start = jax.eval_shape(stage.start, key, images, labels, logits, 0)
-    return stage.advance.lower(forward, key, split(start), number, number)
+    seats, inputs = Seats(*[jax.ShapeDtypeStruct((count,), "int32")] * 3), [images, labels, logits]
+    keys = jax.eval_shape(example_keys, key, seats.rows, seats.attempts)
+    begun = jax.eval_shape(stage.search.start, keys, *inputs, seats.attempts)
+    begin = jax.ShapeDtypeStruct((), "bool")
+    return stage.turn.lower(forward, key, split(seats), split(inputs), begin, number, split(begun))
 
 
 def _split(experiment: experiments.Experiment, tree):
