@@ -103,7 +103,9 @@ RULES = {
     "eval.cam_images": at_least(0, "0 (none) or more"),
     "eval.checkpoint": one_of("best", "latest", "both"),
     "study.seeds": each(between(0, MAX_SEED), f"integers, 0 to {MAX_SEED}, such as (0, 1, 2)"),
+    "eval.validate_every": between(1, MAX_STEPS),
     "checkpoint.keep": at_least(1),
+    "checkpoint.every_minutes": at_least(0, "0 (after every epoch) or more minutes"),
 }
 
 

@@ -1,5 +1,7 @@
 """Auto-PGD in l1: the steps of a naive one, written as the paper's loop in NumPy, and the phases."""
 
+import functools
+
 import in_step
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,15 @@ KEY = jax.random.key(0)
 EPSILON = 0.2
 
 
+@functools.cache
+def projection(radius: float):
+    """Tested by itself; each call of it outside of jit would be compiled anew."""
+    return jax.jit(functools.partial(threats.project, threats.threat("l1", radius)))
+
+
 def naive(gradient_of, image, label, start, num_steps):
     """(losses at every evaluation, the last phase's best loss) for one image, from a start of any size."""
-    project = lambda x, radius: np.asarray(  # noqa: E731 - tested by itself
-        threats.project(threats.threat("l1", radius), jnp.asarray(image[None]), jnp.asarray(x[None], jnp.float32))
-    )[0]
+    project = lambda x, radius: np.asarray(projection(radius)(image[None], x[None].astype(np.float32)))[0]  # noqa: E731
     first = int(np.ceil(0.3 * num_steps))
     losses, best = [], start
     for radius, steps in ((3, first), (2, first), (1, num_steps - 2 * first)):

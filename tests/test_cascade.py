@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from infofeat_jax.attacks.autoattack import ResumeState
 from infofeat_jax.data import Split
@@ -75,4 +76,4 @@ def test_a_state_of_random_numbers_by_batch_is_not_resumed_but_its_stages_count(
 def subject(workdir, setting: str, count: int) -> Subject:
     split = Split(np.zeros((count, 2, 2, 1), np.uint8), np.zeros(count, np.int32))
     budget = Budget("linf", 8 / 255, 2 / 255)
-    return Subject(None, None, split, 3, None, budget, workdir, setting, source=lambda name: None)
+    return Subject(Partial(len), split, 3, None, budget, workdir, setting, source=lambda name: None)

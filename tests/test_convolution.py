@@ -1,6 +1,7 @@
 """The models' convolution against JAX's own, with oneDNN and without, under JAX's transformations."""
 
 import json
+import re
 import threading
 from functools import partial
 
@@ -31,8 +32,8 @@ def library(request, monkeypatch):
 
 
 def arrays(*shapes: tuple[int, ...], dtype="float32"):
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+    rng = np.random.default_rng(0)  # JAX's would compile a program for each shape
+    return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
 
 
 def lowered(function, *args, platform: str = "cpu") -> str:
@@ -228,6 +229,20 @@ def test_other_types_are_xlas(library):
         assert (CALL in lowered(lambda x, w: convolve(x, w), *arrays((2, 4, 4, 3), (3, 3, 3, 4)))) == (
             library == "onednn"
         )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_the_mask_of_relu_is_read_from_its_result_on_gpus(platform):
+    """Else cuDNN's convolution cannot contain ReLU: XLA would compare what ReLU is applied to."""
+    arguments = arrays((2, 4, 4, 3), (3, 3, 3, 3), (3,), (2, 4, 4, 3))
+    program = lowered(jax.grad(lambda *args: jnp.sin(block(*args)).sum()), *arguments, platform=platform)
+    assert ("optimization_barrier" in program) == (platform != "tpu")
+    if platform != "tpu":
+        held, compared = (
+            re.search(pattern, program)[1]
+            for pattern in (r"(%\w+) = stablehlo.optimization_barrier", r"stablehlo.compare +GT, (%\w+)")
+        )
+        assert held == compared
 
 
 @needs_onednn

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.hoisting import hoisted
 from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
@@ -68,6 +69,7 @@ def attack(
 
 def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
     """Runs all attempts in order; images that are already misclassified are returned unchanged, as successes."""
+    forward = hoisted(as_forward(forward), images)
     logits = jax.lax.stop_gradient(forward(images).logits)
     rows = jnp.arange(len(labels), dtype=jnp.int32)
 

@@ -18,6 +18,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax.attacks import search as searches
+from infofeat_jax.attacks.hoisting import hoisted
+from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.attacks.search import Counts, Search, State
 from infofeat_jax.runtime import devices
 from infofeat_jax.types import PRNGKey
@@ -143,6 +145,7 @@ def _turn(
     """Begins the attempts at t = 0, if there are any, and does `count` iterations. Returns (t, state)."""
     keys = searches.example_keys(key, seats.rows, seats.attempts)
     images, labels, logits = inputs
+    early = hoisted(as_forward(forward), images)
 
     def begun(state: State) -> State:
         new = search.start(keys, images, labels, logits, seats.attempts)
@@ -150,7 +153,7 @@ def _turn(
 
     state = jax.lax.cond(begin, begun, lambda state: state, state)
     t = jnp.where(seats.rows < 0, search.num_steps, seats.t)  # nobody is at the end already
-    return jax.lax.fori_loop(0, count, lambda _, carry: searches.iterate(search, forward, keys, *carry), (t, state))
+    return jax.lax.fori_loop(0, count, lambda _, carry: searches.iterate(search, early, keys, *carry), (t, state))
 
 
 def _end(search: Search, seats: Seats, state: State, t: Counts) -> tuple[Seats, Turn]:

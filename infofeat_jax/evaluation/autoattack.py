@@ -2,12 +2,10 @@
 
 import json
 import pathlib
-import re
 import time
 from typing import NamedTuple
 
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import streams, threat
@@ -15,11 +13,9 @@ from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Plan, ResumeState,
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec
-from infofeat_jax.evaluation.subject import Subject, Tell
+from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
 from infofeat_jax.runtime import files, processes, signals
 from infofeat_jax.types import Stopped
-
-SAVE_EVERY = 30.0  # seconds
 
 
 class Saved(NamedTuple):
@@ -44,10 +40,10 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     saved, due = where(subject, spec), 0.0
     state = load(saved)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
-    forward, key = Partial(subject.module.apply, subject.variables), streams.key(subject.seed, "autoattack")
+    key = streams.key(subject.seed, "autoattack")
     options = {"batch_size": subject.batch_size, "state": state, "mesh": subject.mesh}
     tell("compiling")
-    for progress, state in steps(stages, forward, key, images, labels, **options):
+    for progress, state in steps(stages, subject.forward, key, images, labels, **options):
         note = ", compiling" if progress.compiling else ""
         tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)
         stop = signals.requested()
@@ -86,8 +82,7 @@ def where(subject: Subject, spec: AttackSpec) -> Saved:
     """Where and under which setting an attack's resume state is stored."""
     count = len(subject.split.labels[: subject.autoattack_examples or None])
     name = [] if spec.name == "autoattack" else [spec.name]
-    path = subject.file(re.sub(r"[^\w.+-]+", "_", spec.name))
-    return Saved(path, json.dumps([subject.setting, count, *name]), count)
+    return Saved(subject.file(spec.file_name), json.dumps([subject.setting, count, *name]), count)
 
 
 def save(saved: Saved, state: ResumeState) -> None:

@@ -120,7 +120,7 @@ def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables
     params, batch_stats = variables["params"], variables["batch_stats"]
     state = State(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
     with checkpoint.opened(directory) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 0, state, 0.0)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(0, state, 0.0))
     values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}
     files.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
 

@@ -75,6 +75,12 @@ def _forward_add(x: Features, kernel: Kernel, *added: Added, geometry: Geometry,
     return _add(forms.forward(x, kernel, geometry=geometry), added, relu)
 
 
+def _gpu_forward_add(x: Features, kernel: Kernel, *added: Added, geometry: Geometry, relu: bool) -> Features:
+    """Behind a barrier: else XLA reads ReLU's mask from what it is applied to, which then cuDNN cannot apply it to."""
+    y = _forward_add(x, kernel, *added, geometry=geometry, relu=relu)
+    return jax.lax.optimization_barrier(y) if relu else y
+
+
 def _cpu_forward_add(slide: Callable, x: Features, kernel, *added: Added, geometry: Geometry, relu: bool) -> Features:
     if slide is onednn.convolve:
         return slide(x, kernel, geometry.padding, geometry.stride, added=added, relu=relu)
@@ -133,6 +139,7 @@ _convolve = _primitive("convolve", forms.forward, forms.cpu_forward)
 _convolve_to_input = _primitive("convolve_to_input", forms.to_input, forms.cpu_to_input)
 _convolve_to_kernel = _primitive("convolve_to_kernel", forms.to_kernel, forms.cpu_to_kernel)
 _convolve_add = _primitive("convolve_add", _forward_add, _cpu_forward_add)
+mlir.register_lowering(_convolve_add, mlir.lower_fun(_gpu_forward_add, multiple_results=False), platform="gpu")
 
 batching.primitive_batchers[_convolve] = partial(_batch, _convolve, forms.forward)
 batching.primitive_batchers[_convolve_to_input] = partial(_batch, _convolve_to_input, forms.to_input)

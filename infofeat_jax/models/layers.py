@@ -62,23 +62,33 @@ class BatchNorm(nn.Module):
         if not train:
             scale, shift = self.affine()
             return x * scale.astype(x.dtype) + shift.astype(x.dtype)
-        wide = x.astype(jnp.float32)
-        mean = wide.mean((0, 1, 2))
-        var = jnp.square(wide - mean).mean((0, 1, 2))
+        moved, mean, var = moments(x, jax.lax.stop_gradient(self.mean.value))
         if not self.is_initializing():
             self._update(mean, var, x.size // self.features)
         scale = self.scale * jax.lax.rsqrt(var + self.epsilon)
-        return (wide * scale + (self.bias - mean * scale)).astype(x.dtype)
+        return (moved * scale + (self.bias - mean * scale)).astype(x.dtype)
 
     def affine(self) -> tuple[Channels, Channels]:
         """(scale, shift) of normalisation by the running statistics."""
         scale = self.scale * jax.lax.rsqrt(self.var.value + self.epsilon)
         return scale, self.bias - self.mean.value * scale
 
-    def _update(self, mean: Channels, var: Channels, count: int) -> None:
+    def _update(self, change: Channels, var: Channels, count: int) -> None:
         unbiased = var * (count / max(count - 1, 1))
-        self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean
+        self.mean.value = self.mean.value + (1 - self.momentum) * change
         self.var.value = self.momentum * self.var.value + (1 - self.momentum) * unbiased
+
+
+def moments(x: Features, shift: Channels) -> tuple[Features, Channels, Channels]:
+    """(x - shift in float32, its mean, its variance) over all but the channels: one pass, one sum over devices.
+
+    The variance is E[(x - shift)^2] - E[x - shift]^2, with the relative error of a sum in float32 times
+    1 + ((mean - shift) / std)^2: negligible with the running mean as shift. What float32 cannot resolve counts as
+    variance, so that no output is too large even where the shift is far away.
+    """
+    moved = x.astype(jnp.float32) - shift
+    mean, square = moved.mean((0, 1, 2)), jnp.square(moved).mean((0, 1, 2))
+    return moved, mean, jnp.maximum(square - jnp.square(mean), 2e-7 * jnp.square(mean))
 
 
 def conv_bn(

@@ -7,6 +7,8 @@ see only their device's examples; gradients and statistics are averaged. jax.pma
 and in those terms it is written here.
 """
 
+import os
+import platform
 from collections.abc import Callable
 
 import jax
@@ -26,6 +28,13 @@ def mesh(count: int | None = None) -> Mesh:
     if count is None or count == jax.device_count():
         return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
     return Mesh(np.array(jax.devices()[:count]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def hardware(mesh: Mesh) -> str:
+    """The devices in words, for whoever judges a result."""
+    device = mesh.devices.flat[0]
+    processor = f" ({os.cpu_count()} {platform.machine()} cores)" if device.platform == "cpu" else ""
+    return f"{mesh.size} x {device.device_kind}{processor}"
 
 
 def count_for(size: int, parts: int = 1) -> int:
