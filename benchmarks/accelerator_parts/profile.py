@@ -1,0 +1,96 @@
+"""Where the time of a training step goes: the operations in a trace by JAX's profiler, or XLA's count of the work."""
+
+import pathlib
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from accelerator_parts.steps import Network, program
+
+TOP = 12
+# {kind: words in an operation's name}; the first that fits.
+KINDS = {
+    "convolution": ("conv", "cudnn", "fprop", "dgrad", "wgrad", "implicit_gemm", "xmma", "onednn"),
+    "matrix product": ("gemm", "dot", "matmul", "cublas", "nvjet", "cutlass"),
+    "reduction": ("reduce",),
+    "copy, transpose": ("copy", "transpose", "memcpy", "memset"),
+    "random numbers": ("rng", "threefry", "random"),
+    "other fusions": ("fusion", "loop_", "input_", "wrapped"),
+}
+
+
+def profile(network: Network, method: str, dtype: str, directory: pathlib.Path, steps: int = 3) -> dict[str, Any]:
+    """The share of each kind of operation and of the longest single ones, in a trace of `steps` steps.
+
+    If the trace cannot be read, XLA's counts of operations and bytes; "source" says which.
+    """
+    found = program(network, method, dtype)
+    jax.block_until_ready(found.step())
+    try:
+        with jax.profiler.trace(str(directory)):
+            for _ in range(steps):
+                last = found.step()
+            jax.block_until_ready(last)
+        return summarise(operations(directory), steps)
+    except Exception as error:  # whatever the profiler's libraries raise: the counts are still there
+        return counts(found.compiled) | {"why": f"{type(error).__name__}: {error}"[:300]}
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def operations(directory: pathlib.Path) -> Counter:
+    """{operation: nanoseconds} on the first device; on a CPU, those of XLA's threads."""
+    path = max(directory.rglob("*.xplane.pb"))
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    on_device = [plane for plane in planes if plane.name.startswith("/device:") and any(True for _ in plane.lines)]
+    spent = Counter()
+    for plane in on_device[:1] or planes:
+        lines = list(plane.lines)
+        chosen = [line for line in lines if line.name == "XLA Ops"] or [line for line in lines if is_kernels(line.name)]
+        for line in chosen:
+            for event in line.events:
+                spent[event.name] += event.duration_ns
+    return spent
+
+
+def is_kernels(line: str) -> bool:
+    """Whether a line of a trace holds operations: a GPU's streams, the threads of XLA on a CPU."""
+    return line.startswith(("Stream", "tf_XLA", "XLAEigen", "XLA"))
+
+
+def summarise(spent: Counter, steps: int) -> dict[str, Any]:
+    """Shares by kind and of the longest operations. Raises ValueError if there are none."""
+    total = sum(spent.values())
+    if not total:
+        raise ValueError("the trace has no operations of the device")
+    kinds, named = Counter(), Counter()
+    for name, nanoseconds in spent.items():
+        kinds[kind(name)] += nanoseconds
+        named[re.sub(r"[.\d]+$", "", name)] += nanoseconds
+    return {
+        "source": "a trace by jax.profiler", "steps": steps, "milliseconds_per_step": round(total / steps / 1e6, 3),
+        "kinds": shares(kinds.most_common(), total), "operations": shares(named.most_common(TOP), total),
+    }  # fmt: skip
+
+
+def shares(counted: Iterable[tuple[str, int]], total: int) -> dict[str, float]:
+    """{name: share of the total}."""
+    return {name[:90]: round(count / total, 4) for name, count in counted}
+
+
+def kind(name: str) -> str:
+    """The entry of KINDS that an operation belongs to."""
+    return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
+
+
+def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """What XLA counts in the program, loops once."""
+    counted = compiled.cost_analysis() or {}
+    wanted = {"flops": "flops", "bytes": "bytes accessed", "transcendentals": "transcendentals"}
+    return {"source": "XLA's cost analysis (loops counted once)"} | {
+        name: counted[key] for name, key in wanted.items() if key in counted
+    }
