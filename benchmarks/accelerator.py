@@ -86,7 +86,7 @@ def schedule(args: argparse.Namespace, began: float, earlier: list[dict]) -> Cal
     seconds = 60 * args.minutes
     end = began + seconds - 1.5
     later = max(60 * args.total_minutes - seconds - sum(call["seconds"] for call in earlier), 0.0)
-    measure = min(MEASURE, seconds / 3)
+    measure = min(MEASURE, (seconds + later) / 3)
     return Call(len(earlier) + 1, began + measure, end - min(max(0.05 * seconds, 6.0), 40.0), end, later)
 
 
@@ -125,7 +125,7 @@ def supervise(call: Call, calls: dict, workdir: pathlib.Path, out: pathlib.Path)
                 f"the process that computes ended with status {status}, at no part: see {out / 'log.txt'}", 1
             )
     print(f"{out / 'accelerator.md'}: {page.summary(states.read(workdir))}")
-    return status if status is not None and status >= 0 else 1
+    return os.EX_TEMPFAIL if status is None or status < 0 else status  # ended with the time: something is left
 
 
 def start(given: dict, log) -> subprocess.Popen:

@@ -48,8 +48,9 @@ def introduction(results: Mapping[str, Any], device: Mapping[str, Any]) -> str:
     if not device:
         return f"{when}. The device is not known."
     versions = ", ".join(f"{name} {version}" for name, version in device["versions"].items())
+    memory = f", {device['memory_gib']} GiB usable" if device["memory_gib"] else ""
     return (
-        f"{device['devices']} x {device['kind']} ({device['platform']}, {device['memory_gib']} GiB usable),"
+        f"{device['devices']} x {device['kind']} ({device['platform']}{memory}),"
         f" {device['host']}, Python {device['python']}, {versions}. {device['runtime']}."
         f" {when}. Options: {json.dumps(results['options'])}."
     )

@@ -46,7 +46,7 @@ class Job(NamedTuple):
 def parts(job: Job) -> Iterator[Part]:
     """The parts, each created when its turn has come."""
     yield from needed(job)
-    optional = further(job, job.call.measure_until)
+    optional = further(job, min(job.call.measure_until, job.call.stop))
     yield from optional
     if job.options.data:
         yield from trained(job)
@@ -54,10 +54,8 @@ def parts(job: Job) -> Iterator[Part]:
 
 
 def needed(job: Job) -> list[Part]:
-    """What the plan is made from."""
-    options = job.options
-    size, iterations = (16, 2) if options.tiny else (250, 20)
-    network, dtype = runs.network(options), options.dtype
+    """What the plan cannot be made without."""
+    options, network, dtype = job.options, runs.network(job.options), job.options.dtype
     acts: dict[str, Callable] = {"device": hardware.describe}
     if options.data:
         acts["data"] = lambda: runs.describe_data(options)
@@ -66,20 +64,23 @@ def needed(job: Job) -> list[Part]:
     acts |= dict(step(job, network, method, dtype) for method in reversed(METHODS))
     if options.data:
         acts["end of an epoch"] = lambda: runs.epoch_end(options, job.directory)
-    acts["evaluation"] = lambda: attacks.evaluation(network, dtype, size)
-    acts["AutoAttack"] = lambda: attacks.stages(network, dtype, size, iterations)
     return [Part(name, act, job.call.stop, job.call.end, name == "data") for name, act in acts.items()]
 
 
 def further(job: Job, until: float) -> list[Part]:
-    """Measurements that nothing depends on, the most telling first."""
+    """Measurements that can be done without, the most important first; the plan derives the first two otherwise."""
     small, large, dtype = runs.network(job.options), runs.larger(job.options), job.options.dtype
     other = "float32" if dtype == "bfloat16" else "bfloat16"
     wanted = [(large, "infofeature", dtype), (small, "infofeature", other), (small, "standard", dtype)]
     wanted += [(large, "infofeature", other), (small, "madry", other), (small, "standard", other)]
     wanted += [(small._replace(batch_size=512), "infofeature", dtype)]
     wanted = wanted[:1] if job.options.tiny else wanted
-    acts = {"profile": lambda: profile.profile(small, "infofeature", dtype, job.directory / "profile")}
+    size, iterations = (16, 2) if job.options.tiny else (250, 20)
+    acts = {
+        "evaluation": lambda: attacks.evaluation(small, dtype, size),
+        "AutoAttack": lambda: attacks.stages(small, dtype, size, iterations),
+        "profile": lambda: profile.profile(small, "infofeature", dtype, job.directory / "profile"),
+    }
     acts |= dict(step(job, *one) for one in wanted)
     return [Part(name, act, until, until + GRACE) for name, act in acts.items()]
 
@@ -105,14 +106,14 @@ def trained(job: Job) -> Iterator[Part]:
     reserve = 0.0 if call.later else state.result("plan").get("evaluation_seconds", 0.0) + RESERVE
     for method in METHODS:
         yield Part(f"train {method}", lambda method=method: train(job, method), call.stop - reserve, call.end)
-    yield files(job)
+    yield from files(job)
     ended = [checkpoint.latest_step(job.directory / method) > 0 for method in METHODS]
     if not call.later or all(state.result(f"train {method}") for method in METHODS):
         for name, chosen in (("evaluate", runs.QUICK), ("AutoAttack on", (*runs.QUICK, "autoattack"))):
             for method in (method for method, has in zip(METHODS, ended, strict=True) if has):
                 act = lambda method=method, chosen=chosen: evaluate(job, method, chosen)  # noqa: E731
                 yield Part(f"{name} {method}", act, call.stop, call.end)
-    yield files(job)
+    yield from files(job)
 
 
 def make_plan(job: Job) -> dict[str, Any]:
@@ -153,10 +154,12 @@ def evaluate(job: Job, method: str, attacks: tuple[str, ...]) -> dict[str, Any]:
     return runs.evaluate(job.options, method, job.plan, job.directory, attacks)
 
 
-def files(job: Job) -> Part:
-    """Writes what is to be carried away, also when the time for everything else is over."""
+def files(job: Job) -> Iterator[Part]:
+    """Writes what is to be carried away, if there is anything, also when the time for everything else is over."""
+    if not any(checkpoint.latest_step(job.directory / method) for method in METHODS):
+        return
     written = job.state.result("files").get("files", [])
     if not all((job.out / name).exists() for name in written):
         job.state.parts.pop("files", None)
     act = lambda: runs.carry(job.options, job.plan, job.directory, job.out)  # noqa: E731
-    return Part("files", act, job.call.end - 3, job.call.end)
+    yield Part("files", act, job.call.end - 3, job.call.end)
