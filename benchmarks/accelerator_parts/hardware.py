@@ -37,8 +37,12 @@ def describe() -> dict[str, Any]:
     }
 
 
-def matrix_rates(size: int) -> dict[str, Any]:
-    """TFLOP/s of a product of two `size` x `size` matrices of normal numbers on one device, the best of a few."""
+def matrix_rates(small: bool = False) -> dict[str, Any]:
+    """TFLOP/s of a product of two large matrices of normal numbers on one device, the best of a few.
+
+    `small`: matrices, and in `bandwidth` arrays, that a CPU is done with in a moment.
+    """
+    size = 256 if small else 16384
     return {"size": size} | {name: round(matrix_rate(size, *kind) / 1e12, 4) for name, kind in PRODUCTS.items()}
 
 
@@ -49,8 +53,9 @@ def matrix_rate(size: int, dtype: str, precision: str) -> float:
     return 2 * size**3 / best(lambda: product(a, a))
 
 
-def bandwidth(num_bytes: int) -> dict[str, Any]:
-    """GB/s between a device and its memory: an array of `num_bytes` read and one written, the best of a few."""
+def bandwidth(small: bool = False) -> dict[str, Any]:
+    """GB/s between a device and its memory: one large array is read and one written, the best of a few."""
+    num_bytes = 2 ** (24 if small else 31)
     x = jnp.zeros(num_bytes // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     return {"mib": num_bytes // 2**20, "gb_per_second": round(2 * num_bytes / best(lambda: add(x)) / 1e9, 2)}

@@ -56,11 +56,10 @@ def parts(job: Job) -> Iterator[Part]:
 def needed(job: Job) -> list[Part]:
     """What the plan cannot be made without."""
     options, network, dtype = job.options, runs.network(job.options), job.options.dtype
-    acts: dict[str, Callable] = {"device": hardware.describe}
-    if options.data:
-        acts["data"] = lambda: runs.describe_data(options)
-    acts["matrix product"] = lambda: hardware.matrix_rates(256 if options.tiny else 16384)
-    acts["memory bandwidth"] = lambda: hardware.bandwidth(2 ** (24 if options.tiny else 31))
+    acts: dict[str, Callable] = {"data": lambda: runs.describe_data(options)} if options.data else {}
+    acts["device"] = hardware.describe
+    acts["matrix product"] = lambda: hardware.matrix_rates(options.tiny)
+    acts["memory bandwidth"] = lambda: hardware.bandwidth(options.tiny)
     acts |= dict(step(job, network, method, dtype) for method in reversed(METHODS))
     if options.data:
         acts["end of an epoch"] = lambda: runs.epoch_end(options, job.directory)

@@ -28,7 +28,7 @@ def network(options: Options) -> Network:
 
 def larger(options: Options) -> Network:
     """The network of which only steps are measured."""
-    return Network("wrn_10_1", 8, 16, 1) if options.tiny else Network("wrn_28_10")
+    return Network("wrn_10_2", 4, 16, 1) if options.tiny else Network("wrn_28_10")
 
 
 @cache

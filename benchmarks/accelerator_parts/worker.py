@@ -20,7 +20,7 @@ from absl import logging
 from accelerator_parts import state as states
 from accelerator_parts.parts import Job, Part, parts
 from accelerator_parts.state import Call, Options, State
-from infofeat_jax.runtime import lock, signals
+from infofeat_jax.runtime import signals
 from infofeat_jax.types import InvalidInput, Stopped
 
 
@@ -33,10 +33,9 @@ def main(text: str) -> None:
     prepare(directory, options.tiny)
     state = states.read(directory)
     try:
-        with lock.lock(directory):
-            finished = run_parts(parts(Job(options, call, state, directory, out)), state, call)
-    except InvalidInput as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        finished = run_parts(parts(Job(options, call, state, directory, out)), state, call)
+    except InvalidInput:  # noted
+        sys.exit(2)
     sys.exit(0 if finished else os.EX_TEMPFAIL)
 
 
