@@ -92,10 +92,10 @@ def is_installed(name: str) -> bool:
 
 def schedule(args: argparse.Namespace, began: float, earlier: list[dict]) -> Call:
     """The moments of this call: a few seconds before its end everything stops, and is saved."""
-    seconds = 60 * args.minutes
+    seconds, before = 60 * args.minutes, sum(call["seconds"] for call in earlier)
     end = began + seconds - 1.5
-    later = max(60 * args.total_minutes - seconds - sum(call["seconds"] for call in earlier), 0.0)
-    measure = min(MEASURE, (seconds + later) / 3)
+    later = max(60 * args.total_minutes - seconds - before, 0.0)
+    measure = max(min(MEASURE, (before + seconds + later) / 3) - before, 0.0)
     return Call(len(earlier) + 1, began + measure, end - min(max(0.05 * seconds, 6.0), 40.0), end, later)
 
 

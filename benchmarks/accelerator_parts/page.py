@@ -36,8 +36,13 @@ def section(title: str, text: str) -> list[str]:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
-    lines = [head, ["---"] * len(head), *([("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([text(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def text(cell: object) -> str:
+    """A cell, in which a bar ends no cell."""
+    return "" if cell is None else str(cell).replace("|", r"\|")
 
 
 def introduction(results: Mapping[str, Any], device: Mapping[str, Any]) -> str:
@@ -113,7 +118,7 @@ def training(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     plan = found.get("plan")
     if not plan:
         return ""
-    text = (
+    planned = (
         f"Planned from the measured rates for {plan['seconds']} s: {plan['epochs']} epochs of each method, the learning"
         f" rate multiplied by 0.1 at epochs {', '.join(f'{epoch:g}' for epoch in plan['milestones'])} (the paper: 120"
         f" epochs, 60 and 90); AutoAttack on {plan['autoattack_images']} images."
@@ -124,7 +129,7 @@ def training(results: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         images = one["images_per_second"]
         rows.append([method, f"{one['epochs']} of {plan['epochs']}", one["seconds"], images, best and percent(best)])
     head = ("method", "epochs", "seconds", "images/s", "best robust validation accuracy")
-    return f"{text}\n\n{table(head, rows)}" if rows else text
+    return f"{planned}\n\n{table(head, rows)}" if rows else planned
 
 
 def robustness(found: Mapping[str, Any]) -> str:

@@ -12,11 +12,12 @@ import jax
 from accelerator_parts.steps import Network, program
 
 TOP = 12
-CONTAINERS = ("ThunkExecutor", "while", "conditional", "call")  # their time is that of what they hold
+# Events that are no operations: those that hold others, whose time they are; threads that wait, on a CPU.
+OTHERS = ("while", "conditional", "call", "ThunkExecutor", "ThreadpoolListener", "SlinkyThreadPool", "end:")
 # {kind: words in an operation's name}; the first that fits.
 KINDS = {
     "convolution": ("conv", "cudnn", "fprop", "dgrad", "wgrad", "implicit_gemm", "xmma", "onednn"),
-    "matrix product": ("gemm", "dot", "matmul", "cublas", "nvjet", "cutlass"),
+    "matrix product": ("gemm", "dot", "matmul", "cublas", "nvjet", "cutlass", "ynn"),
     "reduction": ("reduce",),
     "copy, transpose": ("copy", "transpose", "memcpy", "memset"),
     "random numbers": ("rng", "threefry", "random"),
@@ -54,7 +55,7 @@ def operations(directory: pathlib.Path) -> Counter:
         chosen = [line for line in lines if line.name == "XLA Ops"] or [line for line in lines if is_kernels(line.name)]
         for line in chosen:
             for event in line.events:
-                if not event.name.removeprefix("%").startswith(CONTAINERS):
+                if not event.name.removeprefix("%").startswith(OTHERS):
                     spent[event.name] += event.duration_ns
     return spent
 

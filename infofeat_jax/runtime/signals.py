@@ -34,7 +34,7 @@ def listen() -> None:
 
 
 def stop_at(moment: float = math.inf) -> None:
-    """Requests a stop at a moment of time.monotonic(), in place of an earlier one; by default never. For a single process."""
+    """Requests a stop at a moment of time.monotonic(), not at an earlier one; by default never. In single processes."""
     _asked["moment"] = moment
 
 
