@@ -172,7 +172,7 @@ def supervise(directory: pathlib.Path, script: str, call: Call) -> tuple[int, di
 
 def test_a_process_that_dies_or_hangs_costs_the_part_it_was_at(tmp_path):
     status, parts, text = supervise(tmp_path, SCRIPT, in_time())
-    assert status == 0
+    assert status == 1
     assert {name: part["status"] for name, part in parts.items()} == {
         "aborts": states.FAILED, "hangs": states.FAILED, "works": states.DONE,
     }  # fmt: skip

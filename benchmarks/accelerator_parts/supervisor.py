@@ -29,7 +29,8 @@ def supervise(
 ) -> int:
     """Runs workers until nothing is left, or the time is up; one that dies costs the part it was at.
 
-    `history`: the options, and the calls so far. Returns the status to exit with.
+    `history`: the options, and the calls so far. Returns the status to exit with: 0 if all is done, 1 if something
+    failed, 75 if something is left, 2 if the data cannot be read.
     """
     began, record = time.monotonic(), {"when": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0}
     history["calls"].append(record)
@@ -60,7 +61,8 @@ def supervise(
         print(f"error: {why.removeprefix('InvalidInput: ')}", file=sys.stderr)
     else:
         print(f"{out / 'accelerator.md'}: {page.summary(states.read(workdir))}")
-    return UNFINISHED if status < 0 else status
+    failed = any(part["status"] == states.FAILED for part in states.read(workdir).parts.values())
+    return UNFINISHED if status < 0 else status or int(failed)
 
 
 def settle(workdir: pathlib.Path, call: Call, why: str, *, failed: bool) -> bool:
