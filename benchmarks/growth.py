@@ -1,6 +1,6 @@
 """The cost of a training step against attack steps, batch size, width and devices, as a table and a figure.
 
-  python benchmarks/growth.py --out=docs/growth.png
+  python benchmarks/growth.py --out=docs/figures/growth.png
 
 ResNet18 of width 16 and a batch of 32 where they are not what varies; medians of interleaved steps on the first device.
 Each is divided by the growth of the work, so that a rising line shows a term that grows faster than the work.

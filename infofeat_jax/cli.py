@@ -1,19 +1,18 @@
-"""The command line behind main.py: its modes, its flags, and one-line messages for a user's mistakes."""
+"""What the command does: its modes, and one-line messages for a user's mistakes. Its flags: `command`."""
 
 import errno
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import jax
-from absl import flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import checks, config_checks, report, run, study, weights
+from infofeat_jax import checks, report, run, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
@@ -104,38 +103,6 @@ def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.
     if config.study.rows:
         return pathlib.Path("runs") / (name + argument.replace(":", "-"))
     return pathlib.Path("runs") / name / (pathlib.Path(config.eval.torch_checkpoint).stem or config.method.name)
-
-
-def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses the flags with absl; mistakes in --config.* raise InvalidInput, in one line."""
-    try:
-        rest = values(argv, known_only=False)
-        config = values["config"].value
-        missing = config is None or not config.to_dict()  # a file that failed to load raises when it is read
-    except flags.Error as error:
-        raise InvalidInput(_brief(str(error))) from None
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise InvalidInput(_unknown_field(argv) or f"--config: {' '.join(str(error).split())}") from None
-    if missing:
-        raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py")
-    return rest
-
-
-def _unknown_field(argv: list[str]) -> str:
-    """The message about the first flag whose field does not exist; "" if all of them do."""
-    fields = {name for name, _ in configs.flatten(configs.default().to_dict())} | {config_checks.OPEN}
-    groups = {name.rpartition(".")[0] for name in fields}
-    given = (re.match(r"--?(?:no)?config\.([^=]+)", argument) for argument in argv)
-    wrong = [match[1] for match in given if match and match[1] not in fields | groups]
-    return config_checks.unknown(wrong[0], fields) if wrong else ""
-
-
-def _brief(text: str) -> str:
-    """One line; from the traceback of an error in a --config file, that error and where it was raised."""
-    if "Traceback" in text:
-        *_, place = re.findall(r'File "(.*?)", line (\d+)', text) or [("a file", "?")]
-        text = f"--config: {text.strip().splitlines()[-1]} ({place[0]}, line {place[1]})"
-    return " ".join(text.split())
 
 
 @contextmanager

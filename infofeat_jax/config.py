@@ -26,10 +26,10 @@ LEVELS = 255.0
 def default() -> ConfigDict:
     """The paper's training on CIFAR-10 with ResNet18 (Section 4, Table 1)."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the initial weights, the order of the examples, augmentation and random starts
     config.batch_size = 128  # over all devices; the paper does not state its own
     config.accumulate_steps = 1  # parts of a batch, processed in turn; BatchNorm and the attack see one part
-    config.num_epochs = 120
+    config.num_epochs = 120  # the paper: 120 with ResNet18, 200 with WRN-28-10
     config.dtype = "float32"  # of the computation: or bfloat16; parameters stay float32
     config.remat = False  # recompute the blocks' activations in the backward pass: less memory, more time
     # Weights to start from: a PyTorch checkpoint, which determines the model, or a run's directory
@@ -41,7 +41,7 @@ def default() -> ConfigDict:
     config.model.width = 0  # channels of the first stage; 0: the paper's
     # Normalisation of [0, 1] pixels, (number,) or one per channel; (): 0.5, or that of a file of weights
     config.model.mean = ()
-    config.model.std = ()
+    config.model.std = ()  # as mean
     config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
@@ -54,8 +54,8 @@ def default() -> ConfigDict:
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
     config.data.note = ""  # a remark on the data for reports, such as "JPEG re-encoding"
-    config.data.crop_padding = 4
-    config.data.flip = True
+    config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
+    config.data.flip = True  # augmentation: random horizontal flips
 
     config.method = ConfigDict()
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
@@ -66,23 +66,23 @@ def default() -> ConfigDict:
     config.method.classes = "all"  # whose maps are compared: all, or the label's
 
     config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
-    config.attack.norm = "linf"
-    config.attack.epsilon = 8.0
+    config.attack.norm = "linf"  # linf, l2, l1
+    config.attack.epsilon = 8.0  # in 8-bit levels: 8 means 8/255
     config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"
-    config.optimizer.schedule = "piecewise"
-    config.optimizer.learning_rate = 0.1
+    config.optimizer.name = "sgd"  # sgd, adamw
+    config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine
+    config.optimizer.learning_rate = 0.1  # before the first milestone, for batches of 128: see scaling
     # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = False
-    config.optimizer.weight_decay = 2e-4
+    config.optimizer.momentum = 0.9  # AdamW: beta_1
+    config.optimizer.nesterov = False  # Nesterov's momentum
+    config.optimizer.weight_decay = 2e-4  # of all parameters; AdamW: decoupled
     config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
-    config.optimizer.decay = 0.1
+    config.optimizer.decay = 0.1  # the factor at each milestone
 
     config.eval = ConfigDict()
     # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the model of the sibling run RUN
@@ -91,7 +91,7 @@ def default() -> ConfigDict:
     config.eval.cam_images = 8  # test images whose class activation maps are saved for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
     config.eval.step_size = placeholder(float)  # of iterative attacks; None: a quarter of epsilon
-    config.eval.batch_size = 250
+    config.eval.batch_size = 250  # over all devices
     config.eval.num_examples = 0  # the first n test images; 0: all
     # best on validation images (early stopping: by robust accuracy; standard training: clean accuracy), latest, or both
     config.eval.checkpoint = "best"

@@ -40,7 +40,7 @@ def cosine_distance(a: Float[Array, "b d"], b: Float[Array, "b d"]) -> Float[Arr
 def sinkhorn(cost: Cost) -> Transport:
     """The transport plan between uniform masses: log-domain Sinkhorn with the authors' early stopping.
 
-    At most 100 iterations, until sum |u - u_previous| < 0.1. Stopping so early leaves the rows' masses up to a
+    At most 100 iterations, until sum `|u - u_previous|` < 0.1. Stopping so early leaves the rows' masses up to a
     factor of two from uniform; the gradient of the plan with respect to the cost, through the iterations that
     were made, is part of the method. Runs inside jit; reverse mode only, in the memory of the dual variables.
     """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 from small import TinyNet
 
-from infofeat_jax import checks, cli, config_checks, data, models, study, weights
+from infofeat_jax import checks, cli, command, config_checks, data, models, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax.types import InvalidInput, RunFailed
 
@@ -36,7 +36,7 @@ def parse(*arguments: str) -> ConfigDict:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=list(arguments))
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of ml_collections' own
-        cli.parse_flags(values, ["main.py", *arguments])
+        command.parse_flags(values, ["main.py", *arguments])
     return values["config"].value
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from test_evaluate import COUNT, make, outcomes
 from torch_helpers import assert_equal_trees, package_for, small
 
-from infofeat_jax import cli, models, run, weights
+from infofeat_jax import cli, models, report, run, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.export import convert, robustbench
@@ -89,6 +89,9 @@ def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     run.evaluate_run(experiments.create(config, directory))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
+    page = report.write(directory).read_text()  # beside runs that were trained here, and without their settings
+    assert f"weights of {file}" in page
+    assert "None steps" not in page
     with pytest.raises(InvalidInput, match=r"holds converted weights: to train from them, give --config\.init_from="):
         cli.check(config, directory, "train")
 

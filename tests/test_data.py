@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infofeat_jax import data
+from infofeat_jax import data, installation
 from infofeat_jax.data import batches, prepared
 from infofeat_jax.types import InvalidInput
 
@@ -494,7 +494,7 @@ def test_a_missing_package_is_named(tfds_root, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     text = message(data.load, name, data_dir=str(tfds_root))
     assert module in text
-    assert "pip install 'infofeat_jax[train]'" in text
+    assert installation.command("train") in text
 
 
 # Batches

@@ -11,9 +11,14 @@ import tomllib
 import pytest
 
 import infofeat_jax
+from infofeat_jax import installation
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def example(path: str) -> str:
+    """The first Python example on a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)[0]
 
 
 def run(code: str) -> str:
@@ -78,14 +83,29 @@ def test_a_run_on_embedded_data_never_loads_tensorflow():
 
 
 def test_the_readmes_library_example_runs():
-    assert "robust accuracy" in run(EXAMPLES[0])
+    assert "robust accuracy" in run(example("README.md"))
+    assert example("README.md") == example("docs/quickstart.md")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports
-def test_the_readmes_other_libraries_example_runs():
+def test_the_other_libraries_example_runs():
     for package in ("torch", "foolbox", "art"):
         pytest.importorskip(package)
-    first, second = EXAMPLES
-    setup = first.split("attack = ")[0]
+    setup, second = example("README.md").split("attack = ")[0], example("docs/how-to/libraries.md")
     shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
+
+
+@pytest.mark.parametrize(
+    ("origin", "command"),
+    [
+        ('{"url": "file:///a%20b", "dir_info": {"editable": true}}', "pip install -e '/a b[train]'"),
+        ('{"url": "file:///w.whl", "archive_info": {}}', "pip install 'infofeat_jax[train] @ file:///w.whl'"),
+        (None, "pip install 'infofeat_jax[train]'"),
+        ("damaged", "pip install 'infofeat_jax[train]'"),
+    ],
+)
+def test_an_extra_is_installed_from_where_the_package_came_from(monkeypatch, origin, command):
+    installed = type("Installed", (), {"read_text": staticmethod({"direct_url.json": origin}.get)})
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: installed)
+    assert installation.command("train") == command

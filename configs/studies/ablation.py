@@ -7,7 +7,7 @@ maps. Its supplement reports 3 to 7 steps as best. A step of 1 level is what "2/
   python main.py --config=configs/studies/ablation.py:digits
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -7,7 +7,7 @@ lambda0 must equal madry without smoothing: it is the same computation under ano
   python main.py --config=configs/studies/attribution.py:digits
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -6,7 +6,7 @@ Evaluates the runs of Table 1's study in place, so give its --workdir.
   python main.py --config=configs/studies/figure4.py:digits --workdir=runs/table1-digits --mode=evaluate
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -9,7 +9,7 @@ Hardware: 2 CPU cores, about 35 minutes a run for training, 18 runs.
   python main.py --config=configs/studies/overfitting.py:digits
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -1,6 +1,6 @@
 """The scales at which a study of ResNet18 on CIFAR-10 can be run: FILE.py, FILE.py:small or FILE.py:digits."""
 
-from configs import cifar10_resnet18, cifar10_small, digits
+from infofeat_jax.configs import cifar10_resnet18, cifar10_small, digits
 
 SCALES = {None: cifar10_resnet18, "small": cifar10_small, "digits": digits}
 

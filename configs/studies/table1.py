@@ -16,7 +16,7 @@ on the handwritten digits, about ten minutes.
   python main.py --config=configs/studies/table1.py:digits
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -9,7 +9,7 @@ infofeature 2.0; cw / infofeature at 2, 5, 7, 10, 20: 1.8/2.2, 1.6/1.9, 1.5/2.0,
   python main.py --config=configs/studies/table2.py:digits --workdir=runs/table1-digits --mode=evaluate
 """
 
-from configs.studies import scales
+from infofeat_jax.configs.studies import scales
 
 
 def get_config(scale: str | None = None):

@@ -11,7 +11,7 @@ The paper does not say how many restarts; 5 here. Hardware: several accelerators
   python main.py --config=configs/studies/table3.py --config.dtype=bfloat16
 """
 
-from configs import cifar10_wrn
+from infofeat_jax.configs import cifar10_wrn
 
 
 def get_config():

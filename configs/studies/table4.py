@@ -11,7 +11,7 @@ The paper does not say how many models; 3 here. Hardware: several accelerators o
   python main.py --config=configs/studies/table4.py --config.dtype=bfloat16
 """
 
-from configs import cifar100_wrn
+from infofeat_jax.configs import cifar100_wrn
 
 
 def get_config():

@@ -11,7 +11,7 @@ The paper does not say how many models; 3 here. Hardware: an accelerator.
   python main.py --config=configs/studies/table5.py --config.dtype=bfloat16
 """
 
-from configs import svhn_resnet18
+from infofeat_jax.configs import svhn_resnet18
 
 
 def get_config():

@@ -11,8 +11,8 @@ At reduced scale, on Table 1's study with two seeds: crafted on the models of se
   python main.py --config=configs/studies/table6.py:digits --workdir=runs/table1-digits --mode=evaluate
 """
 
-from configs import cifar10_wrn
-from configs.studies import scales
+from infofeat_jax.configs import cifar10_wrn
+from infofeat_jax.configs.studies import scales
 
 SOURCES = ("../table1/standard-seed0", "../table1/madry-seed0")
 

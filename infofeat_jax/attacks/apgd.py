@@ -123,7 +123,7 @@ def random_start(threat: Threat, key: PRNGKey, images: Images) -> Images:
 
 
 def start_along(threat: Threat, images: Images, direction: Images) -> Images:
-    """images + epsilon * direction / |direction|, within ball and box."""
+    """`images + epsilon * direction / |direction|`, within ball and box."""
     length = threats.size(threat.norm, direction) + 1e-12
     scaled = direction / threats.per_example(length, direction)
     return threats.project(threat, images, images + threats.budget(threat, images) * scaled)

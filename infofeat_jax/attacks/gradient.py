@@ -1,4 +1,4 @@
-"""The paper's gradient-based attacks: functions (forward, key, images, labels, *, epsilon, ...) -> perturbed images.
+"""The paper's gradient-based attacks: functions `(forward, key, images, labels, *, epsilon, ...)` -> perturbed images.
 
 Arguments that are not listed are those of `projected_ascent`: norm, random_start, start, clip_start,
 restarts, keep, targeted, bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.

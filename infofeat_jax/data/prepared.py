@@ -13,6 +13,7 @@ import urllib.request
 
 import numpy as np
 
+from infofeat_jax import installation
 from infofeat_jax.data.arrays import Source, checked_source, summary
 from infofeat_jax.types import InvalidInput
 
@@ -82,7 +83,7 @@ def _read(name: str, directory: pathlib.Path) -> Source:
         num_classes = builder.info.features["label"].num_classes
     except ImportError as error:
         raise InvalidInput(
-            f"data set {name!r} cannot be read ({summary(error)}): run pip install 'infofeat_jax[train]'"
+            f"data set {name!r} cannot be read ({summary(error)}): run {installation.command('train')}"
         ) from error
     except Exception as error:  # TFDS, array_record and Pillow share no documented type
         raise _broken(name, directory, summary(error)) from error

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from infofeat_jax import installation
 from infofeat_jax.data.arrays import Source, checked_source, summary
 from infofeat_jax.data.prepared import prepared
 from infofeat_jax.types import InvalidInput
@@ -31,7 +32,7 @@ def digits(data_dir: str | None = None) -> Source:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InvalidInput(
-            f"data set 'digits' needs scikit-learn ({error}): run pip install 'infofeat_jax[train]'"
+            f"data set 'digits' needs scikit-learn ({error}): run {installation.command('train')}"
         ) from error
     levels, labels = load_digits(return_X_y=True)
     images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -38,19 +38,19 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     """(what, value) pairs in words."""
     config, results = run.config, run.results
     evaluated, attack, model = results["config"], config["attack"], config["model"]
-    budget, steps = evaluated["attack"], f"{attack['num_steps']} steps of {levels(attack['step_size'])}"
+    budget = evaluated["attack"]
     seconds = (results.get("seconds_per_attack") or {}).items()
     data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
     found = [
-        ("method", _list(config["method"])),
+        ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
         ("data", f"{data}; {images:,} training images"),
         ("note on the data", config["data"].get("note", "")),
-        ("training", f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"),
-        ("attack in training", "" if _undefended(run) else f"{_ball(attack)}, {steps}"),
-        ("optimizer", _list(config.get("optimizer", {}))),
+        ("training", _training(run)),
+        ("attack in training", _attack(attack) if _attacked(run) else ""),
+        ("optimizer", "" if _converted(run) else _list(config.get("optimizer", {}))),
         ("checkpoint", f"{results['checkpoint']}, step {results.get('checkpoint_step', NONE)}"),
-        ("early stopping by", f"{'clean' if _undefended(run) else evaluated['eval']['validation_attack']} accuracy"),
+        ("early stopping by", _criterion(run)),
         ("evaluation", f"first {results['num_examples']:,} test images; {_ball(budget)}"),
         ("steps in evaluation", levels(evaluated["eval"]["step_size"])),
         ("seconds per attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
@@ -78,14 +78,35 @@ def _cells(run: RunRecord) -> list[Cell]:
     steps = f"{attack['num_steps']} x {levels(attack['step_size'])}"
     values = [
         run.seed, run.config["num_epochs"], results.get("train_images"),
-        None if _undefended(run) else steps, results["num_examples"],
+        steps if _attacked(run) else None, results["num_examples"],
         results.get("training_seconds"), results.get("seconds"), results.get("hardware"), results.get("jax"),
     ]  # fmt: skip
     return [Cell(_text(value)) for value in values]
 
 
-def _undefended(run: RunRecord) -> bool:
-    return run.config["method"]["name"] == "standard"
+def _converted(run: RunRecord) -> bool:
+    return run.config["num_epochs"] == 0  # weights of a file: nothing is known of their training
+
+
+def _attacked(run: RunRecord) -> bool:
+    return run.config["method"]["name"] != "standard" and not _converted(run)
+
+
+def _training(run: RunRecord) -> str:
+    config = run.config
+    if _converted(run):
+        return "elsewhere"
+    return f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"
+
+
+def _criterion(run: RunRecord) -> str:
+    if _converted(run):
+        return ""
+    return f"{run.results['config']['eval']['validation_attack'] if _attacked(run) else 'clean'} accuracy"
+
+
+def _attack(attack: dict) -> str:
+    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}"
 
 
 def _ball(attack: dict) -> str:

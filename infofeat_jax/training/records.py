@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+from infofeat_jax import installation
 from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
@@ -61,6 +62,6 @@ def import_metric_writers():
     except ImportError as error:
         raise InvalidInput(
             f"config.tensorboard = True needs TensorFlow and tensorboard ({error}):"
-            " pip install 'infofeat_jax[tensorflow]', or leave it False; metrics.jsonl is always written"
+            f" {installation.command('tensorflow')}, or leave it False; metrics.jsonl is always written"
         ) from None
     return metric_writers

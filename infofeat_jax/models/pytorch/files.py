@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from infofeat_jax import installation
 from infofeat_jax.models.pytorch.names import StateDict
 from infofeat_jax.types import InvalidInput
 
@@ -71,7 +72,7 @@ def _import(package: str):
         return importlib.import_module(package)
     except ImportError as error:
         raise InvalidInput(
-            f"this kind of file needs {package.split('.')[0]}: pip install 'infofeat_jax[torch]', or have the"
+            f"this kind of file needs {package.split('.')[0]}: {installation.command('torch')}, or have the"
             " state_dict saved as .safetensors or .npz where there is PyTorch"
         ) from error
 

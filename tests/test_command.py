@@ -1,0 +1,52 @@
+"""The command's flags: configurations by name, and the help that explains every field."""
+
+import ast
+import pathlib
+
+import pytest
+from test_config import parse, refused
+
+from infofeat_jax import command, config_help
+from infofeat_jax import config as configs
+
+ROOT = pathlib.Path(__file__).parent.parent
+NAMES = sorted(path.stem for path in (ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "scales"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_configurations_name_stands_for_its_file(name):
+    folder = "" if (ROOT / "configs" / f"{name}.py").exists() else "studies/"
+    by_path = parse(f"--config=configs/{folder}{name}.py", "--config.seed=3")
+    assert parse(f"--config={name}", "--config.seed=3").to_dict() == by_path.to_dict()
+    assert by_path.seed == 3
+
+
+def test_what_follows_the_name_is_passed_on():
+    assert parse("--config=digits:madry").method.name == "madry"
+    assert parse("--config=studies/table1:digits").data.name == "digits"
+
+
+def test_an_unknown_name_lists_the_configurations():
+    text = refused(parse, "--config=cifar11")
+    assert text == f"--config=cifar11: choose one of {', '.join(NAMES)}, or give a FILE.py"
+
+
+def test_the_help_has_every_field_with_its_default_and_an_explanation():
+    found = config_help.fields()
+    leaves = dict(configs.flatten(configs.default().to_dict()))
+    groups = {name for name, (default, _) in found.items() if default == "ConfigDict()"}
+    assert found.keys() - groups == leaves.keys()
+    for name, value in leaves.items():
+        default, explanation = found[name]
+        read = ast.literal_eval(default)
+        assert (list(read) if isinstance(read, tuple) else read) == value, name
+        assert explanation, name
+
+
+def test_helpfull_prints_the_configuration_and_ends(capsys):
+    with pytest.raises(SystemExit) as end:
+        parse("--helpfull")
+    assert not end.value.code
+    printed = capsys.readouterr().out
+    assert command.USAGE in printed
+    assert "  --config.method.weight=None\n      lambda of the method" in printed
