@@ -25,6 +25,7 @@ from accelerator_parts.state import Call, Options
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NEEDED = ("jax", "flax", "optax", "orbax.checkpoint", "absl", "ml_collections", "jaxtyping", "numpy")
+ENDING = 4.0  # seconds of a call in which nothing computes any more: the page is written, the command ends
 MEASURE = 300.0  # seconds after which no optional measurement begins, if that is less than a third of the time
 
 
@@ -93,7 +94,7 @@ def is_installed(name: str) -> bool:
 def schedule(args: argparse.Namespace, began: float, earlier: list[dict]) -> Call:
     """The moments of this call: a few seconds before its end everything stops, and is saved."""
     seconds, before = 60 * args.minutes, sum(call["seconds"] for call in earlier)
-    end = began + seconds - 1.5
+    end = began + seconds - ENDING
     later = max(60 * args.total_minutes - seconds - before, 0.0)
     measure = max(min(MEASURE, (before + seconds + later) / 3) - before, 0.0)
     return Call(len(earlier) + 1, began + measure, end - min(max(0.05 * seconds, 6.0), 40.0), end, later)

@@ -14,14 +14,15 @@ from accelerator_parts.steps import Network, program
 TOP = 12
 # Events that are no operations: those that hold others, whose time they are; threads that wait, on a CPU.
 OTHERS = ("while", "conditional", "call", "ThunkExecutor", "ThreadpoolListener", "SlinkyThreadPool", "end:")
-# {kind: words in an operation's name}; the first that fits.
+# {kind: pattern in an operation's name}; the first that is found.
 KINDS = {
-    "convolution": ("conv", "cudnn", "fprop", "dgrad", "wgrad", "implicit_gemm", "xmma", "onednn"),
-    "matrix product": ("gemm", "dot", "matmul", "cublas", "nvjet", "cutlass", "ynn"),
-    "reduction": ("reduce",),
-    "copy, transpose": ("copy", "transpose", "memcpy", "memset"),
-    "random numbers": ("rng", "threefry", "random"),
-    "other fusions": ("fusion", "loop_", "input_", "wrapped"),
+    "communication": r"all.?reduce|all.?gather|nccl",
+    "convolution": r"conv(?!ert)|cudnn|fprop|dgrad|wgrad|implicit_gemm|xmma|onednn",
+    "matrix product": r"gemm|dot|matmul|cublas|nvjet|cutlass|ynn",
+    "reduction": r"reduce",
+    "copy, transpose": r"copy|transpose|memcpy|memset",
+    "random numbers": r"rng|threefry",
+    "other fusions": r"fusion|loop_|input_|wrapped",
 }
 
 
@@ -48,21 +49,20 @@ def operations(directory: pathlib.Path) -> Counter:
     """{operation: nanoseconds} on the first device; on a CPU, those of XLA's threads."""
     path = max(directory.rglob("*.xplane.pb"))
     planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
-    on_device = [plane for plane in planes if plane.name.startswith("/device:") and any(True for _ in plane.lines)]
+    on_device = [plane for plane in planes if plane.name.startswith(("/device:GPU", "/device:TPU"))]
     spent = Counter()
     for plane in on_device[:1] or planes:
         lines = list(plane.lines)
-        chosen = [line for line in lines if line.name == "XLA Ops"] or [line for line in lines if is_kernels(line.name)]
-        for line in chosen:
+        for line in [line for line in lines if line.name == "XLA Ops"] or filter(is_kernels, lines):
             for event in line.events:
                 if not event.name.removeprefix("%").startswith(OTHERS):
                     spent[event.name] += event.duration_ns
     return spent
 
 
-def is_kernels(line: str) -> bool:
+def is_kernels(line) -> bool:
     """Whether a line of a trace holds operations: a GPU's streams, the threads of XLA on a CPU."""
-    return line.startswith(("Stream", "tf_XLA", "XLAEigen", "XLA"))
+    return line.name.startswith(("Stream", "tf_XLA"))
 
 
 def summarise(spent: Counter, steps: int) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def shares(counted: Iterable[tuple[str, int]], total: int) -> dict[str, float]:
 
 def kind(name: str) -> str:
     """The entry of KINDS that an operation belongs to."""
-    return next((kind for kind, words in KINDS.items() if any(word in name.lower() for word in words)), "other")
+    return next((kind for kind, pattern in KINDS.items() if re.search(pattern, name.lower())), "other")
 
 
 def counts(compiled: jax.stages.Compiled) -> dict[str, Any]:
