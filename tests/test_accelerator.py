@@ -262,8 +262,9 @@ def test_a_trace_is_read_by_kinds_of_operation(tmp_path):
     ("name", "kind"),
     [
         ("sm90_xmma_fprop_implicit_gemm_bf16", "convolution"), ("loop_convert_fusion_3", "other fusions"),
-        ("input_reduce_fusion", "reduction"), ("nvjet_hsh_128x256", "matrix product"), ("all-reduce.1", "communication"),
-        ("%convolution.12", "convolution"), ("MemcpyD2D", "copy, transpose"), ("sine", "other"),
+        ("input_reduce_fusion", "reduction"), ("nvjet_hsh_128x256", "matrix product"),
+        ("all-reduce.1", "communication"), ("%convolution.12", "convolution"), ("MemcpyD2D", "copy, transpose"),
+        ("sine", "other"),
     ],
 )  # fmt: skip
 def test_kinds_of_operations(name, kind):

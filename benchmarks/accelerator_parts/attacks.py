@@ -54,8 +54,7 @@ def stages(network: Network, dtype: str, batch_size: int, iterations: int) -> di
 
     Measured on one batch with `iterations` of each attempt, within a budget too small to break anything.
     """
-    module, variables, mesh = network_and_weights(network, dtype)
-    mesh, variables = devices.own_part(mesh, variables)
+    module, variables, _ = network_and_weights(network, dtype)
     forward = Partial(module.apply, variables)
     split = random_split(batch_size)
     images = np.asarray(to_unit(split.images))
@@ -65,7 +64,7 @@ def stages(network: Network, dtype: str, batch_size: int, iterations: int) -> di
     for stage in whole.stages:
         options = {"num_queries" if stage.name == "square" else "num_steps": iterations}
         few = plan(threat("linf", TOO_SMALL), 10, images.shape[1:3], attacks=(stage.name,), options=options)
-        run = partial(time_plan, few, forward, images, labels, batch_size, partial(devices.place, mesh))
+        run = partial(time_plan, few, forward, images, labels, batch_size)
         (first, _), (second, taken) = run(), run()
         done = stage.search.num_attempts * stage.search.num_steps
         found[stage.name] = {
@@ -75,7 +74,7 @@ def stages(network: Network, dtype: str, batch_size: int, iterations: int) -> di
     return {"batch_size": batch_size, "dtype": dtype, "stages": found, "seconds_per_survivor": round(total, 5)}
 
 
-def time_plan(stage: Plan, forward: Partial, images, labels, batch_size: int, place) -> tuple[float, float]:
+def time_plan(stage: Plan, forward: Partial, images, labels, batch_size: int) -> tuple[float, float]:
     """(seconds, iterations times images)."""
     began = time.perf_counter()
     *_, (progress, _) = steps(stage, forward, jax.random.key(3), images, labels, batch_size=batch_size, place=place)
