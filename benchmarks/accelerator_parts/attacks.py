@@ -77,6 +77,6 @@ def stages(network: Network, dtype: str, batch_size: int, iterations: int) -> di
 def time_plan(stage: Plan, forward: Partial, images, labels, batch_size: int) -> tuple[float, float]:
     """(seconds, iterations times images)."""
     began = time.perf_counter()
-    *_, (progress, _) = steps(stage, forward, jax.random.key(3), images, labels, batch_size=batch_size, place=place)
+    *_, (progress, _) = steps(stage, forward, jax.random.key(3), images, labels, batch_size=batch_size)
     search = stage.stages[0].search
     return time.perf_counter() - began, search.num_attempts * search.num_steps * progress.survivors
