@@ -6,7 +6,8 @@ First (a third of the time, at most 5 minutes) the device's rates, and the speed
 AutoAttack. Then ResNet18 is trained with Madry and InfoFeature and evaluated with PGD20 and AutoAttack: the number of
 epochs, the same for both, follows from the measured rates. The same command again goes on with what is left. A part
 that fails is noted, and the next begins. --out receives at most 8 files of at most 16 MB: results.json, accelerator.md,
-outcomes.npz, log.txt, and the weights as float16. The state, and all else, is in --workdir.
+outcomes.npz, log.txt, and the weights as float16. The state, and all else, is in --workdir. Exit status: 0 all is
+done, 1 something failed, 75 something is left, 2 a mistake in the command.
 
 Needs jax, flax, optax, orbax-checkpoint, absl-py, ml_collections and jaxtyping. Several calls on one machine:
 --minutes=9 --total_minutes=13 plans for both, and begins the evaluation in the last.
@@ -19,6 +20,7 @@ import os
 import pathlib
 import sys
 import time
+from contextlib import ExitStack
 
 from accelerator_parts import supervisor
 from accelerator_parts.state import Call, Options
@@ -39,13 +41,15 @@ def main() -> int:
     for directory in (args.workdir, args.out):
         directory.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(ROOT))
-    from infofeat_jax.runtime import lock  # here: it needs the packages
+    from infofeat_jax.runtime import lock  # here: they need the packages
+    from infofeat_jax.types import InvalidInput
 
-    try:
-        with lock.lock(args.workdir):
-            return call(args, options, began)
-    except ValueError as error:  # another call is under way
-        return complain(str(error))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock.lock(args.workdir))
+        except InvalidInput as error:  # another call is under way
+            return complain(str(error))
+        return call(args, options, began)
 
 
 def call(args: argparse.Namespace, options: Options, began: float) -> int:
@@ -70,11 +74,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of training, evaluation")
     parser.add_argument("--epochs", type=int, default=120, help="of each method, if they fit")
     parser.add_argument("--autoattack_images", type=int, default=1000, help="if they fit")
-    runs = ROOT / "runs"
-    parser.add_argument("--workdir", type=pathlib.Path, default=runs / "accelerator", help="state, runs, programs")
-    parser.add_argument("--out", type=pathlib.Path, default=runs / "accelerator" / "out", help="what to carry away")
+    place = ROOT / "runs" / "accelerator"
+    parser.add_argument("--workdir", type=pathlib.Path, default=place, help="state, runs, compiled programs")
+    parser.add_argument("--out", type=pathlib.Path, help="receives what is to be carried away; WORKDIR/out by default")
     parser.add_argument("--tiny", action="store_true", help="tiny networks and data, to try the command on a CPU")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.out = args.out or args.workdir / "out"
+    return args
 
 
 def complain(text: str, status: int = 2) -> int:

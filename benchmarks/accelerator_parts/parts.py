@@ -103,6 +103,7 @@ def trained(job: Job) -> Iterator[Part]:
         state.parts.pop("plan", None)  # of another call, whose time was another
     yield Part("plan", lambda: make_plan(job), call.stop, call.end)
     reserve = 0.0 if call.later else state.result("plan").get("evaluation_seconds", 0.0) + RESERVE
+    reserve = min(reserve, (call.stop - time.monotonic()) / 2)  # a short call trains, too
     for method in METHODS:
         yield Part(f"train {method}", lambda method=method: train(job, method), call.stop - reserve, call.end)
     yield from files(job)
