@@ -117,5 +117,5 @@ def carry(options: Options, plan: Plan, directory: pathlib.Path, out: pathlib.Pa
             with np.load(path, allow_pickle=False) as found:
                 outcomes |= {f"{method}/{name}": found[name] for name in found.files if found[name].ndim}
     if outcomes:
-        np.savez_compressed(out / "outcomes.npz", **outcomes)
+        weights.save(out / "outcomes.npz", outcomes)
     return {"files": written, "outcomes": sorted(outcomes)}

@@ -3,6 +3,7 @@
 `read(directory, name)` returns them as float32 variables for `models.create("resnet18", num_classes=10).apply`.
 """
 
+import io
 import json
 import pathlib
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
+
+from infofeat_jax.runtime import files
 
 LIMIT = 15 * 10**6  # bytes of arrays in a file
 
@@ -26,8 +29,15 @@ def write(directory: pathlib.Path, name: str, variables: Mapping[str, PyTree], a
         pieces[-1][path], room = half, room - half.nbytes
     names = [f"{name}.{index}.npz" for index in range(len(pieces))]
     for file, piece in zip(names, pieces, strict=True):
-        np.savez_compressed(directory / file, about=json.dumps(about), **piece)
+        save(directory / file, {"about": json.dumps(about), **piece})
     return names
+
+
+def save(path: pathlib.Path, arrays: Mapping) -> None:
+    """Replaces an .npz as a whole, compressed."""
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    files.write_atomically(path, content.getvalue())
 
 
 def read(directory: pathlib.Path, name: str) -> dict[str, PyTree]:
