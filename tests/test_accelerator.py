@@ -4,6 +4,7 @@ Workers are small scripts or parts made up here; nothing is trained.
 """
 
 import json
+import math
 import os
 import pathlib
 import sys
@@ -37,9 +38,9 @@ def clock():
     signals.stop_at()
 
 
-def in_time(seconds: float = 60.0, number: int = 1, later: float = 0.0) -> Call:
-    now = time.monotonic()
-    return Call(number, now + seconds, now + seconds, now + seconds, later)
+def in_time(number: int = 1) -> Call:
+    """A call with ample time."""
+    return Call(number, *[time.monotonic() + 600] * 3)
 
 
 # Planning.
@@ -138,14 +139,20 @@ def test_a_mistake_in_what_all_depends_on_ends_the_command(tmp_path):
     assert list(states.read(tmp_path).parts) == ["0"]
 
 
-def test_nothing_begins_when_its_time_is_over_and_what_runs_is_asked_to_stop(tmp_path):
-    call, seen = in_time(), []
-    asked = Part("asked", lambda: seen.append(signals.requested()) or {}, time.monotonic() + 0.05, call.end)
-    slow = asked._replace(name="slow", act=lambda: time.sleep(0.1) or seen.append(signals.requested()) or {})
-    late = asked._replace(name="late", until=time.monotonic() - 1)
-    assert not worker.run_parts([asked, slow, late], states.read(tmp_path), call)
-    assert seen == [False, True]
-    assert "late" not in states.read(tmp_path).parts
+def test_nothing_begins_when_its_time_is_over_and_what_runs_is_asked_to_stop(tmp_path, monkeypatch):
+    now, seen = [100.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def act(seconds: float) -> dict:
+        now[0] += seconds
+        seen.append(signals.requested())
+        return {}
+
+    wanted = [Part("quick", lambda: act(9), 110.0, 200.0), Part("slow", lambda: act(9), 110.0, 200.0)]
+    wanted += [Part("late", lambda: act(9), 110.0, 200.0), Part("later", lambda: act(9), 150.0, 200.0)]
+    assert not worker.run_parts(wanted, states.read(tmp_path), Call(1, 200.0, 200.0, 200.0))
+    assert seen == [False, True, False]
+    assert list(states.read(tmp_path).parts) == ["quick", "slow", "later"]
 
 
 # Workers that die.
@@ -155,9 +162,9 @@ import json, os, pathlib, sys, time
 from accelerator_parts import state as states
 given = json.loads(sys.argv[1])
 call, state = given["call"], states.read(pathlib.Path(given["directory"]))
-for name, act in (("aborts", os.abort), ("hangs", lambda: time.sleep(60)), ("works", dict)):
+for name, act in (("aborts", os.abort), ("hangs", lambda: time.sleep(600)), ("works", dict)):
     if state.is_due(name, call[0]):
-        state.note(name, status=states.RUNNING, end=time.monotonic() + (0.1 if name == "hangs" else 60))
+        state.note(name, status=states.RUNNING, end=time.monotonic() + (0.1 if name == "hangs" else 600))
         state.note(name, status=states.DONE, result=act())
 """
 
@@ -183,24 +190,29 @@ def test_a_process_that_dies_or_hangs_costs_the_part_it_was_at(tmp_path):
 def test_what_an_earlier_command_left_when_it_was_killed_is_begun_again(tmp_path):
     for name in ("aborts", "hangs", "works"):  # of a call whose clock is over
         states.read(tmp_path).note(name, status=states.RUNNING, end=-1.0)
-    script = SCRIPT.replace("os.abort", "dict").replace("time.sleep(60)", "{}")
+    script = SCRIPT.replace("os.abort", "dict").replace("time.sleep(600)", "{}")
     status, parts, _ = supervise(tmp_path, script, in_time())
     assert status == 0
     assert {part["status"] for part in parts.values()} == {states.DONE}
 
 
 def test_the_time_of_a_call_ends_what_does_not_end_by_itself(tmp_path):
-    script = SCRIPT.replace("os.abort", "lambda: time.sleep(60)")
-    status, parts, text = supervise(tmp_path, script, in_time(1.0))
+    class EndsOnceBegun(Call):
+        @property
+        def end(self) -> float:
+            return 0.0 if states.read(tmp_path).running() else math.inf
+
+    script = SCRIPT.replace("os.abort", "lambda: time.sleep(600)")
+    status, parts, text = supervise(tmp_path, script, EndsOnceBegun(*in_time()))
     assert status == os.EX_TEMPFAIL
     assert [part["status"] for part in parts.values()] == [states.STOPPED]
     assert "| aborts | stopped | the time was over |" in text
 
 
 def test_a_process_that_dies_before_its_first_part_is_not_started_again(tmp_path, capsys):
-    status, parts, _ = supervise(tmp_path, "open('count', 'a').write('x'); 1 / 0", in_time())
-    pathlib.Path("count").unlink()
-    assert (status, parts) == (1, {})
+    count = tmp_path / "count"
+    status, parts, _ = supervise(tmp_path, f"open({str(count)!r}, 'a').write('x'); 1 / 0", in_time())
+    assert (status, parts, count.read_text()) == (1, {}, "x")
     assert "died (status 1)" in capsys.readouterr().err
     assert "ZeroDivisionError" in (tmp_path / "out" / "log.txt").read_text()
 

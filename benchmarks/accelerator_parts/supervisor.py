@@ -42,13 +42,13 @@ def supervise(
 
     settle(workdir, call, "the command was ended before it was done", failed=False)
     given = json.dumps({"options": history["options"], "call": call, "directory": str(workdir), "out": str(out)})
-    status, asked = -1, []
-    while status not in (FINISHED, MISTAKE, UNFINISHED) and not asked and time.monotonic() < call.stop:
+    status, asked, over = -1, [], False
+    while status not in (FINISHED, MISTAKE, UNFINISHED) and not over and time.monotonic() < call.stop:
         process = start([*worker, given], workdir / "log.txt")
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, partial(pass_on, process, asked))
         status = watch(process, call, workdir, show)
-        over = asked or time.monotonic() >= call.end
+        over = bool(asked) or time.monotonic() >= call.end
         why = "the time was over" if over else f"its process took too long, or died (status {status}): see log.txt"
         settled = settle(workdir, call, why, failed=not over)
         if not (settled or over) and status not in (FINISHED, MISTAKE, UNFINISHED):
