@@ -3,12 +3,13 @@
     python benchmarks/autoattack_fidelity.py --golden=DIR --images=cifar10.npz [--mode=cascade|alone] [--norm=linf|l1]
 
 DIR/autoattack_small/records.npz holds what the official code found on 256 images and a small network (see
-tests/golden/README.md). A line appears after each batch of each stage. `cascade` is the standard run; `alone`
+tests/golden/README.md). A line appears after each stage. `cascade` is the standard run; `alone`
 runs each stage on all correct examples, which shows a broken FAB or Square that the cascade would hide. With
 --norm=l1 the budget is 12, on the first 128 of these images (DIR/autoattack_l1/records.npz).
 """
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -55,11 +56,11 @@ def _report(attacks, images, records, prefix: str, args) -> None:
     threat = threats.threat(args.norm, epsilon)
     the_plan = plan(threat, 10, images.shape[1:3], attacks=attacks)
     inputs = (_network(), jax.random.key(args.seed), images, records["labels"])
-    spent = {}
     with _Clocks() as clocks:
-        for progress, state in steps(the_plan, *inputs, batch_size=args.batch_size):
-            spent[progress.stage] = spent.get(progress.stage, 0) + clocks.lap()
-            _print_stage(progress.stage, attacks, state, records, prefix, spent[progress.stage])
+        stages = itertools.groupby(steps(the_plan, *inputs, batch_size=args.batch_size), lambda pair: pair[0].stage)
+        for name, progress in stages:
+            *_, (_, state) = progress
+            _print_stage(name, attacks, state, records, prefix, clocks.lap())
     change = (state.adversarial.astype(np.float64) - images).reshape(len(images), -1)
     size = np.linalg.norm(change, ord={"linf": np.inf, "l1": 1}[args.norm], axis=1).max()
     print(f"largest change {size:.10f} of {epsilon:.10f}; {state.queries} queries")

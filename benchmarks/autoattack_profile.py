@@ -68,11 +68,12 @@ def _passes(images):
 def _stages(forward, images):
     logits = forward(images).logits
     searches = {n: STAGES[n](threats.threat("linf", 8 / 255), 10, (32, 32)) for n in VERSIONS["standard"]}
-    key, labels = jax.random.key(2), jnp.asarray(np.asarray(logits.argmax(-1)), jnp.int32)
+    labels = jnp.asarray(np.asarray(logits.argmax(-1)), jnp.int32)
+    keys, zeros = jax.random.split(jax.random.key(2), len(labels)), jnp.zeros_like(labels)
     return {
         name: (
-            _loop(lambda f, t, state, search=search: search.step(f, key, t, state)),
-            search.start(key, images, labels, logits, 0),
+            _loop(lambda f, t, state, search=search: search.step(f, keys, zeros + t, state)),
+            search.start(keys, images, labels, logits, zeros),
         )
         for name, search in searches.items()
     }

@@ -60,12 +60,12 @@ def create_ours(args) -> dict:
     module = models.create(args.model, num_classes=10, width=args.width)
     split = random_split(args.batch_size)
     variables = jax.jit(module.init)(jax.random.key(1), np.zeros((1, 32, 32, 3), np.float32))
-    variables = devices.replicate(mesh, variables)
+    forwards = (jax.tree_util.Partial(module.apply, devices.replicate(mesh, variables)),)
 
     def evaluate(name):
-        one_batch = robustness.compile_attack(module, create(parse(name), BUDGET), mesh)
+        one_batch = robustness.compile_attack(create(parse(name), BUDGET), mesh)
         key = jax.random.key(2)
-        return lambda: list(robustness.in_batches(one_batch, mesh, variables, key, split, args.batch_size))
+        return lambda: list(robustness.in_batches(one_batch, mesh, forwards, key, split, args.batch_size))
 
     return {name: evaluate(name) for name in PAPER + OTHERS}
 

@@ -1,15 +1,14 @@
-"""Attacks on a Flax NNX model: trains a small one on the embedded digits and prints its robust accuracy.
+"""The evaluation of a Flax NNX model: trains a small one on the embedded digits and prints its robust accuracy.
 
 python examples/nnx_model.py                       # pip install '.[train]'; seconds
 """
-
-from functools import partial
 
 import jax
 import optax
 from flax import nnx
 
-from infofeat_jax import attacks, data
+import infofeat_jax
+from infofeat_jax import data
 
 EPSILON = 16 / 255  # one of the 16 grey levels
 
@@ -45,16 +44,9 @@ def main() -> None:
         rows = jax.random.choice(jax.random.key(step), len(labels), (128,))
         train_step(model, optimizer, jax.numpy.asarray(images[rows]), labels[rows])
 
-    # An attack takes a pure function of the images: the model in evaluation mode, its state closed over.
-    model.eval()
-    definition, state = nnx.split(model)
-    forward = lambda images: nnx.merge(definition, state)(images)  # noqa: E731
-    attack = jax.jit(partial(attacks.pgd, forward, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=20))
-
-    test = jax.numpy.asarray(data.to_unit(digits.test.images)), jax.numpy.asarray(digits.test.labels)
-    perturbed = attack(jax.random.key(0), *test)
-    for name, shown in (("clean", test[0]), ("PGD20", perturbed)):
-        print(f"{name} accuracy {(forward(shown).argmax(-1) == test[1]).mean():.1%}")
+    # The model is taken as it is, in training mode too: it is evaluated as after model.eval().
+    test = data.to_unit(digits.test.images), digits.test.labels
+    print(infofeat_jax.evaluate(model, *test, epsilon=EPSILON, attacks=("clean", "pgd20"), progress=False))
 
 
 if __name__ == "__main__":

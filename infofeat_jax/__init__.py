@@ -6,6 +6,7 @@ The public library. What trains and evaluates from the command line needs the ex
 from importlib import metadata as _metadata
 
 from infofeat_jax import adapters, attacks, cam, data, methods, models, objectives, sinkhorn, threat, types
+from infofeat_jax.evaluator import Result, evaluate, load
 
 try:
     __version__ = _metadata.version("infofeat_jax")
@@ -13,11 +14,14 @@ except _metadata.PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "Result",
     "__version__",
     "adapters",
     "attacks",
     "cam",
     "data",
+    "evaluate",
+    "load",
     "methods",
     "models",
     "objectives",

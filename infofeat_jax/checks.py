@@ -19,7 +19,7 @@ from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
-FILES = ("lock", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
+FILES = ("lock", "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "parameters.txt")  # fmt: skip
 FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
 

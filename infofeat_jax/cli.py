@@ -5,7 +5,8 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import compilation, processes, signals
 from infofeat_jax.training import records
-from infofeat_jax.types import InvalidInput, RunFailed, Stopped
+from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped
 
 
 def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int]) -> None:
@@ -44,7 +45,10 @@ def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, ho
 
 
 def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
-    """Trains (unless finished) and evaluates the runs of a study, then writes its report."""
+    """Trains (unless finished) and evaluates the runs of a study, then writes its report.
+
+    Several processes may do this on one directory at the same time: each takes runs that no other has.
+    """
     if config.eval.torch_checkpoint:
         raise InvalidInput("config.eval.torch_checkpoint is not for studies: give the --config of a single run")
     planned = [one._replace(config=weights.adopt(one.config, directory / one.name)) for one in study.plan(config)]
@@ -54,22 +58,29 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
         experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
     if processes.is_writer():
         study.describe(config, planned, directory)
-    for act in modes(mode):  # all are trained before any is evaluated: attacks may be crafted on any of them
-        study.run_all(planned, directory, lambda config, workdir, act=act: act(experiments.create(config, workdir)))
-    if processes.is_writer():
-        report.write(directory)
+    acts = {name: partial(create_and, act) for name, act in modes(mode).items()}
+    study.run_all(planned, directory, acts)
+    with suppress(InUse), run.own_directory(directory):  # in use: another process has just found all runs finished
+        if processes.is_writer():
+            report.write(directory)
+
+
+def create_and(act: Callable[[Experiment], Any], config: ConfigDict, directory: pathlib.Path) -> None:
+    """Creates the experiment of a study's run, and trains or evaluates it."""
+    act(experiments.create(config, directory))
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is "evaluate") and evaluates one run, from a resolved and checked configuration."""
-    experiment = experiments.create(config, directory)
-    for act in modes(mode):
-        act(experiment)
+    with run.own_directory(directory):
+        experiment = experiments.create(config, directory)
+        for act in modes(mode).values():
+            act(experiment)
 
 
-def modes(mode: str) -> list[Callable[[Experiment], Any]]:
+def modes(mode: str) -> dict[str, Callable[[Experiment], Any]]:
     """The actions of a mode on a run, in order."""
-    return [run.evaluate_run] if mode == "evaluate" else [run.train, run.evaluate_run]
+    return {"evaluate": run.evaluate_run} if mode == "evaluate" else {"train": run.train, "evaluate": run.evaluate_run}
 
 
 def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collection[str] = ()) -> None:

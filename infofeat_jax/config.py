@@ -39,6 +39,8 @@ def default() -> ConfigDict:
     config.model = ConfigDict()
     config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
     config.model.width = 0  # channels of the first stage; 0: the paper's
+    # relu or silu; "": relu, or for a file of weights what its authors used: silu for DeepMind's, relu for others
+    config.model.activation = ""
     # Normalisation of [0, 1] pixels, (number,) or one per channel; (): 0.5, or that of a file of weights
     config.model.mean = ()
     config.model.std = ()  # as mean
@@ -96,6 +98,7 @@ def default() -> ConfigDict:
     # best on validation images (early stopping: by robust accuracy; standard training: clean accuracy), latest, or both
     config.eval.checkpoint = "best"
     config.eval.validation_attack = "pgd7"  # the attack whose accuracy decides early stopping
+    config.eval.validate_every = 1  # epochs; only an epoch that is validated can be the best, or have a checkpoint
     config.eval.autoattack_examples = 1000  # the first n test images for the costly AutoAttack; 0: as num_examples
     config.eval.probe_examples = 32  # the first n test images for the probes behind "flags"; 0: none
 
@@ -107,6 +110,9 @@ def default() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep = 2  # newest checkpoints, besides the best
+    # A checkpoint is written at the end of the first epoch after that many minutes since the one before, and at the
+    # end of training: longer epochs have one each, a kill costs these minutes and an epoch. 0: after every epoch
+    config.checkpoint.every_minutes = 1.0
     config.max_loss = 1e4  # a larger or non-finite loss stops the run
     config.skip_batches = 0  # how many batches with such a loss may be skipped, resuming from the last checkpoint
     config.log_every = 20  # steps

@@ -68,6 +68,7 @@ RULES = {
     "skip_batches": at_least(0),
     "dtype": one_of("float32", "bfloat16"),
     "parallel": one_of("jit", "pmap"),
+    "model.activation": Rule(lambda value: value in ("", "relu", "silu"), "relu, silu, or '' for the usual one"),
     "model.width": at_least(0, "0 (the paper's) or more"),
     "model.mean": each(between(-MAX_FACTOR, MAX_FACTOR), "finite numbers such as (0.5,)"),
     "model.std": each(between(1 / MAX_FACTOR, MAX_FACTOR), "finite numbers above 0 such as (0.5,)"),
@@ -102,7 +103,9 @@ RULES = {
     "eval.cam_images": at_least(0, "0 (none) or more"),
     "eval.checkpoint": one_of("best", "latest", "both"),
     "study.seeds": each(between(0, MAX_SEED), f"integers, 0 to {MAX_SEED}, such as (0, 1, 2)"),
+    "eval.validate_every": between(1, MAX_STEPS),
     "checkpoint.keep": at_least(1),
+    "checkpoint.every_minutes": at_least(0, "0 (after every epoch) or more minutes"),
 }
 
 

@@ -1,8 +1,6 @@
 """An experiment: the parts that a resolved configuration describes. No lower layer reads a configuration."""
 
-import os
 import pathlib
-import platform
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -145,11 +143,9 @@ def restore(experiment: Experiment, which: str) -> State:
 
 def facts(experiment: Experiment) -> dict[str, Any]:
     """The facts about data, hardware and software that a reader needs to judge a result."""
-    device = jax.devices()[0]
-    processor = f" ({os.cpu_count()} {platform.machine()} cores)" if device.platform == "cpu" else ""
     return {
         "data": experiment.data.name,
         "train_images": len(experiment.data.train.labels),
-        "hardware": f"{experiment.mesh.size} x {device.device_kind}{processor}",
+        "hardware": devices.hardware(experiment.mesh),
         "jax": jax.__version__,
     }

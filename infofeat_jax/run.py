@@ -2,12 +2,14 @@
 
 import json
 import pathlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -22,46 +24,59 @@ from infofeat_jax.report import terminal
 from infofeat_jax.runtime import devices, files, lock, memory, processes
 from infofeat_jax.training import checkpoint, loop, records
 from infofeat_jax.training.state import State
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InUse, InvalidInput
 
 SUFFIXES = {"best": "", "latest": "_latest"}  # of a checkpoint's result files
 
 
 def train(experiment: Experiment) -> State:
-    """Trains to completion, from the newest checkpoint if there is one. Raises InvalidInput, RunFailed, Stopped."""
-    with own_directory(experiment.workdir):
-        if processes.is_writer():
-            files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
-        return loop.train(create_training(experiment))
+    """Trains to completion, from the newest checkpoint if there is one. The caller owns the directory.
+
+    Raises InvalidInput, RunFailed, Stopped.
+    """
+    if processes.is_writer():
+        files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
+    return loop.train(create_training(experiment))
 
 
 def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     """Evaluates the checkpoints as config.eval says; writes results.json and prints the table.
 
-    Measurements of an earlier evaluation in the same setting are reused, not repeated. Raises InvalidInput, Stopped.
+    Measurements of an earlier evaluation in the same setting are reused, not repeated. The caller owns the directory.
+    Raises InvalidInput, Stopped.
     """
-    with own_directory(experiment.workdir):
-        which, workdir = experiment.config.eval.checkpoint, experiment.workdir
-        results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
-        if which == "both":
-            results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
-        results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
-        results["finished"] = is_trained(experiment)
-        if experiment.config.eval.torch_checkpoint:
-            results["checkpoint"] = experiment.config.eval.torch_checkpoint
-        results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
-        if processes.is_writer():
-            files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-            terminal.show(workdir)
+    which, workdir = experiment.config.eval.checkpoint, experiment.workdir
+    results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
+    if which == "both":
+        results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
+    results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
+    results["finished"] = is_trained(experiment)
+    if experiment.config.eval.torch_checkpoint:
+        results["checkpoint"] = experiment.config.eval.torch_checkpoint
+    results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
+    if processes.is_writer():
+        files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
+        terminal.show(workdir)
     return results
 
 
-def own_directory(workdir: pathlib.Path) -> AbstractContextManager:
-    """Creates the run's directory, and keeps other processes out of it. Raises InvalidInput."""
-    if not processes.is_writer():
-        return nullcontext()
-    workdir.mkdir(parents=True, exist_ok=True)
-    return lock.lock(workdir)
+@contextmanager
+def own_directory(workdir: pathlib.Path) -> Iterator[None]:
+    """Creates a directory, and keeps other runs out of it. All processes of a run call this, and get the same answer.
+
+    Raises InUse, InvalidInput.
+    """
+    with ExitStack() as stack:
+        refused = None
+        if processes.is_writer():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock.lock(workdir))
+            except InvalidInput as error:
+                refused = error
+        if processes.agreed(refused is not None):
+            raise refused or InUse(workdir, "another process")
+        yield
 
 
 # Training.
@@ -72,12 +87,12 @@ def create_training(experiment: Experiment) -> loop.Training:
     config = experiment.config
     settings = loop.Settings(
         config.batch_size, config.num_epochs, config.seed, config.log_every, config.max_loss, config.skip_batches,
-        config.checkpoint.keep, config.tensorboard,
+        config.checkpoint.keep, config.checkpoint.every_minutes, config.eval.validate_every, config.tensorboard,
     )  # fmt: skip
     return loop.Training(
         experiment.workdir, settings, experiment.data.train, experiment.data.num_classes, experiment.mesh,
         memory.checked(experiments.compile_step(experiment), experiments.LESS_MEMORY),
-        streams.key(config.seed, "training"), experiment.schedule,
+        streams.key(config.seed, "training"), jax.jit(experiment.schedule),
         partial(experiments.create_state, experiment), experiments.describe_state(experiment),
         create_validations(experiment),
         judge="clean" if experiment.method.attack is None else "robust",
@@ -87,18 +102,18 @@ def create_training(experiment: Experiment) -> loop.Training:
 
 
 def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
-    """The functions that compute held-out accuracy, clean and under config.eval.validation_attack."""
+    """The functions that classify the held-out images, clean and under config.eval.validation_attack."""
     config, mesh = experiment.config, experiment.mesh
     spec = attack_names.parse(config.eval.validation_attack)
     attacks = {"clean": None, "robust": attack_names.create(spec, experiments.create_budget(config))}
     key, split, size = streams.key(config.seed, "validation"), experiment.data.validation, config.eval.batch_size
 
-    def accuracy(one_batch: robustness.OneBatch, state: State) -> float:
-        parts = robustness.in_batches(one_batch, mesh, state.evaluated, key, split, size)
-        return float(np.concatenate(list(parts)).mean())
+    def validate(one_batch: robustness.OneBatch, state: State) -> Iterator:
+        forwards = (Partial(experiment.module.apply, state.evaluated),)
+        return robustness.dispatched(one_batch, mesh, forwards, key, split, size)
 
-    compiled = {name: robustness.compile_attack(experiment.module, attack, mesh) for name, attack in attacks.items()}
-    return {name: partial(accuracy, one_batch) for name, one_batch in compiled.items()}
+    compiled = {name: robustness.compile_attack(attack, mesh) for name, attack in attacks.items()}
+    return {name: partial(validate, one_batch) for name, one_batch in compiled.items()}
 
 
 def is_trained(experiment: Experiment) -> bool:
@@ -124,7 +139,7 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
     config, options = experiment.config, experiment.config.eval
     split = Split(*(array[: options.num_examples or None] for array in experiment.data.test))
     return Subject(
-        experiment.module, variables, split, experiment.data.num_classes, experiment.mesh,
+        Partial(experiment.module.apply, variables), split, experiment.data.num_classes, experiment.mesh,
         experiments.create_budget(config), experiment.workdir,
         describe_setting(experiment, variables, len(split.labels)),
         source=cache(partial(load_source, experiment)),
@@ -137,8 +152,9 @@ def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> s
     """Everything that an outcome depends on except the attack: outcomes of the same setting are comparable."""
     config = experiment.config
     fields = {"weights": digest(variables), **experiments.create_budget(config)._asdict()}
-    if config.model.mean or config.model.std or config.model.options:
-        fields["model"] = configs.to_json(config.model)
+    model = {name: value for name, value in config.model.to_dict().items() if name != "activation" or value}
+    if any(model.get(name) for name in ("activation", "mean", "std", "options")):
+        fields["model"] = configs.to_json(ConfigDict(model))
     fields |= {"seed": config.seed, "num_examples": count, "batch_size": config.eval.batch_size}
     return json.dumps(fields | {"dtype": config.dtype, "data": experiment.data.name})
 
@@ -155,7 +171,8 @@ def load_source(experiment: Experiment, name: str) -> Source:
         )
     module, variables = weights.load(source_directory(experiment.workdir, name), which="best")
     module = module.clone(dtype=jnp.dtype(config.dtype))
-    return Source(module, devices.replicate(experiment.mesh, variables), digest(variables))
+    forward = Partial(module.apply, devices.replicate(experiment.mesh, variables))
+    return Source(forward, digest(variables))
 
 
 def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
@@ -167,14 +184,19 @@ def check_source(workdir: pathlib.Path, name: str) -> ConfigDict:
     stored = weights.read_config(directory)
     if stored is None:
         raise InvalidInput(f"attacks crafted on {name!r}: no run in {directory}: train it first")
-    config, step = ConfigDict(stored), checkpoint.latest_step(directory)
-    ended = (record for record in records.read(directory / "metrics.jsonl") if record.get("epoch") == config.num_epochs)
-    if not weights.is_converted(stored) and all(record["step"] != step for record in ended):
+    config = ConfigDict(stored)
+    if not weights.is_converted(stored) and not has_ended(directory, config.num_epochs):
         raise InvalidInput(
             f"attacks crafted on {name!r}: the run in {directory} has not been trained to completion"
             f" ({config.num_epochs} epochs): train it first"
         )
     return config
+
+
+def has_ended(directory: pathlib.Path, num_epochs: int) -> bool:
+    """Whether the run in `directory` has been trained for `num_epochs`. Raises InvalidInput for damaged checkpoints."""
+    ended = {r["step"] for r in records.read(directory / "metrics.jsonl") if r.get("epoch") == num_epochs}
+    return bool(ended) and checkpoint.latest_step(directory) in ended
 
 
 def source_directory(workdir: pathlib.Path, name: str) -> pathlib.Path:

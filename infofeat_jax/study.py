@@ -1,21 +1,26 @@
-"""Studies, several runs from one configuration: planning them, and running them one after the other."""
+"""Studies, several runs from one configuration: planning them, and running them, perhaps on several machines."""
 
 import ast
 import json
 import pathlib
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import config_checks, run
+from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report import collect, paper
-from infofeat_jax.runtime import files, processes
-from infofeat_jax.types import InvalidInput, check_choice
+from infofeat_jax.runtime import files, lock, processes, signals
+from infofeat_jax.types import InUse, InvalidInput, Stopped, check_choice
 
 EXAMPLE = "method.weight=0.5"
+LONGEST = 30  # seconds between two looks at runs that other processes have
+
+Act = Callable[[ConfigDict, pathlib.Path], object]  # trains or evaluates the run of a configuration in a directory
 
 
 class Planned(NamedTuple):
@@ -28,6 +33,14 @@ class Planned(NamedTuple):
     def name(self) -> str:
         """The name of its directory, and of its model in transfer attacks (config.eval.attacks)."""
         return f"{self.row}-seed{self.config.seed}"
+
+
+class Job(NamedTuple):
+    """The training or the evaluation of a run."""
+
+    index: int  # of the run in the study
+    planned: Planned
+    act: str  # "train" or "evaluate"
 
 
 def plan(config: ConfigDict) -> list[Planned]:
@@ -78,22 +91,80 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
     Raises InvalidInput if that file is damaged.
     """
     path = directory / "study.json"
-    earlier = collect.read_description(path)
-    runs = earlier.get("runs", {}) | {one.name: {"row": one.row, "seed": one.config.seed} for one in planned}
-    values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note}
-    values = {name: earlier.get(name) or value for name, value in values.items()} | {"runs": runs}
     directory.mkdir(parents=True, exist_ok=True)
-    files.write_atomically(path, json.dumps(values, indent=2) + "\n")
+    with lock.lock(directory, wait=True):
+        earlier = collect.read_description(path)
+        runs = earlier.get("runs", {}) | {one.name: {"row": one.row, "seed": one.config.seed} for one in planned}
+        values = {"title": config.study.title, "paper": config.study.paper, "note": config.data.note}
+        values = {name: earlier.get(name) or value for name, value in values.items()} | {"runs": runs}
+        files.write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def run_all(planned: list[Planned], directory: pathlib.Path, act: Callable[[ConfigDict, pathlib.Path], Any]) -> None:
-    """Calls `act(config, workdir)`, which trains or evaluates, for each unfinished run."""
-    for index, one in enumerate(planned):
-        finished = run.is_finished(one.config, directory / one.name)
-        if processes.is_writer():
-            print(f"\n[{index + 1}/{len(planned)}] {one.name}{': finished' if finished else ''}", flush=True)
-        if not finished:
-            act(one.config, directory / one.name)
+def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, Act]) -> None:
+    """Trains and evaluates what is unfinished; "train" is not in `acts` if the runs are only to be evaluated.
+
+    Other processes may do the same at the same time. Each takes the first job that can be done and whose directory no
+    other has, trainings first: attacks may be crafted on any run of the study, and such a run is evaluated once these
+    are trained. When others have all that is left it waits, since a process that dies leaves its run. Raises Stopped.
+    """
+    left, waiting = [Job(index, one, act) for act in acts for index, one in enumerate(planned)], Waiting()
+    while left := [job for job in left if not is_done(job, directory)]:
+        untrained = {job.planned.name for job in left if job.act == "train"}
+        for job in (job for job in left if not needs(job) & untrained):
+            try:
+                with run.own_directory(directory / job.planned.name):
+                    if not is_done(job, directory):  # another process has just done it
+                        if processes.is_writer():
+                            print(f"\n[{job.index + 1}/{len(planned)}] {job.planned.name}: {job.act}", flush=True)
+                        acts[job.act](job.planned.config, directory / job.planned.name)
+            except InUse as error:
+                waiting.note(job.planned.name, error)
+            else:
+                left.remove(job)
+                waiting = Waiting()
+                break
+        else:
+            waiting.wait()
+
+
+def needs(job: Job) -> set[str]:
+    """The runs that must have been trained before: none for training."""
+    if job.act == "train":
+        return set()
+    return {job.planned.name} | {attack_names.parse(name).source for name in job.planned.config.eval.attacks} - {""}
+
+
+def is_done(job: Job, directory: pathlib.Path) -> bool:
+    """Whether the job's result is on disk; all processes of a run get the same answer."""
+    config, workdir = job.planned.config, directory / job.planned.name
+    try:
+        trained = job.act == "train" and run.has_ended(workdir, config.num_epochs)
+        done = trained or run.is_finished(config, workdir)
+    except (InvalidInput, OSError):  # damaged, or just being replaced: training sees to it
+        done = False
+    return processes.agreed(done)
+
+
+class Waiting:
+    """Waits longer from time to time, up to LONGEST seconds, and says once for whom."""
+
+    def __init__(self) -> None:
+        self._seconds, self._held, self._said = 1, {}, ""
+
+    def note(self, name: str, error: InUse) -> None:
+        """A run that another process has."""
+        self._held[name] = error.owner
+
+    def wait(self) -> None:
+        """Waits for the runs that were noted. Raises Stopped."""
+        text = "; ".join(f"{name} ({owner})" for name, owner in self._held.items())
+        if text != self._said and processes.is_writer():
+            print(f"waiting for {text}", flush=True)
+        for _ in range(self._seconds):
+            if signals.requested():
+                raise Stopped("stopped while waiting for other processes: the same command goes on from there")
+            time.sleep(1)
+        self._said, self._held, self._seconds = text, {}, min(2 * self._seconds, LONGEST)
 
 
 def _literal(text: str) -> object:

@@ -45,6 +45,14 @@ class InvalidInput(ValueError):
     """Invalid input that the user can correct; the message is one line: the value, what is valid, what to do."""
 
 
+class InUse(InvalidInput):
+    """A directory belongs to another process, the `owner`; one line: which."""
+
+    def __init__(self, directory: object, owner: str) -> None:
+        super().__init__(f"{directory} is in use by {owner}: wait for it, or give another directory (--workdir)")
+        self.owner = owner
+
+
 class RunFailed(RuntimeError):
     """A run cannot continue for a reason outside its configuration; one line: what happened, what to do."""
 

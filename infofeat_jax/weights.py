@@ -19,7 +19,8 @@ from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 Variables = Mapping[str, PyTree]  # params and batch_stats
-NOT_OPTIONS = ("num_classes", "width", "mean", "std", "dtype", "remat", "parent", "name")  # fields of every module
+# Fields of every module, or with a field of their own in config.model.
+NOT_OPTIONS = ("num_classes", "width", "activation", "mean", "std", "dtype", "remat", "parent", "name")
 
 
 def load(
@@ -28,17 +29,19 @@ def load(
     *,
     mean: Normalization | None = None,
     std: Normalization | None = None,
+    activation: str | None = None,
+    key: str | None = None,
     which: str = "best",
 ) -> tuple[nn.Module, Variables]:
-    """(module, variables) from a PyTorch file, as read by `models.from_torch`, or from a run's directory.
+    """(module, variables) from a file of weights, as read by `models.from_torch`, or from a run's directory.
 
-    `which` checkpoint of the run: "best" or "latest". Raises InvalidInput.
+    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest". Raises InvalidInput.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
-        return models.from_torch(path, arch, mean=mean, std=std)
-    if any(value is not None for value in (arch, mean, std)):
-        raise InvalidInput(f"{path}: a run's config.json determines its architecture and normalisation")
+        return models.from_torch(path, arch, mean=mean, std=std, activation=activation, key=key)
+    if any(value is not None for value in (arch, mean, std, activation, key)):
+        raise InvalidInput(f"{path}: a run's config.json determines its architecture, activation and normalisation")
     config = read_config(path)
     if config is None:
         raise InvalidInput(f"{path}: no config.json: expected a run's directory")
@@ -69,7 +72,7 @@ def create(model: Mapping[str, Any], num_classes: int, **execution) -> nn.Module
     """The module that the fields of config.model describe; `execution`: dtype, remat. Raises InvalidInput."""
     try:
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in model["options"].items()}
-        options |= normalization(model) | execution
+        options |= given(model) | execution
         return models.create(model["name"], num_classes=num_classes, width=model["width"], **options)
     except (AttributeError, KeyError, TypeError) as error:
         raise InvalidInput(f"config.model = {dict(model)}: cannot build a model from it ({error})") from error
@@ -77,8 +80,14 @@ def create(model: Mapping[str, Any], num_classes: int, **execution) -> nn.Module
 
 def normalization(model: Mapping[str, Any]) -> dict[str, Normalization]:
     """mean and std, where the fields of config.model give them."""
-    given = {name: tuple(model[name]) for name in ("mean", "std") if model[name]}
-    return {name: values[0] if len(values) == 1 else values for name, values in given.items()}
+    stated = {name: tuple(model[name]) for name in ("mean", "std") if model[name]}
+    return {name: values[0] if len(values) == 1 else values for name, values in stated.items()}
+
+
+def given(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What no shape of the weights tells, where the fields of config.model give it: mean, std and activation."""
+    activation = {"activation": model["activation"]} if model["activation"] else {}
+    return normalization(model) | activation
 
 
 def describe(module: nn.Module) -> dict[str, Any]:
@@ -100,7 +109,10 @@ def describe(module: nn.Module) -> dict[str, Any]:
         () if value == default else value if isinstance(value, tuple) else (value,)
         for value, default in ((module.mean, plain[name].mean), (module.std, plain[name].std))
     )
-    return {"name": name, "width": width, "mean": mean, "std": std, "options": options[name]}
+    activation = module.activation if module.activation != plain[name].activation else ""
+    return {
+        "name": name, "width": width, "activation": activation, "mean": mean, "std": std, "options": options[name],
+    }  # fmt: skip
 
 
 def sizes(variables: Variables) -> tuple[int, int]:
@@ -129,7 +141,7 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     if stored and source and stored.get("init_from") == source:
         model = stored["model"]
     elif source:
-        model = describe(load(source, **normalization(config.model.to_dict()))[0])
+        model = describe(load(source, **given(config.model.to_dict()))[0])
     else:
         return adopted
     if config.eval.torch_checkpoint or (stored and is_converted(stored)):
@@ -143,8 +155,8 @@ def named(config: ConfigDict, directory: pathlib.Path) -> tuple[str, Variables] 
     path = config.eval.torch_checkpoint or (config.init_from if not checkpoint.finished(directory) else "")
     if not path:
         return None
-    given = {} if pathlib.Path(path).is_dir() else normalization(config.model.to_dict())
-    return path, load(path, **given)[1]
+    stated = {} if pathlib.Path(path).is_dir() else given(config.model.to_dict())
+    return path, load(path, **stated)[1]
 
 
 def check_fits(path: str, variables: Variables, image_shape: tuple[int, ...], num_classes: int, data: str) -> None:

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-QUICK = (
+TRAINED = (
     "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
     "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
-    "--config.eval.attacks=('clean','fgsm','pgd7')", "--config.optimizer.milestones=(2.0,)",
+    "--config.optimizer.milestones=(2.0,)",
     "--config.eval.validation_attack=pgd2", "--config.log_every=1", "--config.eval.probe_examples=0",
+    "--config.checkpoint.every_minutes=0",
 )  # fmt: skip
+QUICK = (*TRAINED, "--config.eval.attacks=('clean','fgsm','pgd7')")
+CLEAN = (*TRAINED, "--config.eval.attacks=('clean',)", "--config.eval.cam_images=0")  # where training is what matters
 
 
 def environment(cache: pathlib.Path, devices: int = 1) -> dict:
@@ -30,21 +33,50 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
     }
 
 
+# Imports once what main.py imports; then a forked process for each line of stdin runs it.
+SERVER = """
+import json, os, runpy, signal, sys
+import jax
+from infofeat_jax import cli, command
+for line in sys.stdin:
+    asked = json.loads(line)
+    if not (child := os.fork()):
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+signal.alarm(300)
+for number, path in enumerate(asked["files"]):
+    os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+jax.config.update("jax_num_cpu_devices", asked["devices"])
+sys.argv = ["main.py", *asked["flags"]]
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
 @pytest.fixture(scope="module")
 def main(tmp_path_factory):
-    """Runs main.py with the given flags; returns the finished process."""
+    """Runs main.py with the given flags in a process of its own; returns the finished process."""
     cache = tmp_path_factory.mktemp("compiled")
+    outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("stdout", "stderr")]
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], cwd=ROOT, env=environment(cache), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
     def run(*flags, check=True, devices=1):
-        process = subprocess.run(
-            [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(cache, devices), capture_output=True,
-            text=True, timeout=300, check=False,
-        )  # fmt: skip
+        for path in outputs:
+            path.write_text("")
+        asked = {"flags": flags, "devices": devices, "files": [os.devnull, *map(str, outputs)]}
+        print(json.dumps(asked), file=server.stdin, flush=True)
+        code = int(server.stdout.readline())
+        process = subprocess.CompletedProcess(flags, code, *(path.read_text() for path in outputs))
         assert not check or process.returncode == 0, process.stderr[-3000:]
         return process
 
     run.cache = cache
-    return run
+    yield run
+    server.communicate()  # the end of its stdin is the end of it
 
 
 @pytest.fixture(scope="module")

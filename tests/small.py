@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.typing import DTypeLike
 
 from infofeat_jax import cam, models
 from infofeat_jax.models import convolution, layers
@@ -49,15 +51,28 @@ def batch(count: int = 6, size: int = 8, num_classes: int = 5, seed: int = 1):
     return jnp.asarray(images), jnp.asarray(rng.integers(0, num_classes, count), jnp.int32)
 
 
+@pytest.fixture(scope="module")
+def tiny_model():
+    """TinyNet by the name of "tiny" in configurations."""
+
+    def create(*, num_classes, mean, std, dtype, remat=False, width=0):
+        return TinyNet(num_classes, dtype=dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", create)
+        yield
+
+
 class TinyNet(nn.Module):
     """One convolution with batch normalisation: the parts of the real networks, compiled in a second."""
 
     num_classes: int = 5
     norm: bool = True
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        conv, bn = layers.Conv(6, stride=2, name="conv1"), layers.BatchNorm(6, name="bn1")
+        conv, bn = layers.Conv(6, stride=2, dtype=self.dtype, name="conv1"), layers.BatchNorm(6, name="bn1")
         images = images - 0.5
         maps = layers.conv_bn(conv, bn, images, train=train) if self.norm else jax.nn.relu(conv(images))
         return layers.Head(self.num_classes, name="linear")(maps)

@@ -2,6 +2,7 @@
 
 import functools
 
+import in_step
 import jax
 import jax.numpy as jnp
 import linear_model
@@ -65,7 +66,7 @@ def trace(run: str, loss: str, norm: str, num_steps: int):
     start = start_along(threat, x, draw if norm == "l2" else 2 * draw - 1)
     targets = ranked_class(jnp.asarray(ARRAYS["logits"][:4]), 2)
     state = initial_state(threat, x, y, targets, start)
-    step = jax.jit(apgd_search(threat, 10, loss=loss, num_steps=num_steps).step)
+    step = in_step.step(apgd_search(threat, 10, loss=loss, num_steps=num_steps))
     losses, sizes, correct = [], [], []
     for t in range(num_steps + 1):
         state = step(network(), KEY, t, state)
@@ -101,12 +102,13 @@ def test_trace_from_the_recorded_start(run, loss, norm, num_steps, tolerance):
 def test_step_sizes_are_exactly_the_recorded_ones_for_the_recorded_losses(run):
     golden = {k: ARRAYS[f"apgd/{run}/{k}"] for k in RECORDED}
     losses = np.concatenate([golden["loss_start"][None], golden["loss_steps"]])
+    full = lambda value: jnp.full(4, value, jnp.int32)  # noqa: E731
     x, never = images("images_u8")[:4], jnp.zeros(4, bool)
     threat = threats.threat("linf", EPSILON["l2" if run.startswith("l2") else "linf"])
     state, sizes = initial_state(threat, x, labels("labels")[:4], labels("labels")[:4], x), []
     for t, window in enumerate(checkpoint_windows(len(losses) - 1).tolist()):
-        state = _record(state, t, jnp.asarray(losses[t]), x, never)
-        state, _ = _review(state, x, window)
+        state = _record(state, full(t), jnp.asarray(losses[t]), x, never)
+        state, _ = _review(state, x, full(window))
         sizes.append(state.step_size)
     np.testing.assert_allclose(sizes[1:], golden["step_size_after"], rtol=1e-6)
 

@@ -1,5 +1,8 @@
 """Auto-PGD in l1: the steps of a naive one, written as the paper's loop in NumPy, and the phases."""
 
+import functools
+
+import in_step
 import jax
 import jax.numpy as jnp
 import linear_model
@@ -15,11 +18,15 @@ KEY = jax.random.key(0)
 EPSILON = 0.2
 
 
+@functools.cache
+def projection(radius: float):
+    """Tested by itself; each call of it outside of jit would be compiled anew."""
+    return jax.jit(functools.partial(threats.project, threats.threat("l1", radius)))
+
+
 def naive(gradient_of, image, label, start, num_steps):
     """(losses at every evaluation, the last phase's best loss) for one image, from a start of any size."""
-    project = lambda x, radius: np.asarray(  # noqa: E731 - tested by itself
-        threats.project(threats.threat("l1", radius), jnp.asarray(image[None]), jnp.asarray(x[None], jnp.float32))
-    )[0]
+    project = lambda x, radius: np.asarray(projection(radius)(image[None], x[None].astype(np.float32)))[0]  # noqa: E731
     first = int(np.ceil(0.3 * num_steps))
     losses, best = [], start
     for radius, steps in ((3, first), (2, first), (1, num_steps - 2 * first)):
@@ -62,13 +69,13 @@ def test_a_run_equals_the_naive_one():
     gradient_of = lambda x, label: tuple(map(np.asarray, with_gradient(jnp.asarray(x, jnp.float32), label)))  # noqa: E731
     images, labels = images[2:6], labels[2:6]
     search = apgd_search(threats.threat("l1", EPSILON), 6, num_steps=20)
-    state = jax.jit(search.start)(KEY, images, labels, bend(images), 0)
-    step = jax.jit(lambda t, state: search.step(bend, KEY, t, state))
-    noise = images + jax.random.normal(KEY, images.shape)
+    state = in_step.start(search, KEY, images, labels, bend(images))
+    step, bent = in_step.step(search), jax.tree_util.Partial(bend)
+    noise = [x + jax.random.normal(key, x.shape) for x, key in zip(images, jax.random.split(KEY, 4), strict=True)]
     ours = []
     for t in range(search.num_steps):
         ours.append([with_gradient(x, y)[0] for x, y in zip(state.x, state.labels, strict=True)])
-        state = step(t, state)
+        state = step(bent, KEY, t, state)
     ours = np.array(ours).T
     for index in range(4):
         losses, best = naive(gradient_of, *(np.asarray(a[index]) for a in (images, labels, noise)), 20)
@@ -97,11 +104,11 @@ def test_nothing_outside_of_the_ball_is_returned(loss):
     """Its earlier phases search balls of two and three times the size."""
     forward, x, y, weights = linear_model.problem()
     search = apgd_search(threats.threat("l1", EPSILON), 6, loss=loss, num_steps=10)
-    state = jax.jit(search.start)(KEY, x, y, forward(x), 0)
-    step = jax.jit(lambda t, state: search.step(forward, KEY, t, state))
+    state = in_step.start(search, KEY, x, y, forward(x))
+    step = in_step.step(search)
     distance = linear_model.distances(forward, x, y, weights, "l1")
     for t in range(search.num_steps):
-        state = step(t, state)
+        state = step(forward, KEY, t, state)
         size = np.abs(np.asarray(state.adversarial - x, np.float64)).sum((1, 2, 3))
         assert size.max() <= EPSILON
         assert not state.success[distance > EPSILON].any()

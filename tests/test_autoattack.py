@@ -1,5 +1,9 @@
 """The ensemble: the official outcomes, and a driver whose padding, dropping, stopping and resuming change nothing."""
 
+import copy
+import itertools
+from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +20,8 @@ from infofeat_jax.attacks.autoattack import ROBUST, STAGES, VERSIONS, Plan, plan
 from infofeat_jax.attacks.fab import fab_search
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
-from infofeat_jax.attacks.survivors import bucket_sizes
+from infofeat_jax.attacks.survivors import batch_sizes, next_size
+from infofeat_jax.runtime import devices
 from infofeat_jax.types import InvalidInput
 
 KEY = jax.random.key(0)
@@ -117,29 +122,55 @@ def test_results_stay_in_budget_and_only_the_broken_are_changed():
     correct = forward(adversarial).argmax(-1) == y
     wrong = forward(x).argmax(-1) != y
     np.testing.assert_array_equal(change > 0, ~correct & ~wrong)
-    assert [p.stage for p in seen] == ["clean", "apgd-dlr", "fab"]
+    assert [name for name, _ in itertools.groupby(p.stage for p in seen)] == ["clean", "apgd-dlr", "fab"]
     assert seen[-1].survivors == correct.sum()
 
 
-@pytest.mark.parametrize("batch_size", [7, 24])
-def test_batch_size_does_not_change_the_outcome(shared_plan, linear, batch_size):
+def test_neither_batch_size_nor_devices_change_anything_found(shared_plan, linear):
+    """Queries too: each example's search is the same, whoever sits beside it."""
     forward, x, y, distance = linear
-    _, state = finish(shared_plan, forward, x, y, batch_size=batch_size)
-    np.testing.assert_array_equal(state.broken_by == ROBUST, distance >= EPS["linf"])
-    np.testing.assert_array_equal(state.broken_by == 0, distance < 0)
+    states = [finish(shared_plan, forward, x, y, batch_size=size)[1] for size in (7, 24)]
+    mesh = devices.mesh(3)
+    on_three = devices.replicate(mesh, forward)
+    states.append(finish(shared_plan, on_three, x, y, batch_size=10, mesh=mesh)[1])
+    for state in states:
+        np.testing.assert_array_equal(state.broken_by == ROBUST, distance >= EPS["linf"])
+        np.testing.assert_array_equal(state.broken_by == 0, distance < 0)
+        np.testing.assert_array_equal(state.broken_by, states[0].broken_by)
+        np.testing.assert_allclose(state.adversarial, states[0].adversarial, atol=1e-6)
+        assert (state.queries, state.cost) == (states[0].queries, states[0].cost)
+
+
+def test_what_is_found_for_an_example_depends_on_its_place_in_the_data_alone(shared_plan, linear):
+    forward, x, y, _ = linear
+    _, state = finish(shared_plan, forward, x, y, batch_size=24)
+    others = jnp.where(jnp.arange(len(y)) % 2 == 1, 0, 1)[:, None, None, None] * (x - 0.5) + 0.5  # every second is grey
+    _, changed = finish(shared_plan, forward, others, y, batch_size=24)
+    same = np.arange(len(y)) % 2 == 0
+    np.testing.assert_array_equal(changed.broken_by[same], state.broken_by[same])
+    np.testing.assert_allclose(changed.adversarial[same], state.adversarial[same], atol=1e-6)
 
 
 def test_resuming_anywhere_equals_an_uninterrupted_run(shared_plan, linear):
     forward, x, y, _ = linear
     inputs = (shared_plan, forward, KEY, np.asarray(x), np.asarray(y))
-    whole = list(steps(*inputs, batch_size=7))
-    assert len(whole) > len(shared_plan.stages)
-    for cut, (_, state) in enumerate(whole):
-        saved = type(state)(*(np.array(part) if np.ndim(part) else int(part) for part in state))
-        rest = list(steps(*inputs, batch_size=7, state=saved))
-        assert [p for p, _ in rest] == [p for p, _ in whole[cut + 1 :]]
-        for resumed, original in zip(rest[-1:], whole[-1:], strict=False):
-            jax.tree.map(np.testing.assert_array_equal, resumed[1], original[1])
+    saved = [copy.deepcopy(state) for _, state in steps(*inputs, batch_size=7)]
+    assert len(saved) > 20
+    assert {state.stage for state in saved} == {0, 1, 2, 3, 4}
+    for index, state in enumerate(saved):
+        rest = [state, *(later for _, later in steps(*inputs, batch_size=(7, 16)[index % 2], state=state))]
+        for resumed, original in zip(rest[-1], saved[-1], strict=True):
+            np.testing.assert_allclose(resumed, original, atol=1e-6)
+
+
+def test_attempts_that_have_ended_are_not_repeated(shared_plan, linear):
+    forward, x, y, _ = linear
+    inputs = (shared_plan, forward, KEY, np.asarray(x), np.asarray(y))
+    saved = [copy.deepcopy(state) for _, state in steps(*inputs, batch_size=24)]
+    state = next(state for state in saved if state.stage == 3 and state.attempts.max() == 2)
+    rest = [copy.deepcopy(later) for _, later in steps(*inputs, batch_size=24, state=copy.deepcopy(state))]
+    assert all((later.attempts >= state.attempts)[later.broken_by == ROBUST].all() for later in rest[:-1])
+    assert rest[-1].queries == saved[-1].queries
 
 
 def test_result_depends_on_the_key_alone(shared_plan, linear):
@@ -155,23 +186,54 @@ def test_progress_grows_to_one_and_counts_queries(shared_plan, linear):
     assert done == sorted(done)
     assert done[-1] == 1
     assert 0 < done[0] < 0.1
-    assert [p.queries for p in seen] == sorted({p.queries for p in seen})
+    assert max(np.diff(done)) < 0.25
+    assert [p.queries for p in seen] == sorted(p.queries for p in seen)
     assert seen[0].queries == 7
     assert seen[-1].examples == len(y)
 
 
-def test_nothing_is_compiled_twice():
+@pytest.mark.parametrize("count", [None, 4])
+def test_at_most_two_programs_with_the_network_are_compiled_for_each_stage(count):
+    """And one for the predictions, whatever the number of examples, on one device and on several."""
     forward, x, y, _ = linear_model.problem(count=90)
-    search = apgd_search(threats.threat("linf", 0.004), 6, num_steps=20)
-    the_plan = plan_of({"apgd-ce": search})
-    finish(the_plan, forward, x, y, batch_size=32)
-    compiled = [part._cache_size() for part in (*the_plan.stages[0][2:], the_plan.predict)]
-    assert max(compiled) <= len(bucket_sizes(32, 32)) + 1  # one for the last batch
-    assert compiled[1] > 1, "nothing was compacted"
+    threat = threats.threat("linf", 0.003)
+    the_plan = plan_of({"apgd-ce": apgd_search(threat, 6, num_steps=20), "fab-t": fab_search(threat, 6, num_steps=8)})
+    mesh = count and devices.mesh(count)
+    place = partial(devices.replicate, mesh) if mesh else lambda tree: tree
+    said = []
+    forward = place(forward)
+
+    def attack(forward, x, y):
+        for progress, _ in steps(the_plan, forward, KEY, np.asarray(x), np.asarray(y), batch_size=32, mesh=mesh):
+            said.append(progress.compiling)
+
+    with count_compilations() as programs:
+        attack(forward, x, y)
+    turns = [stage.turn._cache_size() for stage in the_plan.stages]
+    assert max(turns) == 2, "nobody moved to the smaller batch"
+    with_network = [name for name in programs if "turn" in name or "predict" in name]
+    assert len(with_network) == sum(turns) + 1
+    assert sum(said) == sum(turns)
     other = jax.tree_util.Partial(forward.func, *(1.5 * weights for weights in forward.args))
-    finish(the_plan, forward, x, y, batch_size=32)
-    finish(the_plan, other, x[:64], y[:64], batch_size=32)
-    assert [part._cache_size() for part in (*the_plan.stages[0][2:], the_plan.predict)] == compiled
+    with count_compilations() as programs:
+        attack(forward, x, y)
+        attack(other, x, y)
+    assert not programs
+    assert sum(said) == sum(turns)
+
+
+@contextmanager
+def count_compilations():
+    """The names of the functions compiled meanwhile."""
+    names = []
+
+    def note(event: str, seconds: float, fun_name: str = "", **_) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    yield names
+    jax.monitoring.unregister_event_duration_listener(note)
 
 
 class FakeState(NamedTuple):
@@ -180,31 +242,64 @@ class FakeState(NamedTuple):
     success: jax.Array
 
 
-def test_survivors_keep_their_places_through_compaction():
-    def start(key, images, labels, logits, attempt):
+def test_everybody_gets_a_seat_and_takes_along_what_was_found():
+    def start(keys, images, labels, logits, attempts):
         return FakeState(labels, images, labels < 0)
 
-    def step(forward, key, t, state):  # example i breaks at iteration labels[i], into image + 1
+    def step(forward, keys, t, state):  # example i breaks at iteration labels[i], into image + 1
         broken = state.due <= t
         return state._replace(adversarial=state.adversarial + (state.due == t)[:, None, None, None], success=broken)
 
     due = np.random.default_rng(0).permutation(60).astype(np.int32)  # 40 and later: never
     images = np.arange(60, dtype=np.float32).reshape(60, 1, 1, 1)
     forward = jax.tree_util.Partial(lambda x: x)
-    sizes = bucket_sizes(60, 60)
-    batch = survivors.Batch(forward, images, due, due[:, None], sizes, jnp.asarray)
-    found = survivors.attack(survivors.stage("fake", Search(start, step, 40)), KEY, batch)
-    np.testing.assert_array_equal(found.broken, due < 40)
-    np.testing.assert_array_equal(found.adversarial, images + (due < 40)[:, None, None, None])
-    assert found.queries < 40 * 60
+    data = survivors.Data(forward, images, due, due[:, None], batch_sizes(32, 60), None)
+    stage, rows = survivors.stage("fake", Search(start, step, 40)), np.arange(60, dtype=np.int32)
+    turns = list(survivors.attack(stage, KEY, data, rows, 0 * rows))
+    ended, broken, t = (np.concatenate([turn[i] for turn in turns]) for i in (0, 1, 3))
+    np.testing.assert_array_equal(np.sort(ended), rows)
+    np.testing.assert_array_equal(broken, due[ended] < 40)
+    np.testing.assert_array_equal(t, np.minimum(due[ended] + 1, 40))
+    assert stage.turn._cache_size() == 2, "nobody moved"
+    for turn in turns:
+        if turn.adversarial is not None:
+            np.testing.assert_array_equal(turn.adversarial[turn.broken], images[turn.rows[turn.broken]] + 1)
+    assert max(turn.unfinished for turn in turns) > 0
 
 
-def test_buckets():
-    assert bucket_sizes(256, 256) == (16, 24, 32, 48, 64, 96, 128, 192, 256)
-    assert bucket_sizes(256, 71) == (16, 24, 32, 48, 64, 72)
-    assert bucket_sizes(250, 250)[-2:] == (192, 250)
-    assert bucket_sizes(5, 3) == (5,)
-    np.testing.assert_array_equal(survivors.pad(np.array([4, 2]), (4, 8)), [4, 2, 4, 4])
+def test_what_a_separate_pass_classifies_correctly_is_not_broken(linear):
+    forward, x, y, distance = linear
+
+    def start(keys, images, labels, logits, attempts):
+        return FakeState(labels, images, labels < 0)
+
+    def step(forward, keys, t, state):
+        return state._replace(adversarial=state.adversarial * 0.999, success=state.due >= 0)
+
+    progress, state = finish(plan_of({"boastful": Search(start, step, 3)}), forward, x, y)
+    np.testing.assert_array_equal(state.broken_by, np.where(distance < 0, 0, ROBUST))
+    np.testing.assert_array_equal(state.adversarial, x)
+    assert progress.survivors == (distance >= 0).sum()
+
+
+def test_batch_sizes():
+    assert batch_sizes(256, 10_000) == (256, 64)
+    assert batch_sizes(256, 256) == (64, 16)  # four examples a seat
+    assert batch_sizes(250, 10_000) == (250, 64)
+    assert batch_sizes(1024, 1000, 8) == (256, 64)
+    assert batch_sizes(250, 10_000, 8) == (256, 64)  # a multiple of the devices
+    assert batch_sizes(250, 1000, 6) == (252, 72)
+    assert batch_sizes(32_768, 1000, 256) == (1024, 256)  # no four examples for each of 16 seats a device
+    assert batch_sizes(7, 90) == (7, 7)
+    assert batch_sizes(5, 3) == (5, 5)
+
+
+def test_the_smaller_batch_is_for_those_who_would_leave_the_larger_one_empty():
+    sizes = (64, 16)
+    assert [next_size(sizes, 0, waiting) for waiting in (100, 48, 47, 1)] == [64, 64, 16, 16]
+    assert next_size(sizes, 16, 31) == 16
+    assert next_size(sizes, 16, 32) == 64
+    assert next_size(sizes, 17, 0) == 64
 
 
 def test_one_example_no_example_and_misclassified_ones(linear):
@@ -217,7 +312,7 @@ def test_one_example_no_example_and_misclassified_ones(linear):
 
 def test_nan_logits_count_as_misclassified_and_as_broken(linear):
     _, x, y, _ = linear
-    constant = 5.0 * jax.nn.one_hot(y, 6)
+    y, constant = jnp.zeros_like(y), 5.0 * jnp.eye(6)[:1]
     forward = lambda z: jnp.where(z[:, 0, 0, :1] < 0.5, jnp.nan, constant)  # noqa: E731
     x = x.at[:, 0, 0, 0].set(jnp.where(jnp.arange(len(y)) < 4, 0.4, 0.505))
     threat = threats.threat("linf", 0.01)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
 from infofeat_jax.attacks.autoattack import ResumeState
 from infofeat_jax.data import Split
@@ -11,9 +12,9 @@ from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import files
 
 
-def state(cursor: int = 3) -> ResumeState:
-    rng = np.random.default_rng(0)
-    return ResumeState(2, cursor, np.array([-1, 0, 2], np.int32), rng.uniform(size=(3, 2, 2, 1)).astype(np.float32), 77)
+def state() -> ResumeState:
+    adversarial = np.random.default_rng(0).uniform(size=(3, 2, 2, 1)).astype(np.float32)
+    return ResumeState(2, np.array([1, 0, 1], np.int32), np.array([-1, 0, 2], np.int32), adversarial, 77, 231)
 
 
 def test_what_was_saved_comes_back(tmp_path):
@@ -23,7 +24,7 @@ def test_what_was_saved_comes_back(tmp_path):
     loaded = autoattack.load(saved)
     for value, expected in zip(loaded, state(), strict=True):
         np.testing.assert_array_equal(value, expected)
-    assert [type(value) for value in loaded] == [int, int, np.ndarray, np.ndarray, int]
+    assert [type(value) for value in loaded] == [int, np.ndarray, np.ndarray, np.ndarray, int, int]
     assert [file.name for file in tmp_path.iterdir()] == ["autoattack.npz"]
 
 
@@ -36,7 +37,8 @@ def test_another_setting_starts_anew(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [{"broken_by": np.array(["a", "b", "c"])}, {"broken_by": np.int32(1)}, {"stage": np.zeros(2, np.int32)},
-     {"adversarial": np.zeros((2, 2, 2, 1), np.float32)}, {"cursor": np.float32(3)}],
+     {"adversarial": np.zeros((2, 2, 2, 1), np.float32)}, {"queries": np.float32(3)}, {"attempts": np.int32(3)},
+     {"cursor": np.int32(3)}],
 )  # fmt: skip
 def test_a_damaged_state_counts_as_none(tmp_path, damage):
     saved = autoattack.Saved(tmp_path / "autoattack.npz", "a", 3)
@@ -46,7 +48,7 @@ def test_a_damaged_state_counts_as_none(tmp_path, damage):
 
 def test_what_each_stage_left(tmp_path):
     broken_by = np.array([-1, 0, 1, 2, 3, 4], np.int32)
-    done = ResumeState(4, 6, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77)
+    done = ResumeState(5, 0 * broken_by, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77, 231)
     one = subject(tmp_path, "a", 6)
     autoattack.save(autoattack.where(one, AttackSpec("autoattack")), done)
     left = autoattack.after_stages(one)
@@ -60,7 +62,18 @@ def test_what_each_stage_left(tmp_path):
         assert autoattack.after_stages(subject(tmp_path, setting, count)) == {}
 
 
+def test_a_state_of_random_numbers_by_batch_is_not_resumed_but_its_stages_count(tmp_path):
+    """The form of version 0.1."""
+    one = subject(tmp_path, "a", 3)
+    saved = autoattack.where(one, AttackSpec("autoattack"))
+    old = {"stage": 4, "cursor": 3, "broken_by": np.array([-1, 1, 2], np.int32), "queries": 77}
+    images = np.zeros((3, 2, 2, 1), np.float32)
+    files.write_arrays_atomically(saved.path, {"setting": saved.setting, "adversarial": images, **old})
+    assert autoattack.load(saved) is None
+    assert autoattack.after_stages(one)["apgd-ce"].tolist() == [True, False, True]
+
+
 def subject(workdir, setting: str, count: int) -> Subject:
     split = Split(np.zeros((count, 2, 2, 1), np.uint8), np.zeros(count, np.int32))
     budget = Budget("linf", 8 / 255, 2 / 255)
-    return Subject(None, None, split, 3, None, budget, workdir, setting, source=lambda name: None)
+    return Subject(Partial(len), split, 3, None, budget, workdir, setting, source=lambda name: None)

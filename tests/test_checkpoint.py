@@ -3,6 +3,7 @@
 import gc
 import resource
 import shutil
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -29,7 +30,7 @@ LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.
 def write(workdir, steps=(4, 8, 12)):
     with checkpoint.opened(workdir) as checkpoints:
         for step in steps:
-            checkpoint.save(checkpoints.epochs, step, state(step), 1 / step)
+            checkpoint.save(checkpoints, checkpoint.Snapshot(step, state(step), 1 / step))
 
 
 def newest(workdir):
@@ -114,8 +115,8 @@ def test_an_interrupted_state_is_sealed_without_looking_at_the_epochs(tmp_path):
     leaving = tmp_path / "checkpoints" / "12"
     (leaving / checkpoint.SEAL).unlink()
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 14, state(14))
-        checkpoint.finish(checkpoints.interrupted)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(14, state(14)))
+        checkpoint.finish(checkpoints)
         assert (tmp_path / "interrupted" / "14" / checkpoint.SEAL).exists()
         assert not (leaving / checkpoint.SEAL).exists()
 
@@ -164,13 +165,35 @@ def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):
     assert newest(tmp_path) == 12
 
 
+def test_after_a_save_that_failed_nothing_is_saved_and_the_next_call_says_so(tmp_path, monkeypatch):
+    """The second snapshot would fit: without the first, the best one, it would promise too much."""
+    free = iter([2**14])
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=next(free, 2**40)))
+    with checkpoint.opened(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(4, state(4), 0.5), checkpoint.Snapshot(8, state(8), 0.25))
+        with pytest.raises(RunFailed, match="no room for the checkpoint of step 4"):
+            checkpoint.save(checkpoints, checkpoint.Snapshot(12, state(12), 0.1))
+    assert not checkpoint.finished(tmp_path)
+
+
+def test_checkpoints_are_written_and_sealed_beside_the_main_thread(tmp_path, monkeypatch):
+    threads, begin, seal = [], checkpoint._begin, checkpoint.seal
+    monkeypatch.setattr(checkpoint, "_begin", lambda *given: (threads.append(threading.get_ident()), begin(*given))[1])
+    monkeypatch.setattr(checkpoint, "seal", lambda *given: (threads.append(threading.get_ident()), seal(*given))[1])
+    with checkpoint.opened(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(4, state(4), 0.5))
+        checkpoint.finish(checkpoints)
+        assert len(threads) == 2
+        assert threading.get_ident() not in threads
+
+
 def test_the_interrupted_state_counts_when_it_is_newer(tmp_path):
     write(tmp_path)
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 10, state(10))
+        checkpoint.save(checkpoints, checkpoint.Snapshot(10, state(10)))
     assert newest(tmp_path) == 12
     with checkpoint.opened(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints.interrupted, 14, state(14))
+        checkpoint.save(checkpoints, checkpoint.Snapshot(14, state(14)))
     assert newest(tmp_path) == 14
     assert [path.name for path in (tmp_path / "interrupted").glob("[0-9]*")] == ["14"]
     assert checkpoint.restore(tmp_path, "latest", LIKE)["step"] == 12

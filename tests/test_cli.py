@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import QUICK, ROOT, environment, finished, lines, main, parameters
+from processes import CLEAN, QUICK, ROOT, environment, finished, lines, main, parameters
 
 from infofeat_jax import cli
 
@@ -42,7 +42,7 @@ def test_a_run_leaves_its_records(finished):
 
 def test_a_killed_run_goes_on_to_the_same_bits(main, finished, tmp_path):
     workdir = tmp_path / "killed"
-    command = [sys.executable, "main.py", *QUICK, f"--workdir={workdir}"]
+    command = [sys.executable, "main.py", *CLEAN, f"--workdir={workdir}"]
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment(main.cache), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(main, finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (workdir / "results.json").exists()
-    continued = main(*QUICK, f"--workdir={workdir}")
+    continued = main(*CLEAN, f"--workdir={workdir}")
     assert "continuing at step" in continued.stdout
     for one, other in zip(parameters(workdir, 24), parameters(finished[0], 24), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -139,7 +139,7 @@ def test_what_would_alter_a_run_is_refused(main, finished):
         ([QUICK[0], "--config.attack.epsilon=-1.0"], "config.attack.epsilon = -1.0: expected 0 or more"),
         (
             [QUICK[0], "--config.eval.attacks=('pgd',)"],
-            "unknown attack 'pgd' in config.eval: choose one of clean",
+            "unknown attack 'pgd': choose one of clean",
         ),
         ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
         (["--config=configs/studies/table1.py:tiny"], "unknown scale 'tiny': choose one of small, digits, or none ("),

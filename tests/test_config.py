@@ -12,12 +12,13 @@ from absl import flags
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
-from small import TinyNet
+from small import tiny_model
 
 from infofeat_jax import checks, cli, command, config_checks, data, models, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax.types import InvalidInput, RunFailed
 
+__all__ = ["tiny_model"]
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -378,18 +379,6 @@ def run_anything(drawn) -> None:
         else:
             results = json.loads((workdir / "results.json").read_text())
             assert all(0 <= results[name] <= 1 for name in config.eval.attacks)
-
-
-@pytest.fixture(scope="module")
-def tiny_model():
-    """A network that is compiled in a second, by the name of "tiny"."""
-
-    def create(*, num_classes, mean, std, dtype, remat=False, width=0):
-        return TinyNet(num_classes)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", create)
-        yield
 
 
 @settings(max_examples=10, deadline=None, phases=[Phase.generate])

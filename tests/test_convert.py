@@ -26,7 +26,7 @@ ATTACKS = ("clean", "pgd2")
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> experiments.Experiment:
     """A run's directory, evaluated."""
-    the_run = make(tmp_path_factory.mktemp("runs") / "trained", attacks=ATTACKS, seed=3)
+    the_run = make(tmp_path_factory.mktemp("runs") / "trained", attacks=ATTACKS, seed=3, model="wrn_10_1")
     run.evaluate_run(the_run)
     return the_run
 
@@ -81,6 +81,43 @@ def test_its_normalisation_goes_with_it_or_is_given(trained, file, tmp_path):
     assert setting != run.describe_setting(trained, variables(trained), COUNT)  # outcomes are not mixed up
 
 
+def test_an_activation_is_given_for_a_file_and_told_apart(trained, file, tmp_path, capsys):
+    config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file), "model.activation": "silu"})
+    the_run = experiments.create(config, tmp_path)
+    assert the_run.module == trained.module.clone(activation="silu")
+    settings = [run.describe_setting(one, variables(trained), COUNT) for one in (the_run, trained)]
+    assert settings[0] != settings[1]
+    trained.config.model.mean = (0.5,)
+    old = ConfigDict({k: v for k, v in trained.config.model.to_dict().items() if k != "activation"})
+    assert json.dumps(configs.to_json(old)) in run.describe_setting(trained, variables(trained), COUNT)  # as it was
+    trained.config.model.mean = ()
+    convert.main([str(file), str(tmp_path / "a.npz"), "--activation=silu", "--key="])
+    printed = capsys.readouterr().out
+    assert "wrn_10_1 of width 4 with SiLU, 10 classes" in printed
+    assert "it does not tell the activation: whoever reads it gives SiLU" in printed
+
+
+def test_deepminds_file_is_converted_and_written_as_one(tmp_path, capsys):
+    """A file, a run's directory, a file again: the same network; a program for serving."""
+    module, values = small("wrn_10_2", activation="silu", padding="same")
+    normal = {"mean": (0.125, 0.25, 0.5), "std": (0.5, 0.5, 0.25)}
+    models.save_torch(tmp_path / "dm.npz", values, "dm_wrn_10_2", deepmind_keys=True, **normal)
+    convert.main([str(tmp_path / "dm.npz"), str(tmp_path / "run")])
+    convert.main([str(tmp_path / "run"), str(tmp_path / "again.npz")])
+    assert "a state_dict with the buffers mean and std" in capsys.readouterr().out
+    with np.load(tmp_path / "dm.npz") as first, np.load(tmp_path / "again.npz") as again:
+        assert_equal_trees(dict(first), dict(again))
+    convert.main([str(tmp_path / "run"), str(tmp_path / "bare.npz"), "--bare"])
+    with np.load(tmp_path / "dm.npz") as first, np.load(tmp_path / "bare.npz") as bare:
+        assert set(first) - set(bare) == {"mean", "std"}
+    assert weights.load(tmp_path / "run")[0] == module.clone(mean=normal["mean"], std=normal["std"])
+    convert.main([str(tmp_path / "dm.npz"), str(tmp_path / "model.stablehlo"), "--batch=2"])
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    served = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes())).call(images)
+    loaded, values = weights.load(tmp_path / "run")
+    np.testing.assert_allclose(served, jax.jit(loaded.apply)(values, images).logits, atol=1e-4)
+
+
 def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     directory = tmp_path / "converted"
     convert.main([str(file), str(directory)])
@@ -128,6 +165,7 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
 def test_runs_of_before_these_fields_go_on(trained):
     old = json.loads((trained.workdir / "config.json").read_text())
     del old["init_from"], old["model"]["mean"], old["model"]["options"], old["eval"]["torch_checkpoint"]
+    del old["model"]["activation"]
     configs.check_same(old, trained.config, "run")
     with pytest.raises(InvalidInput, match=r"model\.mean: .* there, .* now"):
         configs.check_same(old, configured(trained, trained.workdir, {"model.mean": (0.1,)}), "run")
@@ -139,7 +177,7 @@ def test_runs_of_before_these_fields_go_on(trained):
         ("resnet10", {}),
         ("resnet18", {"blocks": (1, 2, 1, 1)}),
         ("preact_resnet18", {"final_norm": False, "activated_shortcut": False}),
-        ("wrn_16_2", {}),
+        ("wrn_16_2", {"activation": "silu", "padding": "same"}),
     ],
 )
 def test_every_model_survives_the_way_there_and_back(name, options, tmp_path):
@@ -150,7 +188,8 @@ def test_every_model_survives_the_way_there_and_back(name, options, tmp_path):
     convert.write_run(tmp_path / "run", described, values, "here")
     assert weights.load(tmp_path / "run")[0] == module
     plain = weights.describe(models.create("wrn_16_2", num_classes=7))
-    assert plain == {"name": "wrn_16_2", "width": 0, "mean": (), "std": (), "options": {}}  # as in any configuration
+    unset = {"width": 0, "activation": "", "mean": (), "std": (), "options": {}}  # as in any configuration
+    assert plain == {"name": "wrn_16_2"} | unset
     assert_equal_trees(weights.load(tmp_path / "run")[1], values)
 
 
@@ -278,7 +317,8 @@ def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, 
         (["{file}", "out.npz", "--arch=resnet50"], "not 'resnet50': by its keys and shapes it is wrn_10_1"),
         (["{file}", "nowhere/out.npz"], "no such folder: nowhere"),
         (["{file}", "{run}"], "exists already: give another name"),
-        (["{run}", "out.npz", "--mean=0.5"], "a run's config.json determines its architecture and normalisation"),
+        (["{run}", "out.npz", "--mean=0.5"], "a run's config.json determines its architecture, activation and"),
+        (["{file}", "out.npz", "--activation=gelu"], "argument --activation: invalid choice: 'gelu'"),
         (["{run}/..", "out.npz"], "no config.json: expected a run's directory"),
         (["{file}", "out.npz", "--mean=abc"], "error: argument --mean: 'abc': expected a number, or several as 0.49,"),
         (["{file}", "out.npz", "--mean=0.5", "--std=0"], "std 0.0: expected one number or"),

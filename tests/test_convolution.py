@@ -1,6 +1,7 @@
 """The models' convolution against JAX's own, with oneDNN and without, under JAX's transformations."""
 
 import json
+import re
 import threading
 from functools import partial
 
@@ -31,8 +32,8 @@ def library(request, monkeypatch):
 
 
 def arrays(*shapes: tuple[int, ...], dtype="float32"):
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    return [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+    rng = np.random.default_rng(0)  # JAX's would compile a program for each shape
+    return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
 
 
 def lowered(function, *args, platform: str = "cpu") -> str:
@@ -62,6 +63,23 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(size, kernel, s
     assert (CALL in both.lower(x, w, noise).as_text()) == (library == "onednn")
     for ours, plain in zip(*both(x, w, noise), strict=True):
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("size", [(8, 6), (7, 8), (2, 3)])
+def test_same_padding_is_tensorflows(size, kernel, library):
+    """Values and gradients at stride 2, against JAX's own "SAME"."""
+    x, w, gradient = arrays((2, *size, 3), (kernel, kernel, 3, 4), (2, -(-size[0] // 2), -(-size[1] // 2), 4))
+
+    @jax.jit
+    def both(x, w, gradient):
+        layout = ("NHWC", "HWIO", "NHWC")
+        plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layout)  # noqa: E731
+        ours, expected = (jax.vjp(f, x, w) for f in (partial(convolve, stride=2, same=True), plain))
+        return (ours[0], *ours[1](gradient)), (expected[0], *expected[1](gradient))
+
+    for ours, expected in zip(*both(x, w, gradient), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -211,6 +229,20 @@ def test_other_types_are_xlas(library):
         assert (CALL in lowered(lambda x, w: convolve(x, w), *arrays((2, 4, 4, 3), (3, 3, 3, 4)))) == (
             library == "onednn"
         )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_the_mask_of_relu_is_read_from_its_result_on_gpus(platform):
+    """Else cuDNN's convolution cannot contain ReLU: XLA would compare what ReLU is applied to."""
+    arguments = arrays((2, 4, 4, 3), (3, 3, 3, 3), (3,), (2, 4, 4, 3))
+    program = lowered(jax.grad(lambda *args: jnp.sin(block(*args)).sum()), *arguments, platform=platform)
+    assert ("optimization_barrier" in program) == (platform != "tpu")
+    if platform != "tpu":
+        held, compared = (
+            re.search(pattern, program)[1]
+            for pattern in (r"(%\w+) = stablehlo.optimization_barrier", r"stablehlo.compare +GT, (%\w+)")
+        )
+        assert held == compared
 
 
 @needs_onednn

@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small import tiny_model
 
-from infofeat_jax import attacks, run, streams
+import infofeat_jax
+from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
@@ -20,14 +23,15 @@ from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
+__all__ = ["tiny_model"]
 COUNT = 20
 
 
-def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
+def make(directory: pathlib.Path, seed: int = 0, model: str = "tiny", **evaluation) -> Experiment:
     """A run of a small network with one checkpoint, its initial state; its files say that training was completed."""
     config = configs.default()
     config.seed = seed
-    config.model.name, config.model.width = "wrn_10_1", 4
+    config.model.name, config.model.width = model, 4
     config.data.name = "digits"
     config.attack.epsilon = 48.0
     small = {"batch_size": 16, "num_examples": COUNT, "step_size": 12.0, "cam_images": 3, "probe_examples": 0}
@@ -39,12 +43,12 @@ def make(directory: pathlib.Path, seed: int = 0, **evaluation) -> Experiment:
         files.write_atomically(directory / "config.json", configs.to_json(config))
         files.write_atomically(directory / "metrics.jsonl", json.dumps({"step": 7, "epoch": config.num_epochs}) + "\n")
         with checkpoint.opened(directory) as checkpoints:
-            checkpoint.save(checkpoints.epochs, 7, experiments.create_state(the_run), 0.5)
+            checkpoint.save(checkpoints, checkpoint.Snapshot(7, experiments.create_state(the_run), 0.5))
     return the_run
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory) -> pathlib.Path:
+def directory(tiny_model, tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("runs")
 
 
@@ -71,12 +75,9 @@ def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(
     target = make(directory / "target", attacks=("clean", "pgd2", "pgd2@source"))
     source = make(directory / "source", seed=5)
     results = run.evaluate_run(target)
-    expected = []
-    for key, images, labels in batches(target):
-        perturbed = attacks.pgd(
-            forward(source), key, images, labels, epsilon=48 / 255, step_size=12 / 255, num_steps=2
-        )  # fmt: skip
-        expected.append(forward(target)(perturbed).logits.argmax(-1) == labels)
+    craft = jax.jit(partial(attacks.pgd, forward(source), epsilon=48 / 255, step_size=12 / 255, num_steps=2))
+    score = forward(target)
+    expected = [score(craft(*batch)).logits.argmax(-1) == batch[-1] for batch in batches(target)]
     found = outcomes(target.workdir)
     np.testing.assert_array_equal(found["pgd2@source"], np.concatenate(expected)[:COUNT])
     assert results["pgd2@source"] == found["pgd2@source"].mean()
@@ -95,17 +96,30 @@ def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_th
     assert evaluate.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
 
 
+def test_accuracies_on_the_images_that_all_attacks_saw():
+    outcomes = {
+        "pgd2": np.array([True, True, False, True]),
+        "autoattack": np.array([True, False]),
+        "fgsm(epsilon=24)": np.array([False, True, True]),
+        "noise(epsilon=24)": np.array([True]),  # too few, but not in the threat model
+    }
+    assert evaluate.common(outcomes) == {
+        "pgd2": 1.0, "autoattack": 0.5, "fgsm(epsilon=24)": 0.5, "worst_case": 0.5,
+        "examples": {"pgd2": 2, "autoattack": 2, "fgsm(epsilon=24)": 2},
+    }  # fmt: skip
+    assert evaluate.common({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == {}
+
+
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     """Also of KL's, which by itself starts outside of the box."""
     names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True)}
     target = make(directory / "target", attacks=("clean",), distances=tuple(names))
     results = run.evaluate_run(target)
     budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 2}
-    for name, attack in names.items():
-        differences = [
-            attack(*args, **budget) - attacks.pgd(*args, **budget)
-            for args in ((forward(target), *batch) for batch in batches(target))
-        ]
+    craft = {name: jax.jit(partial(attack, forward(target), **budget)) for name, attack in names.items()}
+    pgd = jax.jit(partial(attacks.pgd, forward(target), **budget))
+    for name in names:
+        differences = [craft[name](*batch) - pgd(*batch) for batch in batches(target)]
         expected = np.sqrt(np.sum(np.square(np.concatenate(differences)), axis=(1, 2, 3)))[:COUNT]
         np.testing.assert_allclose(outcomes(target.workdir)[f"distance/{name}"], expected, atol=1e-5)
         assert results["distances"][name] == pytest.approx(expected.mean(), abs=1e-5)
@@ -137,7 +151,7 @@ def test_other_weights_are_measured_anew(directory, monkeypatch):
     state = experiments.restore(the_run, "best")
     moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.6))
     run.evaluate_run(the_run)
     assert measured == ["clean", "clean"]
 
@@ -153,6 +167,44 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
     for count in (5, 5, 10, 0):
         run.evaluate_run(make(directory / "few", attacks=("autoattack",), cam_images=0, autoattack_examples=count))
     assert counts == [5, 10, COUNT]
+
+
+def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory, monkeypatch):
+    """Of uint8 images, in the same batches from the same seed; its adversarial images are not stored in a run."""
+    monkeypatch.setattr(evaluate, "probe", lambda subject: None)
+    names = ("clean", "pgd2")
+    the_run = make(directory / "public", attacks=names, cam_images=0)
+    results, test = run.evaluate_run(the_run), the_run.data.test
+    loaded = infofeat_jax.load(the_run.workdir)
+    images, labels = test.images[:COUNT], test.labels[:COUNT]
+    found = infofeat_jax.evaluate(
+        loaded, images, labels, epsilon=48 / 255, attacks=names, batch_size=16, progress=False
+    )  # fmt: skip
+    for name, outcome in found.outcomes.items():
+        np.testing.assert_array_equal(outcome, outcomes(the_run.workdir)[name])
+        assert results[name] == found.accuracy[name]
+    assert not (the_run.workdir / "pgd2.npz").exists()
+
+
+def test_a_trained_model_in_one_line_and_quietly(directory, capfd):
+    the_run = make(directory / "loaded")
+    loaded = infofeat_jax.load(the_run.workdir)
+    images = to_unit(jnp.asarray(the_run.data.test.images[:4]))
+    np.testing.assert_array_equal(jax.jit(loaded)(images).logits, forward(the_run)(images).logits)
+    variables = experiments.restore(the_run, "latest").variables
+    models.save_torch(directory / "loaded.npz", variables)
+    from_file = infofeat_jax.load(directory / "loaded.npz", mean=0.5, std=0.5)
+    np.testing.assert_allclose(jax.jit(from_file)(images).logits, forward(the_run)(images).logits, atol=1e-5)
+    with pytest.raises(InvalidInput, match=r"no config\.json: expected a run's directory"):
+        infofeat_jax.load(directory)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_is_not_loaded_without_the_extra_train(directory, monkeypatch):
+    monkeypatch.delattr(infofeat_jax, "weights", raising=False)
+    monkeypatch.setitem(sys.modules, "infofeat_jax.weights", None)  # as if its imports were not there
+    with pytest.raises(InvalidInput, match=r"to read a run \(.*\), pip install .*\[train\]"):
+        infofeat_jax.load(directory)
 
 
 def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
@@ -225,7 +277,7 @@ def test_a_transferred_attack_is_measured_anew_when_its_source_was_trained_anew(
     state = experiments.restore(source, "best")
     with checkpoint.opened(source.workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.6)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.6))
     files.write_atomically(source.workdir / "metrics.jsonl", json.dumps({"step": 8, "epoch": 120}) + "\n")
     assert not run.is_current(target.workdir, "pgd2@moving", stored)
     run.evaluate_run(target)
@@ -240,7 +292,7 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
     state = experiments.restore(the_run, "best")
     with checkpoint.opened(the_run.workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 0.1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.1))
     first, second = run.evaluate_run(the_run), run.evaluate_run(the_run)
     assert list(first["autoattack_stages"]) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     for results in (second, second["latest"]):
@@ -253,14 +305,14 @@ def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     best = experiments.restore(the_run, "best")
     latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
     with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 8, latest, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
     found = {}
     monkeypatch.setattr(evaluate, "evaluate", lambda subject, *_: found.update({subject.suffix: subject}) or {})
     results = run.evaluate_run(the_run)
     assert (results["checkpoint"], results["latest"]["checkpoint"]) == ("best", "latest")
     assert (found[""].cam_images, found["_latest"].cam_images) == (2, 0)  # one file, of the first
     for suffix, state in (("", best), ("_latest", latest)):
-        jax.tree.map(np.testing.assert_array_equal, found[suffix].variables["params"], state.params)
+        jax.tree.map(np.testing.assert_array_equal, found[suffix].forward.args[0]["params"], state.params)
 
 
 def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(directory, monkeypatch):
@@ -275,7 +327,7 @@ def test_evaluating_one_checkpoint_keeps_what_was_measured_of_the_other(director
     state = experiments.restore(runs["both"], "best")
     with checkpoint.opened(runs["both"].workdir) as checkpoints:
         moved = state._replace(params=jax.tree.map(lambda leaf: leaf + 1, state.params))
-        checkpoint.save(checkpoints.epochs, 8, moved, 0.1)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, moved, 0.1))
     for which in ("both", "latest", "best", "both"):
         run.evaluate_run(runs[which])
     assert measured == ["", "_latest"]
@@ -287,11 +339,9 @@ def test_a_stage_of_autoattack_by_name_and_an_attack_with_options(directory):
     results = run.evaluate_run(target)
     assert set(names[1:]) < results.keys()
     assert results["examples"] == {names[0]: COUNT, names[1]: COUNT, names[2]: 8, names[3]: 8}
-    expected = []
-    for key, images, labels in batches(target):
-        budget = {"epsilon": 24 / 255, "step_size": 6 / 255, "num_steps": 2}
-        perturbed = attacks.pgd(forward(target), key, images, labels, **budget)
-        expected.append(forward(target)(perturbed).logits.argmax(-1) == labels)
+    score = forward(target)
+    craft = jax.jit(partial(attacks.pgd, score, epsilon=24 / 255, step_size=6 / 255, num_steps=2))
+    expected = [score(craft(*batch)).logits.argmax(-1) == batch[-1] for batch in batches(target)]
     found = outcomes(target.workdir)
     np.testing.assert_array_equal(found["pgd2(epsilon=24,step_size=6)"], np.concatenate(expected)[:COUNT])
     inside = [found[name][:8] for name in names[1:]]  # the first has an epsilon of its own

@@ -2,6 +2,7 @@
 
 import functools
 
+import in_step
 import jax
 import jax.numpy as jnp
 import linear_model
@@ -54,7 +55,7 @@ def test_projection_onto_no_plane_stays():
 @functools.cache
 def compiled(norm: str):
     search = fab_search(threats.threat(norm, EPSILON[norm]), 10)
-    return search, jax.jit(search.step)
+    return search, in_step.step(search)
 
 
 def trajectory(norm: str, target_rank: int, num_steps: int):
@@ -62,7 +63,7 @@ def trajectory(norm: str, target_rank: int, num_steps: int):
     search, step = compiled(norm)
     rows = ARRAYS["fab_t/attacked_index"]
     logits = jnp.asarray(ARRAYS["logits"])[rows]
-    state = search.start(KEY, images("images_u8")[rows], labels("labels")[rows], logits, target_rank - 2)
+    state = in_step.start(search, KEY, images("images_u8")[rows], labels("labels")[rows], logits, target_rank - 2)
     states = []
     for t in range(num_steps):
         state = step(network(), KEY, t, state)
@@ -142,8 +143,8 @@ def test_results_never_leave_ball_or_box(norm):
 def test_the_smallest_perturbation_is_the_distance_to_the_boundary(norm):
     forward, x, y, weights = linear_model.problem()
     search = fab_search(threats.threat(norm, 1.0), 6, targeted=False)
-    state = jax.jit(search.start)(KEY, x, y, forward(x), 0)
-    step = jax.jit(search.step)
+    state = in_step.start(search, KEY, x, y, forward(x))
+    step = in_step.step(search)
     for t in range(30):
         state = step(forward, KEY, t, state)
     distance = linear_model.distances(forward, x, y, weights, norm)
@@ -154,8 +155,7 @@ def test_the_smallest_perturbation_is_the_distance_to_the_boundary(norm):
 def test_restarts_begin_at_half_the_budget(norm):
     forward, x, y, _ = linear_model.problem()
     search = fab_search(threats.threat(norm, 0.05), 6, restarts=2)
-    start = jax.jit(search.start)
-    first, second = (start(KEY, x, y, forward(x), attempt).x - x for attempt in (0, 1))
+    first, second = (in_step.start(search, KEY, x, y, forward(x), attempt).x - x for attempt in (0, 1))
     assert not first.any()
     np.testing.assert_allclose(threats.size(norm, second), 0.025, rtol=1e-3)
     assert search.num_attempts == 10

@@ -10,10 +10,21 @@ import time
 
 import numpy as np
 import pytest
-from processes import QUICK, finished, lines, main, parameters, start, start_by_slurm, start_several, wait_for
+from processes import (
+    CLEAN,
+    TRAINED,
+    finished,
+    lines,
+    main,
+    parameters,
+    start,
+    start_by_slurm,
+    start_several,
+    wait_for,
+)
 
 __all__ = ["finished", "main"]
-STEPS = 24  # of QUICK, 4 an epoch
+STEPS = 24  # of TRAINED, 4 an epoch
 
 
 def step(workdir) -> int:
@@ -29,14 +40,14 @@ def assert_same_bits(workdir, other) -> None:
 
 def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start(main, *QUICK, f"--workdir={workdir}")
+    process = start(main, *CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6)
     process.send_signal(signal.SIGSTOP)  # it keeps the directory, however slow it is
-    second = main(*QUICK, f"--workdir={workdir}", check=False)
+    second = main(*CLEAN, f"--workdir={workdir}", check=False)
     assert second.returncode == 2
     assert second.stderr == (
         f"error: {workdir} is in use by process {process.pid} on {socket.gethostname()}:"
-        " wait for it, or give another --workdir\n"
+        " wait for it, or give another directory (--workdir)\n"
     )
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
@@ -47,15 +58,14 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
     stopped = int(re.search(r"stopped at step (\d+) of 24; the state is saved", errors)[1])
     assert not (workdir / "results.json").exists()
     shutil.move(workdir, tmp_path / "moved")
-    continued = main(*QUICK, f"--workdir={tmp_path / 'moved'}")
+    continued = main(*CLEAN, f"--workdir={tmp_path / 'moved'}")
     assert f"continuing at step {stopped} of 24" in continued.stdout
     assert_same_bits(tmp_path / "moved", finished[0])
 
 
 def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
-    flags = [flag for flag in QUICK if "eval.attacks" not in flag]
-    flags += [f"--workdir={workdir}", "--config.eval.batch_size=20"]
+    flags = [*TRAINED, f"--workdir={workdir}", "--config.eval.batch_size=20"]
     process = start(main, *flags, "--config.eval.attacks=('clean','noise','pgd3000')")
     wait_for(process, lambda: "noise" in np.load(workdir / "outcomes.npz"))
     process.send_signal(signal.SIGINT)
@@ -70,7 +80,7 @@ def test_a_truncated_checkpoint_costs_an_epoch_and_no_more(main, finished, tmp_p
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     data = max((workdir / "checkpoints" / str(STEPS)).rglob("*"), key=lambda path: path.stat().st_size)
     data.write_bytes(data.read_bytes()[:-100])
-    process = main(*QUICK, f"--workdir={workdir}")
+    process = main(*CLEAN, f"--workdir={workdir}")
     assert re.search(rf"warning: checkpoint \S+/{STEPS} is damaged \(default/\S+: \d+ bytes, not \d+\)", process.stderr)
     assert f"continuing at step {STEPS - 4}" in process.stdout
     assert_same_bits(workdir, finished[0])
@@ -89,7 +99,7 @@ def disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(main, finished, disk):
     workdir, ballast = disk / "run", disk / "ballast"
-    process = start(main, *QUICK, f"--workdir={workdir}")
+    process = start(main, *CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6 and (workdir / "checkpoints" / "4").exists())
     process.send_signal(signal.SIGSTOP)
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 2**19))
@@ -100,15 +110,15 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(
     assert re.match(r"error: no room for the checkpoint of step \d+ in \S+: 1\.\d MiB needed, 0\.\d free", said)
     assert "Traceback" not in errors
     ballast.unlink()
-    assert "continuing at step" in main(*QUICK, f"--workdir={workdir}").stdout
+    assert "continuing at step" in main(*CLEAN, f"--workdir={workdir}").stdout
     assert_same_bits(workdir, finished[0])
 
 
 # Without the attack: at a gradient near zero it takes one rounding error for another sign, and from there another run.
 # Seed 1: with 0 and 3 a ReLU of the blank pixels, which are all alike, comes to its kink within the eight steps.
 SMOOTH = (
-    *QUICK, "--config.method.name=standard", "--config.num_epochs=2", "--config.eval.autoattack_examples=8",
-    "--config.seed=1",
+    *TRAINED, "--config.method.name=standard", "--config.num_epochs=2", "--config.eval.autoattack_examples=8",
+    "--config.seed=1", "--config.eval.attacks=('clean','pgd7')",
 )  # fmt: skip
 
 
@@ -123,8 +133,6 @@ def smooth(main, tmp_path_factory):
 @pytest.mark.parametrize(("count", "start_all"), [(2, start_several), (4, start_by_slurm)])
 def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, start_all):
     flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
-    if count == 2:  # once is enough of AutoAttack, which each process computes on its own
-        flags.append("--config.eval.attacks=('autoattack',)")  # beside those of QUICK
     processes = start_all(main, count, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
     assert [process.returncode for process in processes] == [0] * count, outputs
@@ -137,13 +145,35 @@ def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, 
     one, other = (json.loads((path / "results.json").read_text()) for path in (smooth, tmp_path / "run"))
     assert one["clean"] == other["clean"]
     assert abs(one["pgd7"] - other["pgd7"]) <= 0.02
-    assert other["examples"].get("autoattack") == (8 if count == 2 else None)
+
+
+def test_two_processes_split_autoattack_and_one_resumes_what_they_left(main, smooth, tmp_path):
+    """Its stages work as the one that is run here. Examples take turns: 17 of 100 are left to it, 8 at once."""
+    whole, stopped = (shutil.copytree(smooth, tmp_path / name) for name in ("whole", "stopped"))
+    name, file = "square(epsilon=8,num_queries=400)", "square_epsilon_8_num_queries_400_.npz"
+    flags = [flag for flag in SMOOTH if "eval.attacks" not in flag and "autoattack_examples" not in flag]
+    flags += ["--mode=evaluate", f"--config.eval.attacks=('{name}',)", "--config.eval.autoattack_examples=0"]
+    processes = start_several(main, 2, *flags, f"--workdir={whole}")
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    processes = start_several(main, 2, *flags, f"--workdir={stopped}")
+    wait_for(processes[0], (stopped / file).exists)
+    processes[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [75, 75], outputs
+    assert np.load(stopped / file)["stage"] <= 1
+    main(*flags, f"--workdir={stopped}")
+    one, other = (dict(np.load(path / file)) for path in (stopped, whole))
+    assert other["stage"] == 2
+    assert {0, 1} <= set(other["broken_by"])
+    for name, array in other.items():
+        np.testing.assert_array_equal(one[name], array)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victim):
     workdir = tmp_path / "run"
-    processes = start_several(main, 2, *QUICK, "--config.num_epochs=1000", f"--workdir={workdir}")
+    processes = start_several(main, 2, *CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
     wait_for(processes[0], lambda: step(workdir) >= 6)
     processes[victim].kill()
     began = time.monotonic()
@@ -156,7 +186,7 @@ def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victi
 
 def test_all_of_several_processes_stop_when_one_is_asked_to(main, tmp_path):
     workdir = tmp_path / "run"
-    flags = (*QUICK, "--config.num_epochs=1000", f"--workdir={workdir}")
+    flags = (*CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
     processes = start_several(main, 2, *flags)
     wait_for(processes[0], lambda: step(workdir) >= 6)
     processes[1].send_signal(signal.SIGTERM)

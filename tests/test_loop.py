@@ -14,7 +14,8 @@ from test_step import create_experiment
 from infofeat_jax import experiment as experiments
 from infofeat_jax import run as runs
 from infofeat_jax.runtime import memory, signals
-from infofeat_jax.training import checkpoint, health, loop
+from infofeat_jax.training import checkpoint, health, keeper, loop
+from infofeat_jax.training.step import checked
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 EPOCHS = 3  # of 2 steps each
@@ -26,11 +27,14 @@ def training(tmp_path) -> loop.Training:
     return in_directory(tmp_path)
 
 
-def in_directory(workdir, count: int = 1, **changes) -> loop.Training:
+def in_directory(
+    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, **changes
+) -> loop.Training:
     one = create_experiment("standard", count)
     config = one.config.copy_and_resolve_references()
     config.update({"num_epochs": EPOCHS, "log_every": 2, **changes})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 32
+    config.checkpoint.every_minutes, config.eval.validate_every = every_minutes, validate_every
     workdir.mkdir(exist_ok=True)
     return runs.create_training(one._replace(config=config, workdir=workdir))
 
@@ -60,10 +64,13 @@ def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training
     assert checkpoint.latest_step(training.workdir) == 2 * EPOCHS
 
 
-def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(training, whole, monkeypatch):
+@pytest.mark.parametrize("every_minutes", [0.0, 1e6])
+def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(
+    tmp_path, whole, monkeypatch, every_minutes
+):
     """The run is interrupted at every place where it may stop, and each time resumes from there."""
-    stops = 0
-    while True:
+    training, stops = in_directory(tmp_path, every_minutes=every_minutes), 0
+    while stops < 20:
         asked = iter([False, False, True])  # a step or a validation further each time
         monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
         try:
@@ -71,7 +78,7 @@ def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(tra
             break
         except Stopped:
             stops += 1
-    assert stops >= 4
+    assert 4 <= stops < 20
     assert same(whole[0], state)
     kept = [record for record in records(training.workdir) if "interrupted" not in record]
     assert [(r["step"], r.get("loss"), r.get("epoch")) for r in kept] == [
@@ -102,21 +109,119 @@ def test_records_of_steps_that_are_taken_again_are_replaced(training, whole, mon
     ]
 
 
+def test_validation_every_second_epoch_and_after_the_last(tmp_path, whole):
+    training = in_directory(tmp_path, validate_every=2)
+    assert same(whole[0], loop.train(training))
+    ended = [record for record in records(tmp_path) if "epoch" in record]
+    assert [(record["step"], record["epoch"]) for record in ended] == [(4, 2), (6, 3)]
+    second = next(record for record in whole[1] if record.get("epoch") == 2)
+    assert ended[0]["validation_clean_accuracy"] == second["validation_clean_accuracy"]
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["4", "6"]
+
+
+def test_the_next_epoch_is_begun_before_a_validation_is_read(training, monkeypatch):
+    """The devices have work while the host logs and decides; and few steps are queued, so that a run stops soon."""
+    events = []
+
+    def noted(name: str, function):
+        return lambda *given: (events.append(name), function(*given))[1]
+
+    monkeypatch.setattr(loop, "finish_epoch", noted("validated", loop.finish_epoch))
+    monkeypatch.setattr(loop, "load_batch", noted("step", loop.load_batch))
+    monkeypatch.setattr(loop, "use_step", noted("metrics", loop.use_step))
+    loop.train(training)
+    # Two steps and two batches of the validation are queued before the first result is waited for.
+    assert events[:7] == ["step", "step", "step", "metrics", "step", "metrics", "validated"]
+    assert events[-1] == "validated"
+    assert events.count("step") == events.count("metrics") == 2 * EPOCHS
+
+
+def scored(training: loop.Training, scores: dict[int, float]) -> loop.Training:
+    """The same, but with this validation accuracy at each step."""
+
+    def validate(state):
+        yield jax.numpy.arange(100) < 100 * scores[int(state.step)], np.ones(100, bool)
+
+    return training._replace(validations={"clean": validate, "robust": validate})
+
+
+SCORES = {2: 0.3, 4: 0.5, 6: 0.5, 8: 0.1, 10: 0.4, 12: 0.2}
+
+
+def best(workdir, like) -> tuple[int, list]:
+    state = checkpoint.restore(workdir, "best", like)
+    return int(state.step), [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
+
+
+@pytest.fixture(scope="module")
+def six_epochs(tmp_path_factory):
+    """A training of six epochs, the best state of such a run with a checkpoint after each, and its last one."""
+    training = scored(in_directory(tmp_path_factory.mktemp("scored"), num_epochs=6), SCORES)
+    state = jax.device_get(loop.train(training))
+    return training, best(training.workdir, training.like), state
+
+
+@pytest.mark.parametrize(("due", "writes"), [(2.0, 4), (99.0, 2)])  # due after so many ticks; checkpoints in all
+def test_killed_at_any_moment_a_run_with_few_checkpoints_ends_as_one_with_many(
+    tmp_path, six_epochs, monkeypatch, due, writes
+):
+    """It is killed when a checkpoint is begun, each in turn; of the two equally good epochs the later is the best.
+
+    The clock ticks whenever it is looked at, at the end of an epoch and when a checkpoint is written.
+    """
+    ticks, begin, limit = itertools.count(), checkpoint._begin, 0
+
+    def write(checkpoints, snapshot):
+        """Stands for a kill: of a checkpoint begun there is only a directory with the name of none."""
+        if next(calls) == limit:
+            (checkpoints.epochs.directory / f"{snapshot.step}.orbax-checkpoint-tmp").mkdir()
+            raise RunFailed("killed")
+        return begin(checkpoints, snapshot)
+
+    monkeypatch.setattr(keeper, "monotonic", lambda: float(next(ticks)))
+    monkeypatch.setattr(checkpoint, "_begin", write)
+    training, (best_step, best_arrays), last = six_epochs
+    settings = training.settings._replace(every_minutes=due / 60)
+    for limit in range(writes + 1):
+        calls, training = itertools.count(), training._replace(workdir=tmp_path / str(limit), settings=settings)
+        training.workdir.mkdir()
+        if limit < writes:
+            with pytest.raises(RunFailed, match="killed"):
+                loop.train(training)
+            check_best(training)
+        assert same(last, loop.train(training))
+        step, arrays = best(training.workdir, training.like)
+        assert step == best_step == 6
+        assert all(map(np.array_equal, arrays, best_arrays))
+    assert next(calls) == writes
+
+
+def check_best(training: loop.Training) -> None:
+    """The best epoch up to the newest checkpoint is on disk."""
+    steps = [int(path.name) for path in checkpoint.finished(training.workdir)]
+    until = [step for step in SCORES if step <= max(steps, default=0)]
+    assert not until or max(until, key=lambda step: (SCORES[step], step)) in steps
+
+
 def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
-    """The same, but the step returns non-finite values after step `at` (counted from 1)."""
+    """The same, but the step returns non-finite values after step `at` (counted from 1).
+
+    Of the parameters, either all, as after a non-finite gradient, or some that the step does not look at.
+    """
 
     @jax.jit
     def poison(moved, values):
         factor = jax.numpy.where(moved.step == at, jax.numpy.nan, 1.0)
         if leaf == "loss":
             return moved, values | {"loss": values["loss"] * factor}
-        params = jax.tree.map(lambda p: p * factor, moved.params)
-        return moved._replace(params=params), values | {"parameter_norm": values["parameter_norm"] * factor}
+        first = 0 if leaf == "parameters" else 1
+        params = jax.tree.map(lambda p: p.at[first:].multiply(factor), moved.params)
+        return moved._replace(params=params), values | {"loss": checked(values["loss"], params)}
 
     return training._replace(step=lambda *arguments: poison(*training.step(*arguments)))
 
 
-@pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (4, "parameters")])
+@pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (3, "parameters"), (4, "some parameters")])
 def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at, leaf):
     rows = loop.batch_rows(training, at - 1)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
@@ -129,8 +234,9 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     assert all(np.isfinite(record.get("loss", 0.0)) for record in records(training.workdir))
 
 
-def test_stopping_while_parameters_are_not_finite_saves_nothing(training, monkeypatch):
-    training = poisoned(training, 3, "parameters")
+@pytest.mark.parametrize("leaf", ["parameters", "some parameters"])
+def test_stopping_while_parameters_are_not_finite_saves_nothing(training, leaf, monkeypatch):
+    training = poisoned(training, 3, leaf)
     asked = iter([False] * 5 + [True])  # 2 steps, 2 validations, 1 step
     monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
     with pytest.raises(RunFailed, match="step 3"):
@@ -147,6 +253,18 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
     clean = in_directory(tmp_path / "clean")
     (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
     assert same(state, loop.train(clean))
+
+
+def test_the_norm_is_that_of_the_logged_steps_parameters(training, whole):
+    state = training.initial()
+    for step in range(2):
+        state, _ = training.step(state, loop.load_batch(training, step), training.key)
+    norm = np.sqrt(
+        sum(np.square(leaf, dtype=np.float64).sum() for leaf in jax.tree.leaves(jax.device_get(state.params)))
+    )
+    logged = [record["parameter_norm"] for record in whole[1] if "parameter_norm" in record]
+    assert len(logged) == EPOCHS  # every second step
+    np.testing.assert_allclose(logged[0], norm, rtol=1e-6)
 
 
 def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
@@ -173,20 +291,21 @@ def test_a_step_that_does_not_fit_is_refused_with_the_estimate(training, monkeyp
         ("standard", [(0.7, 0.50)], (0.8, 0.05), False),  # was not trained to be robust
     ],
 )
-def test_collapse_of_robust_accuracy(tmp_path, monkeypatch, method, history, now, collapsed):
+def test_collapse_of_robust_accuracy(method, history, now, collapsed):
     names = "validation_clean_accuracy", "validation_robust_accuracy"
-    lines = [json.dumps({"step": 2, "epoch": 1} | dict(zip(names, rates, strict=True))) for rates in history]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    saved = []
-    monkeypatch.setattr(loop.checkpoint, "save", lambda *arguments: saved.append(arguments))
-    validations = {name: lambda state, rate=rate: rate for name, rate in zip(("clean", "robust"), now, strict=True)}
-    experiment = create_experiment(method)._replace(workdir=tmp_path)
-    training = runs.create_training(experiment)._replace(validations=validations)
-    written, none = [], checkpoint.Checkpoints(None, None)
-    reporting = loop.Reporting(none, lambda step, values: written.append(values), lambda *texts: None, frozenset())
-    loop.finish_epoch(training, reporting, experiments.create_state(experiment), 4, 0.0)
+    correct = {name: [np.arange(1000) < 1000 * rate] for name, rate in zip(("clean", "robust"), now, strict=True)}
+    written, kept = [], []
+    fake = object.__new__(keeper.Keeper)
+    fake.add = lambda snapshot, last: kept.append(snapshot)
+    earlier = [{"epoch": 1} | dict(zip(names, rates, strict=True)) for rates in history]
+    write = lambda step, values: written.append(values)  # noqa: E731
+    reporting = loop.Reporting(fake, write, lambda *texts: None, frozenset(), earlier)
+    training = runs.create_training(create_experiment(method))
+    loop.finish_epoch(
+        training, reporting, experiments.create_state(create_experiment(method)), correct, loop.Stretch(2, 4)
+    )
     assert written[0].get("catastrophic_overfitting", False) is collapsed
-    assert saved[0][-1] == now[0 if method == "standard" else 1]  # what early stopping judges by
+    assert kept[0].score == now[0 if method == "standard" else 1]  # what early stopping judges by
 
 
 def test_the_template_of_a_restored_state_is_the_state():

@@ -39,6 +39,70 @@ def test_batch_norm_keeps_the_unbiased_variance():
     np.testing.assert_allclose(y.reshape(-1, 3), (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5), atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mean", [0.0, 1e3, -1e4])
+def test_batch_norm_of_large_means(mean, dtype):
+    """Statistics and output against float64, the running mean being within 3 standard deviations of the mean."""
+    bn, std = layers.BatchNorm(3), 1.0 if dtype == "float32" else 1.0 + abs(mean) / 16  # bfloat16 has 8 bits
+    x = (mean + std * jax.random.normal(jax.random.key(0), (4, 8, 8, 3))).astype(dtype)
+    before = {"mean": jnp.asarray([mean, mean - 3 * std, mean + 3 * std]), "var": jnp.ones(3)}
+    variables = {"params": {"scale": jnp.full(3, 2.0), "bias": jnp.full(3, -1.0)}, "batch_stats": before}
+    y, moved = jax.jit(partial(bn.apply, train=True, mutable=["batch_stats"]))(variables, x)
+    wide = np.asarray(x, np.float64).reshape(-1, 3)
+    np.testing.assert_allclose(
+        moved["batch_stats"]["mean"], 0.9 * np.asarray(before["mean"], np.float64) + 0.1 * wide.mean(0), rtol=1e-6
+    )
+    np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-4)
+    expected = 2 * (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5) - 1
+    precise = {"atol": 1e-4} if dtype == "float32" else {"rtol": 2**-8, "atol": 1e-4}
+    np.testing.assert_allclose(np.asarray(y, np.float64).reshape(-1, 3), expected, **precise)
+
+
+@pytest.mark.parametrize("far", [0.0, 3.0, 30.0, 1e3, 1e5])
+def test_the_error_of_the_variance_is_as_stated(far):
+    """A sum's times 1 + (mean - shift)^2 / var; where nothing is left of the variance, it comes out too large."""
+    x = np.random.default_rng(0).standard_normal((8, 16, 16, 5)).astype(np.float32) + np.float32(far)
+    _, mean, var = jax.jit(layers.moments)(x, jnp.zeros(5))
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(mean, wide.mean((0, 1, 2)), rtol=1e-6, atol=1e-6)
+    error = np.asarray(var) / wide.var((0, 1, 2)) - 1
+    assert np.abs(error).max() < 1e-6 * (1 + far**2)
+    assert error.min() > -0.7
+
+
+def test_the_gradient_of_batch_norm_is_the_numerical_one():
+    """To x, scale and bias, against float64 differences of the textbook's formula; none through the shift."""
+    x, weights = (np.random.default_rng(seed).standard_normal((3, 2, 2, 4)) for seed in (0, 1))
+    scale, bias, shift = (
+        np.array([1.0, 2.0, -1.0, 0.5]),
+        np.array([0.0, 1.0, 2.0, 3.0]),
+        np.array([0.0, 1.0, -2.0, 3.0]),
+    )
+
+    def plain(x, scale, bias):
+        y = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5) * scale + bias
+        return (np.tanh(y) * weights).sum()
+
+    def ours(x, scale, bias, shift):
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": shift, "var": jnp.ones(4)}}
+        y, _ = layers.BatchNorm(4).apply(variables, x, train=True, mutable=["batch_stats"])
+        return (jnp.tanh(y) * weights).sum()
+
+    arrays = [x, scale, bias]
+    found = jax.jit(jax.grad(ours, (0, 1, 2, 3)))(*(jnp.asarray(a, jnp.float32) for a in (*arrays, shift)))
+    for which, gradient in enumerate(found[:3]):
+        numerical = np.zeros_like(arrays[which])
+        for place in np.ndindex(numerical.shape):
+            values = []
+            for step in (1e-5, -1e-5):
+                changed = [a.copy() for a in arrays]
+                changed[which][place] += step
+                values.append(plain(*changed))
+            numerical[place] = (values[0] - values[1]) / 2e-5
+        np.testing.assert_allclose(gradient, numerical, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found[3], 0)
+
+
 def test_initialisation_leaves_the_statistics_alone():
     _, variables = (
         (m := models.create("wrn_10_1", num_classes=3)),
@@ -55,7 +119,7 @@ def test_folding_batch_norm_into_the_convolution_is_exact_up_to_rounding():
         @layers.nn.compact
         def __call__(self, x, fold):
             c, b = layers.Conv(4, name="c"), layers.BatchNorm(4, name="b")
-            return layers.conv_bn(c, b, x, train=False, relu=False) if fold else b(c(x), train=False)
+            return layers.conv_bn(c, b, x, train=False, activation=None) if fold else b(c(x), train=False)
 
     variables = Both().init(jax.random.key(1), x, False)
     variables["batch_stats"]["b"] = {"mean": jnp.arange(4.0), "var": jnp.arange(1.0, 5.0)}
@@ -99,6 +163,8 @@ def test_unread_outputs_cost_nothing():
         ({"name": "wrn_11_2"}, "depth is 10, 16, 22"),
         ({"name": "resnet18", "dtype": "float16"}, "unknown dtype 'float16'"),
         ({"name": "resnet18", "width": -4}, "width -4"),
+        ({"name": "resnet18", "activation": "gelu"}, "unknown activation 'gelu': choose one of relu, silu"),
+        ({"name": "wrn_10_1", "padding": "valid"}, "unknown padding 'valid': choose one of same, symmetric"),
     ],
 )
 def test_errors(arguments, message):

@@ -16,9 +16,14 @@ from infofeat_jax import installation
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def examples(path: str) -> list[str]:
+    """The Python examples on a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
+
+
 def example(path: str) -> str:
     """The first Python example on a page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)[0]
+    return examples(path)[0]
 
 
 def run(code: str) -> str:
@@ -46,9 +51,12 @@ def test_the_package_alone_gives_the_public_library():
         "import infofeat_jax as j; from infofeat_jax import *; print(j.attacks.pgd.__name__, j.models.create.__name__,"
         " sorted(j.methods.METHODS)[0], j.objectives.cross_entropy.__name__, j.threat.threat.__name__,"
         " j.sinkhorn.cosine_cost.__name__, j.cam.positive_cam.__name__, j.adapters.pytorch.__name__,"
-        " j.data.load.__name__, j.types.Outputs.__name__, attacks is j.attacks)"
+        " j.data.load.__name__, j.types.Outputs.__name__, j.evaluate.__name__, j.load.__name__, attacks is j.attacks)"
     )
-    expected = "pgd create adversarial_interpolation cross_entropy threat cosine_cost positive_cam pytorch load Outputs"
+    expected = (
+        "pgd create adversarial_interpolation cross_entropy threat cosine_cost positive_cam pytorch load Outputs"
+        " evaluate load"
+    )
     assert shown.split() == [*expected.split(), "True"]
 
 
@@ -60,7 +68,7 @@ def test_importing_the_library_leaves_the_devices_to_be_chosen():
 def test_the_version_is_the_installed_ones_and_known_without_an_installation():
     assert infofeat_jax.__version__ == importlib.metadata.version("infofeat_jax")
     shown = run(
-        "import flax, jaxtyping, optax\nfrom importlib import metadata\n"
+        "import flax, jaxtyping, optax, wadler_lindig\nfrom importlib import metadata\n"
         "def absent(name): raise metadata.PackageNotFoundError(name)\n"
         "metadata.version = absent\nimport infofeat_jax; print(infofeat_jax.__version__)"
     )
@@ -85,6 +93,19 @@ def test_a_run_on_embedded_data_never_loads_tensorflow():
 def test_the_readmes_library_example_runs():
     assert "robust accuracy" in run(example("README.md"))
     assert example("README.md") == example("docs/quickstart.md")
+
+
+def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_bring():
+    pytest.importorskip("equinox")
+    shown = run(
+        "\n".join(examples("docs/how-to/any-model.md"))
+        + f"\nimport sys; print([m for m in {set(HEAVY) - {'sklearn', 'scipy'}} if m in sys.modules])"  # of the digits
+    )
+    titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
+    assert titles == ["forward", "LinenModel", "NnxModel", "Sequential"]
+    assert re.search(r"^0\.\d+ \(100,\) \(100, 8, 8, 1\)$", shown, re.MULTILINE)
+    assert shown.splitlines()[-1] == "[]"
+    assert examples("README.md")[1] == example("docs/how-to/any-model.md")
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports

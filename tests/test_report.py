@@ -201,6 +201,37 @@ def test_an_attack_that_some_seeds_lack_is_counted(tmp_path):
     assert "worst case" not in table.columns  # over other attacks in each run
 
 
+def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path, monkeypatch, capsys):
+    """On the first 200 images all is better than on 2,000: the worst case there is above PGD20 on all of them."""
+    subset = {"clean": 0.95, "pgd20": 0.6, "cw20": 0.58, "autoattack": 0.55}
+    common = subset | {"examples": dict.fromkeys(subset, 200), "worst_case": 0.545}
+    whole = {"clean": 0.85, "pgd20": 0.5, "cw20": 0.45, "autoattack": 0.55}
+    results = create_results(create_config(), whole, common=common) | {"worst_case": 0.545}
+    results["examples"]["autoattack"] = 200
+    write_run(tmp_path / "madry-seed0", create_config(), results)
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    assert table.columns[-1] == "worst case"
+    row, same = (line for line in table.lines if line.kind != "part")
+    assert [cell.value for cell in row.cells[1:]] == ["85.0", "50.0", "45.0", "55.0", "\N{EN DASH}"]
+    assert (same.label, same.kind) == ("first 200 images", "subset")
+    assert [cell.value for cell in same.cells[1:]] == ["95.0", "60.0", "58.0", "55.0", "54.5"]
+    low, high = scipy.stats.binomtest(109, 200).proportion_ci(0.95, method="wilson")
+    assert same.cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
+    assert any("among the first 200 images, which all attacks saw" in note for note in table.notes)
+    monkeypatch.setenv("COLUMNS", "120")
+    terminal.show(tmp_path)
+    assert "first 200 images 95.0 60.0 58.0 55.0 54.5" in re.sub(" +", " ", capsys.readouterr().out)
+    assert "first 200 images" in markup.to_markdown("", [table])
+    path = tmp_path / "madry-seed0" / "results.json"
+    path.write_text(json.dumps(results | {"common": common | {"pgd20": 1.5}}))
+    (gap,) = collect.collect(tmp_path).rows[0].gaps
+    assert gap.gap == "results.json is damaged: common: pgd20 = 1.5"
+    path.write_text(json.dumps(results | {"common": {}}))  # as earlier versions wrote it
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    assert table.lines[0].cells[-1].value == "54.5"
+    assert any(note.startswith("Worst case:") for note in table.notes)
+
+
 def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(study):
     everything = {table.name: table for table in tables.create(collect.collect(study))}
     columns = ["seeds", "clean", "noise", "FGSM", "PGD7", "PGD20", "CW20", "InfoFeature10", "AutoAttack"]

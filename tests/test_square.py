@@ -2,6 +2,7 @@
 
 import functools
 
+import in_step
 import jax
 import jax.numpy as jnp
 import linear_model
@@ -46,7 +47,8 @@ def test_trace_of_recorded_proposals():
 
     @jax.jit
     def query(forward, state, side, corner, sign):
-        proposal = repaint(threat, state.images, state.adversarial, side, corner, sign)
+        drawn = (jnp.broadcast_to(a, (len(rows), *jnp.shape(a))) for a in (side, corner, sign))  # as in their batch
+        proposal = repaint(threat, state.images, state.adversarial, *drawn)
         return accept(forward, state, proposal)
 
     state = jax.jit(accept)(network(), state, start)
@@ -95,9 +97,10 @@ def test_twin_pyramids_follow_the_formula(side, top, left, flip, norm):
 def test_l2_images_lie_on_the_sphere_and_change_in_two_windows(shape):
     grey = jnp.full(shape, 0.5)
     threat = threats.threat("l2", 0.4)
-    x = jax.jit(functools.partial(patches.first, threat))(KEY, grey)
+    keys, sides = (jax.random.split(jax.random.key(seed), shape[0]) for seed in (0, 1)), jnp.full(shape[0], 3)
+    x = jax.jit(functools.partial(patches.first, threat))(next(keys), grey)
     np.testing.assert_allclose(threats.size("l2", x - grey), 0.4, rtol=1e-4)
-    moved = jax.jit(functools.partial(patches.propose, threat))(jax.random.key(1), grey, x, 3)
+    moved = jax.jit(functools.partial(patches.propose, threat))(next(keys), grey, x, sides)
     np.testing.assert_allclose(threats.size("l2", moved - grey), 0.4, rtol=1e-4)
     changed = np.abs(moved - x).max(-1) > 1e-5
     assert changed.any()
@@ -141,18 +144,20 @@ def test_results_never_leave_ball_or_box_and_lower_the_margin(norm):
     assert ((top[1][:, -1] - top[1][:, -2]) < (top[0][:, -1] - top[0][:, -2])).all()
 
 
-def test_window_is_shared_by_the_batch_and_every_query_counts():
+def test_each_example_has_windows_of_its_own_and_every_query_counts():
     grey, y = jnp.full((5, 8, 8, 2), 0.5), jnp.zeros(5, jnp.int32)
-    forward = lambda z: jnp.stack([jnp.ones(5), jnp.zeros(5)], 1)  # noqa: E731
-    search = square_search(threats.threat("linf", 0.01), (8, 8), num_queries=9)
-    step = jax.jit(lambda key, t, state: search.step(forward, key, t, state))
+    forward = jax.tree_util.Partial(lambda z: jnp.stack([jnp.ones(5), jnp.zeros(5)], 1))
+    search = square_search(threats.threat("linf", 0.01), (8, 8), num_queries=9, initial_share=0.3)
+    step, sides, changed = in_step.step(search), patch_sides((8, 8), 9, 0.3, "linf"), []
     assert search.num_steps == 9
-    state = initial_state(grey, y)
+    state = in_step.start(search, KEY, grey, y, jnp.zeros((5, 2)))
     for t in range(search.num_steps):
-        state = step(KEY, t, state._replace(margin=jnp.full(5, jnp.inf), adversarial=grey))
-        changed = np.abs(state.adversarial - grey) > 0.009
-        assert changed.all() if t == 0 else (changed == changed[:1]).all()
-        assert changed[0, :, :, 0].sum() == (64 if t == 0 else patch_sides((8, 8), 9, 0.8, "linf")[t] ** 2)
+        state = step(forward, KEY, t, state._replace(margin=jnp.full(5, jnp.inf)))
+        changed.append(np.abs(state.adversarial - grey) > 0.009)
+        assert (changed[t][..., 0].sum((1, 2)) == (64 if t == 0 else sides[t] ** 2)).all()
+        state = state._replace(adversarial=grey)
+    assert changed[0].all()
+    assert (changed[8] != changed[8][:1]).any()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

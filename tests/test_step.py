@@ -71,8 +71,6 @@ def test_a_step_is_the_plain_one(method, weight):
     assert distance(jax.device_get(params), after.params) < 1e-3
     assert distance(jax.device_get(moved), after.batch_stats) < 1e-3
     assert after.step == 1
-    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(after.params)))
-    np.testing.assert_allclose(values["parameter_norm"], norm, rtol=1e-6)
     other = plain(state, images, labels, 0.1 - weight)  # lambda matters by more than what is let pass
     assert distance(jax.device_get(other[1]), after.params) > 1e-2
 
@@ -118,14 +116,14 @@ def plain_step(module, state, images, labels, weight):
 def test_statistics_move_with_each_pass_of_the_loss():
     """TRADES without a perturbation: three passes over one batch."""
     module, (images, labels) = small.TinyNet(), small.batch(8)
-    variables = module.init(jax.random.key(0), images)
+    variables = jax.jit(module.init)(jax.random.key(0), images)
     moved = {}
     for name in ("standard", "trades"):
         method = methods.create(name, methods.Options(5, {}))._replace(attack=None)
         given = variables["params"], variables, variables["batch_stats"], jax.random.key(0), images, labels
-        found = gradients(module, method, *given).batch_stats["bn1"]
+        found = jax.jit(partial(gradients, module, method))(*given).batch_stats["bn1"]
         moved[name] = found["mean"] - variables["batch_stats"]["bn1"]["mean"]
-    np.testing.assert_allclose(moved["trades"], (1 + 0.9 + 0.81) * moved["standard"], rtol=1e-5)
+    np.testing.assert_allclose(moved["trades"], (1 + 0.9 + 0.81) * moved["standard"], rtol=1e-5, atol=1e-8)
 
 
 def test_the_schedule_follows_the_states_own_counter():
@@ -143,6 +141,34 @@ def test_the_schedule_follows_the_states_own_counter():
         moved[start] = np.linalg.norm(after.params["linear"]["kernel"] - state.params["linear"]["kernel"])
         assert after.step == start + 1
     np.testing.assert_allclose(moved[4] / moved[3], 0.1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reason", ["none", "gradient", "rate"])
+def test_the_loss_is_nan_where_the_update_leaves_parameters_that_are_not_finite(reason):
+    """The gradient of one example's logits is not a number, or the learning rate is infinite; the loss is finite."""
+
+    @jax.custom_jvp
+    def spoiled(logits):
+        return logits
+
+    @spoiled.defjvp
+    def differentiate(primals, tangents):
+        return primals[0], tangents[0].at[0].multiply(jnp.nan)
+
+    def loss(train, batch):
+        logits = train(batch.perturbed).logits
+        logits = spoiled(logits) if reason == "gradient" else logits
+        return optax.softmax_cross_entropy(logits, batch.targets), logits
+
+    module, (images, labels) = small.TinyNet(), small.batch(4)
+    method = methods.create("standard", methods.Options(5, {}))._replace(loss=loss)
+    optimizer = optimizers.sgd(lambda step: jnp.inf if reason == "rate" else 0.1)
+    state = initial_state(module, optimizer, jax.random.key(0), images.shape[1:])
+    batch = jnp.asarray(255 * images, jnp.uint8), labels
+    after, values = jax.jit(make_step(module, method, optimizer))(state, batch, jax.random.key(0))
+    finite = [bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(after.params)]
+    assert all(finite) == (reason == "none")
+    assert bool(jnp.isfinite(values["loss"])) == (reason == "none")
 
 
 def test_milestones_that_fall_on_one_step_both_count():
@@ -279,6 +305,17 @@ def test_each_accumulated_part_has_a_key_and_every_fourth_example():
     np.testing.assert_allclose(found.batch_stats, 1234 + 567.8, rtol=1e-6)
 
 
+def test_accumulated_gradients_are_summed_in_the_loop():
+    """Not stacked: they take the memory of one part, and XLA can sum them over devices after the loop."""
+    experiment = without_randomness(create_experiment("standard"), accumulate_steps=2)
+    batch = tuple(array[:16] for array in experiment.data.train)
+    step = experiments.compile_step(experiment)
+    traced = jax.make_jaxpr(step)(experiments.create_state(experiment), batch, jax.random.key(0))
+    (inside,) = (one.params["jaxpr"].jaxpr for one in traced.jaxpr.eqns if "jaxpr" in one.params)
+    (loop,) = (one for one in inside.eqns if one.primitive.name == "scan")
+    assert len(loop.outvars) == loop.params["num_carry"]
+
+
 def test_accumulation_moves_the_statistics_with_each_part():
     """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
     plain = without_randomness(create_experiment("madry"))
@@ -293,11 +330,13 @@ def test_accumulation_moves_the_statistics_with_each_part():
     np.testing.assert_allclose(second - first, 0.9 * (first - start), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["wrn_10_1", "resnet10", "preact_resnet18"])
-def test_rematerialised_blocks_compute_the_same(name):
+@pytest.mark.parametrize(
+    ("name", "options"), [("wrn_10_1", {}), ("resnet18", {"blocks": (1, 1)}), ("preact_resnet18", {"blocks": (1, 1)})]
+)
+def test_rematerialised_blocks_compute_the_same(name, options):
     """The same parameters, gradients and statistics; what is kept for the backward pass is recomputed."""
     images, labels = small.batch(4)
-    plain, remat = (models.create(name, num_classes=5, width=4, remat=remat) for remat in (False, True))
+    plain, remat = (models.create(name, num_classes=5, width=4, remat=remat, **options) for remat in (False, True))
     variables = jax.jit(plain.init)(jax.random.key(0), images)
 
     def loss(module, params):

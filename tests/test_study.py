@@ -1,17 +1,25 @@
-"""The runs of a study, and that an interrupted study resumes where it stopped."""
+"""The runs of a study, an interrupted study that resumes where it stopped, and one that several processes do."""
 
+import contextlib
 import importlib
 import json
+import os
 import pathlib
+import signal
+import socket
+import time
 
 import pytest
+from processes import QUICK, lines, main, start, wait_for
 
 from infofeat_jax import cli, report, run, study
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.runtime import lock, signals
+from infofeat_jax.types import InvalidInput, Stopped
 
+__all__ = ["main"]
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))
 
 
@@ -100,7 +108,7 @@ def test_finished_runs_are_passed_over(tmp_path):
     def names(text: str) -> list[str]:
         done.clear()
         path.write_text(text)
-        study.run_all(planned, tmp_path, lambda config, directory: done.append(directory.name))
+        study.run_all(planned, tmp_path, {"train": lambda config, directory: done.append(directory.name)})
         return list(done)
 
     assert names(json.dumps(results)) == ["madry-seed0"]
@@ -140,3 +148,73 @@ def test_all_runs_are_trained_before_the_first_is_evaluated(tmp_path, monkeypatc
     cli.execute_study(settings, tmp_path / "study", "train")
     names = ("madry-seed0", "standard-seed0")
     assert order == [*(("train", name) for name in names), *(("evaluate", name) for name in names), ("report", "study")]
+
+
+def test_a_run_that_another_process_has_is_left_for_later(tmp_path, monkeypatch, capsys):
+    """It is done once the other lets go of it, and what is crafted on it after that; the waiting is said once."""
+    crafted = "crafted: method.name=madry eval.attacks=('clean','pgd2@standard-seed0')"
+    planned, done, pauses = study.plan(config(crafted, "standard", "trades")), [], []
+    other = contextlib.ExitStack()
+    (tmp_path / "standard-seed0").mkdir()
+    other.enter_context(lock.lock(tmp_path / "standard-seed0"))
+
+    def sleep(seconds):
+        pauses.append(list(done))
+        if len(pauses) == 5:
+            other.close()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    acts = {
+        act: lambda config, workdir, act=act: done.append((act, workdir.name.removesuffix("-seed0")))
+        for act in ("train", "evaluate")
+    }
+    study.run_all(planned, tmp_path, acts)
+    before = [("train", "crafted"), ("train", "trades"), ("evaluate", "trades")]
+    assert all(pause == before for pause in pauses)
+    after = [("train", "standard"), ("evaluate", "crafted"), ("evaluate", "standard")]
+    assert done == [*before, *after]
+    me = f"process {os.getpid()} on {socket.gethostname()}"
+    assert [line for line in capsys.readouterr().out.splitlines() if "waiting" in line] == [
+        f"waiting for standard-seed0 ({me})"
+    ]
+
+
+def test_a_stop_while_waiting(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "requested", lambda: True)
+    (tmp_path / "madry-seed0").mkdir()
+    with lock.lock(tmp_path / "madry-seed0"), pytest.raises(Stopped, match="while waiting for other processes"):
+        study.run_all(study.plan(config("madry")), tmp_path, {"train": lambda *given: None})
+
+
+def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
+    """The first is stopped in its first run and, when the others wait for that, killed: they take the run up."""
+    directory = tmp_path / "study"
+    madry = "madry: method.name=madry eval.attacks=('clean','pgd2@standard-seed0')"
+    flags = (
+        *QUICK, "--config.num_epochs=8", "--config.eval.attacks=('clean',)", f"--workdir={directory}",
+        f'--config.study.rows=("{madry}","standard")', "--config.study.seeds=(0,1)",
+    )  # fmt: skip
+    victim = start(main, *flags)
+    wait_for(victim, (directory / "madry-seed0" / "checkpoints" / "4").exists, seconds=300)
+    victim.send_signal(signal.SIGSTOP)
+    others = [start(main, *flags) for _ in range(2)]
+    rest = [directory / name / "results.json" for name in ("standard-seed0", "madry-seed1", "standard-seed1")]
+    wait_for(others[0], lambda: all(path.exists() for path in rest), seconds=300)
+    time.sleep(2)
+    assert all(process.poll() is None for process in others)
+    assert not (directory / "report").exists()
+    victim.kill()
+    victim.communicate()
+    outputs = [process.communicate(timeout=200) for process in others]
+    assert [process.returncode for process in others] == [0, 0], outputs
+    said = "".join(out for out, _ in outputs)
+    assert f"waiting for madry-seed0 (process {victim.pid} on {socket.gethostname()})" in said
+    assert said.count("continuing at step") == 1
+    for name in ("madry-seed0", "standard-seed0", "madry-seed1", "standard-seed1"):
+        assert json.loads((directory / name / "results.json").read_text())["finished"]
+        steps = [line["step"] for line in lines(directory / name) if "loss" in line]
+        assert steps == list(range(1, 33))  # by one process at a time
+        assert said.count(f"{name}: train") == said.count(f"{name}: evaluate") == 1
+    table = (directory / "report" / "table.md").read_text()
+    assert "Madry" in table
+    assert "Standard" in table

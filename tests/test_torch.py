@@ -115,6 +115,7 @@ def test_arch_chooses_what_no_shape_tells(final_norm):
 def test_prefixes_are_removed(prefix):
     state = small_state()
     wrapped = {prefix + key: value for key, value in state.items()} | {"n_averaged": np.array(3)}
+    wrapped[f"{prefix}model_preact_hl1.1.weight"] = state["conv1.weight"]
     assert_equal_trees(models.from_torch(wrapped)[1], models.from_torch(state)[1])
 
 
@@ -191,6 +192,27 @@ TORCH_NETWORKS = {  # name: (class, its arguments, arguments of from_torch, of t
     "wrn_sub_block1": ("wide_resnet", {"sub_block1": True}, {}, {"sub_block1": True}),
     "wrn_buffers": ("wide_resnet", {"buffers": True}, {}, {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25)}),
 }
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preact_plain", "wrn_buffers"])
+def test_silu_in_the_public_classes(name, monkeypatch):
+    """In evaluation and in training, where BatchNorm is not folded into the convolution."""
+    torch = pytest.importorskip("torch")
+    import torch_networks
+
+    build, arguments, importing, _ = TORCH_NETWORKS[name]
+    monkeypatch.setattr(torch_networks.F, "relu", torch.nn.functional.silu)
+    torch.manual_seed(0)
+    network = getattr(torch_networks, build)(classes=10, width=4, **arguments)
+    torch_networks.randomize(network)
+    module, variables = models.from_torch(network.state_dict(), activation="silu", **importing)
+    out = evaluate(module, variables, BATCH)
+    np.testing.assert_allclose(out.logits, torch_networks.run(network, BATCH), atol=1e-5)
+    products = np.asarray(out.maps)[..., None] * np.asarray(out.kernel)
+    np.testing.assert_allclose(out.cam, np.maximum(products, 0).sum(-2), atol=1e-5)  # Eq. 6: features may be negative
+    if name == "wrn_buffers":
+        out, _ = train(module, variables, BATCH)
+        np.testing.assert_allclose(out.logits, torch_networks.run(network, BATCH, train=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", TORCH_NETWORKS)

@@ -4,6 +4,7 @@ Every field below has a value of its own, unlike any default, so that a field th
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ def configure(method: str = "infofeature", **changes):
     config = configs.default()
     config.seed, config.batch_size, config.num_epochs = 7, 8, 5
     config.max_loss, config.skip_batches, config.log_every, config.checkpoint.keep = 123.0, 3, 4, 6
+    config.checkpoint.every_minutes, config.eval.validate_every = 2.5, 3
     config.model.name, config.model.width = "wrn_10_1", 3
     config.data.update({"crop_padding": 2, "flip": False, "validation_size": VALIDATION, "split_seed": 9})
     config.method.update({"name": method, "weight": 0.7, "label_smoothing": 0.3, "distance": "l1", "classes": "label"})
@@ -170,11 +172,11 @@ def test_the_data_are_loaded_as_the_configuration_says(monkeypatch):
 def test_the_loop_gets_the_training_split_and_its_settings(tmp_path):
     experiment = create_experiment(tmp_path)
     training = run.create_training(experiment)
-    assert training.settings == loop.Settings(8, 5, 7, 4, 123.0, 3, 6, False)
+    assert training.settings == loop.Settings(8, 5, 7, 4, 123.0, 3, 6, 2.5, 3, False)
     assert training.data is experiment.data.train
     assert (training.judge, training.robust_name, training.num_classes) == ("robust", "cw2", 5)
     assert run.create_training(create_experiment(tmp_path, method="standard")).judge == "clean"
-    assert training.schedule is experiment.schedule
+    assert training.schedule(5) == experiment.schedule(5)
     images, labels = loop.load_batch(training, 4)
     rows = loop.batch_rows(training, 4)
     np.testing.assert_array_equal(images, experiment.data.train.images[rows])
@@ -194,9 +196,9 @@ def test_validation_is_of_the_held_out_images_under_the_validation_attack(tmp_pa
     made = []
     compile_attack = robustness.compile_attack
 
-    def spy(module, attack, mesh):
+    def spy(attack, mesh):
         made.append(attack)
-        return compile_attack(module, attack, mesh)
+        return compile_attack(attack, mesh)
 
     monkeypatch.setattr(robustness, "compile_attack", spy)
     experiment = create_experiment(tmp_path)
@@ -207,7 +209,8 @@ def test_validation_is_of_the_held_out_images_under_the_validation_attack(tmp_pa
     state = experiments.create_state(experiment)
     held_out = experiment.data.validation
     logits = experiment.module.apply(state.variables, to_unit(jnp.asarray(held_out.images))).logits
-    assert validations["clean"](state) == (logits.argmax(-1) == held_out.labels).mean()
+    found = np.concatenate([robustness.fetch(*batch) for batch in validations["clean"](state)])
+    assert found.mean() == (logits.argmax(-1) == held_out.labels).mean()
 
 
 def test_what_is_evaluated(tmp_path):
@@ -216,7 +219,9 @@ def test_what_is_evaluated(tmp_path):
     subject = run.create_subject(experiment, state.evaluated)
     np.testing.assert_array_equal(subject.split.images, experiment.data.test.images[:9])
     np.testing.assert_array_equal(subject.split.labels, experiment.data.test.labels[:9])
-    assert (subject.module, subject.mesh, subject.num_classes) == (experiment.module, experiment.mesh, 5)
+    assert (subject.forward.func, subject.mesh, subject.num_classes) == (experiment.module.apply, experiment.mesh, 5)
+    assert subject.forward.args == (state.evaluated,)
+    assert not subject.keep_adversarial
     assert subject.budget == Budget("l2", 100 / 255, 11 / 255)
     limits = subject.seed, subject.batch_size, subject.autoattack_examples, subject.probe_examples, subject.cam_images
     assert limits == (7, 16, 5, 4, 2)
@@ -228,7 +233,7 @@ def test_images_are_attacked_in_batches_of_the_configured_size(tmp_path, monkeyp
     """And with one key, so that all attacks start alike."""
     given = []
 
-    def spy(one_batch, mesh, variables, key, split, size):
+    def spy(one_batch, mesh, variables, key, split, size, **options):
         given.append((key, split, size))
         yield np.ones(9, np.float32 if name.startswith("distance") else bool)
 
@@ -262,6 +267,19 @@ def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
     assert run.describe_setting(experiment, moved, 9) != run.describe_setting(experiment, variables, 9)
 
 
+@pytest.mark.parametrize(("platform", "size", "said"), [("gpu", 16, True), ("gpu", 248, False), ("cpu", 16, False)])
+def test_small_batches_on_accelerators_are_remarked_on(platform, size, said):
+    devices_there = np.array([SimpleNamespace(platform=platform)] * 4)
+    experiment = create_experiment()
+    subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
+    split = data.Split(np.zeros((300, 8, 8, 1), np.uint8), np.zeros(300, np.int32))
+    subject = subject._replace(mesh=SimpleNamespace(devices=devices_there, size=4), batch_size=size, split=split)
+    text = "config.eval.batch_size = 16 gives each of 4 devices 4 images at once: 128 keep it busy"
+    text += ", --config.eval.batch_size=512"
+    assert evaluate.advise(subject) == (text if said else None)
+    assert evaluate.advise(subject._replace(split=data.Split(*(part[:16] for part in split)))) is None
+
+
 @pytest.mark.parametrize(
     ("name", "epsilon", "stages", "asked"),
     [
@@ -282,7 +300,8 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
 
     def spy_steps(the_plan, forward, key, images, labels, **options):
         given.update(stages=[stage.name for stage in the_plan.stages], images=images, labels=labels, key=key, **options)
-        state = autoattack.ResumeState(len(stages), 0, np.array([-1, 0, 1, -1, 2], np.int32), images, 3)
+        found = np.array([-1, 0, 1, -1, 2], np.int32)
+        state = autoattack.ResumeState(len(stages) + 1, 0 * found, found, images, 3, 3)
         yield Progress("square", 2, 5, 3, 1.0), state
 
     monkeypatch.setattr(autoattack, "plan", spy_plan)
@@ -297,7 +316,7 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     assert given["key"] == streams.key(7, "autoattack")
     np.testing.assert_array_equal(given["images"], to_unit(experiment.data.test.images[:5]))
     np.testing.assert_array_equal(given["labels"], experiment.data.test.labels[:5])
-    assert given["batch_size"] == 16
+    assert (given["batch_size"], given["mesh"]) == (16, experiment.mesh)
     np.testing.assert_array_equal(outcome, [True, False, False, True, False])
 
 

@@ -1,5 +1,7 @@
 """The public networks in plain PyTorch, written for the tests after their descriptions."""
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -123,6 +125,96 @@ class WideResNet(nn.Module):
 
 def wide_resnet(width: int, classes: int, *, sub_block1=False, buffers=False) -> nn.Module:
     return WideResNet(16, 2, width, classes, sub_block1=sub_block1, buffers=buffers)
+
+
+# DeepMind's. Convolutions of stride 2 pad the high sides only.
+
+
+class Padded(nn.Conv2d):
+    """A 3x3 convolution without bias; at stride 2 padded by 0 and 1."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__(inputs, outputs, 3, stride, bias=False)
+
+    def forward(self, x):
+        return super().forward(F.pad(x, (1, 1, 1, 1) if self.stride[0] == 1 else (0, 1, 0, 1)))
+
+
+class DeepMindWideBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, activation):
+        super().__init__()
+        self.batchnorm_0, self.conv_0 = nn.BatchNorm2d(inputs), Padded(inputs, outputs, stride)
+        self.batchnorm_1, self.conv_1 = nn.BatchNorm2d(outputs), Padded(outputs, outputs, 1)
+        self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.activation = activation
+
+    def forward(self, x):
+        a = self.activation(self.batchnorm_0(x))
+        x = x if self.shortcut is None else self.shortcut(a)
+        return x + self.conv_1(self.activation(self.batchnorm_1(self.conv_0(a))))
+
+
+class DeepMindPreActBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, activation):
+        super().__init__()
+        self.batchnorm_0, self.conv_2d_1 = nn.BatchNorm2d(inputs), Padded(inputs, outputs, stride)
+        self.batchnorm_1, self.conv_2d_2 = nn.BatchNorm2d(outputs), Padded(outputs, outputs, 1)
+        self.shortcut = None if stride == 1 and inputs == outputs else Padded(inputs, outputs, stride)
+        self.activation = activation
+
+    def forward(self, x):
+        y = self.conv_2d_1(self.activation(self.batchnorm_0(x)))
+        x = x if self.shortcut is None else self.shortcut(x)
+        return x + self.conv_2d_2(self.activation(self.batchnorm_1(y)))
+
+
+class DeepMindGroup(nn.Module):
+    def __init__(self, *blocks: nn.Module):
+        super().__init__()
+        self.block = nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.block(x)
+
+
+class DeepMindNetwork(nn.Module):
+    """WideResNet-10-2 or -16-2, or PreAct-ResNet-18; with `buffers` as RobustBench's classes, else as DeepMind's."""
+
+    MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)  # of CIFAR-10
+
+    def __init__(self, wide: bool, width: int, classes: int, activation, *, buffers: bool, blocks: int = 1):
+        super().__init__()
+        self.activation, self.wide = activation, wide
+        stem, block = conv(3, width, 3), DeepMindWideBlock if wide else DeepMindPreActBlock
+        widths = [width, 2 * width, 4 * width, 8 * width] if wide else [width, width, 2 * width, 4 * width, 8 * width]
+        groups = [
+            [
+                block(inputs, outputs, 1 if not s else 2, activation),
+                *(block(outputs, outputs, 1, activation) for _ in range(blocks - 1)),
+            ]
+            for s, (inputs, outputs) in enumerate(itertools.pairwise(widths))
+        ]
+        if wide:
+            self.init_conv, self.layer = stem, nn.Sequential(*(DeepMindGroup(*group) for group in groups))
+        else:
+            self.conv_2d = stem
+            for s, group in enumerate(groups):
+                setattr(self, f"layer_{s}", nn.Sequential(*group))
+        self.batchnorm, self.logits = nn.BatchNorm2d(widths[-1]), nn.Linear(widths[-1], classes)
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.MEAN, self.STD))
+        if buffers:
+            self.register_buffer("mean", mean)
+            self.register_buffer("std", std)
+        else:
+            self.mean, self.std = mean, std
+
+    def forward(self, x):
+        x = (x - self.mean) / self.std
+        if self.wide:
+            x = self.layer(self.init_conv(x))
+        else:
+            x = self.layer_3(self.layer_2(self.layer_1(self.layer_0(self.conv_2d(x)))))
+        return self.logits(self.activation(self.batchnorm(x)).mean((2, 3)))
 
 
 def randomize(network: nn.Module) -> None:

@@ -17,7 +17,7 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks import apgd_l1
 from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import check_budget
-from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
 
@@ -85,20 +85,20 @@ def apgd_search(
     windows = checkpoint_windows(num_steps)
     num_attempts = restarts * (num_targets if loss == "dlr_targeted" else 1)
 
-    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> ApgdState:
+    def start(keys: Keys, images: Images, labels: Labels, logits: Logits, attempt: Counts) -> ApgdState:
         targeted = loss == "dlr_targeted"
         targets = searches.ranked_class(logits, 2 + attempt // restarts) if targeted else labels
-        return initial_state(threat, images, labels, targets, random_start(threat, key, images))
+        return initial_state(threat, images, labels, targets, random_start(threat, keys, images))
 
-    def step(forward: Forward, key: PRNGKey, t: Scalar, state: ApgdState) -> ApgdState:
-        del key
+    def step(forward: Forward, keys: Keys, t: Counts, state: ApgdState) -> ApgdState:
+        del keys
         value, gradient, fooled = searches.look(forward, _objective(loss, state.targets), state.x, state.labels)
         state = _record(state, t, value, gradient, fooled)
         state, gradient = _review(state, gradient, jnp.asarray(windows)[t])
         return _move(threat, state, gradient, t)
 
     # One more iteration than steps: each evaluates its point before moving on, the last one only evaluates.
-    return Search(start, step, num_steps + 1, num_attempts)
+    return Search(start, step, num_steps + 1, num_attempts, gradients=1)
 
 
 def checkpoint_windows(num_steps: int) -> np.ndarray:
@@ -113,13 +113,10 @@ def checkpoint_windows(num_steps: int) -> np.ndarray:
     return windows
 
 
-def random_start(threat: Threat, key: PRNGKey, images: Images) -> Images:
+def random_start(threat: Threat, keys: Keys, images: Images) -> Images:
     """Uniform (l2: Gaussian) noise scaled to norm epsilon, within the box."""
-    if threat.norm == "l2":
-        direction = jax.random.normal(key, images.shape, images.dtype)
-    else:
-        direction = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
-    return start_along(threat, images, direction)
+    sample = jax.random.normal if threat.norm == "l2" else partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    return start_along(threat, images, searches.draw(sample, keys, images.shape[1:]))
 
 
 def start_along(threat: Threat, images: Images, direction: Images) -> Images:
@@ -145,7 +142,7 @@ def _objective(loss: str, targets: Labels) -> Objective:
     return objectives.dlr_targeted(targets) if loss == "dlr_targeted" else OBJECTIVES[loss]
 
 
-def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"]) -> ApgdState:
+def _record(state: ApgdState, t: Counts, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"]) -> ApgdState:
     higher = loss > state.best_loss
     best = select(higher, state.x, state.best)
     unbroken = select(state.success, state.adversarial, best)
@@ -161,7 +158,7 @@ def _record(state: ApgdState, t: Scalar, loss: PerExample, gradient: Images, foo
     )
 
 
-def _review(state: ApgdState, gradient: Images, window: Scalar) -> tuple[ApgdState, Images]:
+def _review(state: ApgdState, gradient: Images, window: Counts) -> tuple[ApgdState, Images]:
     """At a checkpoint (window > 0), where progress has stalled: halves the step size, returns to the best point."""
     due = window > 0
     unsteady = state.increases <= STALLED * window
@@ -177,11 +174,11 @@ def _review(state: ApgdState, gradient: Images, window: Scalar) -> tuple[ApgdSta
     return reviewed, select(reduce, state.best_gradient, gradient)
 
 
-def _move(threat: Threat, state: ApgdState, gradient: Images, t: Scalar) -> ApgdState:
+def _move(threat: Threat, state: ApgdState, gradient: Images, t: Counts) -> ApgdState:
     x = state.x
     direction = threats.NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
     step = threats.per_example(state.step_size, x) * direction
     ahead = threats.project(threat, state.images, x + step)
-    weight = jnp.where(t == 0, 1.0, MOMENTUM)
+    weight = threats.per_example(jnp.where(t == 0, 1.0, MOMENTUM), x)
     moved = x + weight * (ahead - x) + (1 - weight) * (x - state.previous)
     return state._replace(x=threats.project(threat, state.images, moved), previous=x)

@@ -7,6 +7,7 @@ for the start: theirs adds noise and projects it around a shifted centre, ours a
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -17,9 +18,9 @@ from jaxtyping import Array, Bool
 from infofeat_jax import l1
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, Labels, Objective, PerExample, PRNGKey
+from infofeat_jax.types import Forward, Images, Labels, Objective, PerExample
 
 RADII = (3.0, 2.0, 1.0)  # of the phases, in multiples of epsilon
 DENSER = 1.5  # the next steps have 1 / 1.5 of the best point's entries
@@ -77,9 +78,9 @@ def apgd_l1_search(
     """Auto-PGD in l1 as a search: `objective` of the targets; `num_targets` 0 is untargeted, the rest as in `apgd`."""
     plan = schedule(num_steps)
 
-    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> SparseState:
+    def start(keys: Keys, images: Images, labels: Labels, logits: Logits, attempt: Counts) -> SparseState:
         targets = searches.ranked_class(logits, 2 + attempt // restarts) if num_targets else labels
-        noise = images + jax.random.normal(key, images.shape, images.dtype)
+        noise = images + searches.draw(jax.random.normal, keys, images.shape[1:])
         never = jnp.zeros(labels.shape, bool)
         zero = jnp.zeros(labels.shape, images.dtype)
         state = SparseState(
@@ -87,18 +88,18 @@ def apgd_l1_search(
         )
         return begin_phase(threat, state, float(plan.radius[0]))
 
-    def step(forward: Forward, key: PRNGKey, t: Scalar, state: SparseState) -> SparseState:
-        del key
-        now = Schedule(*(jnp.asarray(column)[t] for column in plan))
+    def step(forward: Forward, keys: Keys, t: Counts, state: SparseState) -> SparseState:
+        del keys
+        now = Schedule(*(jnp.asarray(column)[t] for column in plan))  # of each example
         value, gradient, fooled = searches.look(forward, objective(state.targets), state.x, state.labels)
         state = _record(state, value, gradient, fooled & now.counts, now.counts)
         ended = begin_phase(threat, state, now.next_radius)
         state, gradient = _review(threat, state, gradient, now)
         going = state._replace(x=_move(threat, state, gradient, now.radius))
         # success and adversarial of a phase that has ended are those recorded; the last one is never begun anew.
-        return jax.tree.map(lambda a, b: jnp.where(now.ends & ~now.counts, a, b), ended, going)
+        return jax.tree.map(partial(select, now.ends & ~now.counts), ended, going)
 
-    return Search(start, step, len(plan.radius), restarts * max(num_targets, 1))
+    return Search(start, step, len(plan.radius), restarts * max(num_targets, 1), gradients=1)
 
 
 def begin_phase(threat: Threat, state: SparseState, radius) -> SparseState:
@@ -112,11 +113,11 @@ def begin_phase(threat: Threat, state: SparseState, radius) -> SparseState:
 
 
 def _record(
-    state: SparseState, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"], counts: Bool[Array, ""]
+    state: SparseState, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"], counts: Bool[Array, " b"]
 ) -> SparseState:
     higher = loss > state.best_loss
     best = select(higher, state.x, state.best)
-    strongest = jnp.where(counts, best, state.images)  # earlier points lie outside the ball
+    strongest = select(counts, best, state.images)  # earlier points lie outside the ball
     return state._replace(
         best=best,
         best_gradient=select(higher, gradient, state.best_gradient),

@@ -1,12 +1,15 @@
 """AutoAttack (Croce & Hein, "Reliable evaluation of adversarial robustness ...", 2020).
 
 Each stage attacks the examples that survived the earlier ones. `autoattack` does it all in one call. An evaluator that
-has to resume after an interruption builds a `plan` and iterates over `steps`, which yields a `ResumeState` after every
-batch: save it, and pass it back to resume. A resumed run equals an uninterrupted one.
+has to resume after an interruption builds a `plan` and iterates over `steps`, which yields a `ResumeState` every few
+iterations: save it, and pass it back to resume. Random numbers belong to an example, so that its outcome depends,
+but for rounding, neither on the batch size nor on devices, processes or interruptions.
 
-A plan compiles one program with the network's gradient for each stage and bucket size that occurs (see
-`survivors`). If `forward` closes over its weights, they are compiled in as constants. As
-`jax.tree_util.Partial(module.apply, variables)` they are arguments: new weights need no recompilation.
+A plan compiles at most two programs with the network for each stage, one for each batch size, and one for the
+predictions: nine for the standard version. An accelerator's compiler may take minutes for each, so that their number
+counts; a batch refilled from those who wait stays full without further sizes (see `survivors`). If `forward` closes
+over its weights, they are compiled in as constants. As `jax.tree_util.Partial(module.apply, variables)` they are
+arguments: new weights need no recompilation.
 
 Device memory for each example of a batch, besides the weights: that of the network's input gradient plus 10 to 40 %,
 and twice the state (APGD's: 6 copies of the image). XLA's own account on the CPU, for 32x32 images in batches of 64,
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from infofeat_jax.attacks import survivors
@@ -28,12 +32,14 @@ from infofeat_jax.attacks.fab import fab_search
 from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
-from infofeat_jax.attacks.survivors import Batch, Found, Stage
+from infofeat_jax.attacks.survivors import Data, Stage, Turn
 from infofeat_jax.objectives import misclassified
+from infofeat_jax.runtime import devices
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
 
 ROBUST = -1  # in ResumeState.broken_by
+BACKWARD = 2  # cost of differentiating a forward pass, in forward passes
 
 # No "rand": the official one averages over a randomised model; a forward here is a pure function of the images.
 VERSIONS = {
@@ -67,23 +73,28 @@ class Plan(NamedTuple):
 
 
 class ResumeState(NamedTuple):
-    """The progress of an evaluation, as plain numbers and NumPy arrays: all that is needed to resume it."""
+    """The progress of an evaluation, as plain numbers and NumPy arrays: all that is needed to resume it.
 
-    stage: int  # 0: the clean predictions; i: the plan's i-th stage
-    cursor: int  # the examples before it are done in this stage
+    Attempts under way are not part of it: they begin anew. `steps` changes the arrays in place.
+    """
+
+    stage: int  # 0: the clean predictions; i: the plan's i-th stage; one more than there are: done
+    attempts: np.ndarray  # [n] int: attempts that have ended in this stage
     broken_by: np.ndarray  # [n] int: the stage that broke the example; 0: misclassified when clean; ROBUST: unbroken
     adversarial: np.ndarray  # [n, h, w, c] unchanged where nothing was found
     queries: int  # forward passes so far, summed over examples
+    cost: int  # the same with those of gradients, in forward passes
 
 
 class Progress(NamedTuple):
-    """A progress report, after each batch of each stage."""
+    """A progress report, every few iterations."""
 
     stage: str  # "clean" or the stage's name
     survivors: int
     examples: int
     queries: int
-    done: float  # fraction of all queries in [0, 1], assuming that no further example is broken
+    done: float  # fraction of the cost in [0, 1], assuming that no further example is broken
+    compiling: bool = False  # what comes next takes longer
 
 
 def autoattack(
@@ -101,7 +112,7 @@ def autoattack(
       version: "standard", or "plus" (restarts, untargeted FAB and DLR too).
       attacks: names from `STAGES`, in order, in place of a version's.
       batch_size: maximum number of examples attacked at once; see the module's docstring for the memory it takes.
-      on_progress: called after each batch of each stage.
+      on_progress: called every few iterations.
 
     Returns misclassified images where they were found; the others are returned unchanged, as are those that are
     already misclassified. A NaN among the logits counts as misclassified. There are at most as many targets as wrong
@@ -157,66 +168,104 @@ def plan_of(searches: Mapping[str, Search]) -> Plan:
 
 def steps(
     plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
-    batch_size: int = 250, state: ResumeState | None = None, place: Callable = jnp.asarray,
+    batch_size: int = 250, state: ResumeState | None = None, mesh: Mesh | None = None,
 ) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
-    """Yields progress and resume state after each batch of each stage, starting from `state`.
+    """Yields progress and resume state every few iterations, starting from `state`.
 
-    Images are not checked; see `autoattack`. `place` turns a host array [b, ...] into a device array, for example a
-    sharded one. The sizes b are multiples of 8, except for `batch_size` itself.
+    Images are not checked; see `autoattack`. Batches are split over `mesh` (`batch_size` is rounded up to a multiple of
+    its devices), on which the weights are to be. If it spans several processes, all of them call this with the same
+    arguments, and get the same.
     """
     batch_size = check_count("batch_size", batch_size, 1)
-    if state is None:
-        state = ResumeState(0, 0, np.full(len(labels), ROBUST, np.int32), np.array(images, np.float32), 0)
+    images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
+    if state is None or state.stage == 0:  # the clean predictions begin anew
+        nothing = np.zeros(len(labels), np.int32)
+        state = ResumeState(0, nothing, nothing + ROBUST, np.array(images), 0, 0)
+    if state.stage > len(plan.stages):
+        return
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    for index in range(state.stage, len(plan.stages) + 1):
-        while (rows := _pending(state)[:batch_size]).size:
-            inputs = np.asarray(images[rows], np.float32), np.asarray(labels[rows], np.int32)
-            sizes = survivors.bucket_sizes(batch_size, len(rows))
-            batch = Batch(forward, *inputs, np.empty(0), sizes, place)
-            batch_key = jax.random.fold_in(jax.random.fold_in(key, index), int(rows[0]))
-            state = _settle(state, rows, _attack(plan, index, batch_key, batch))
-            yield _progress(plan, state), state
-        state = state._replace(stage=index + 1, cursor=0)
+    sizes = survivors.batch_sizes(batch_size, len(labels), mesh.size if mesh else 1)
+    data = Data(forward, images, labels, np.empty(0), sizes, mesh)
+    logits = []
+    for rows, some_logits, wrong in _predictions(plan, data, images, np.arange(len(labels))):
+        logits.append(some_logits)
+        if state.stage == 0:
+            state.broken_by[rows[wrong]] = 0
+            state = _spend(state, len(rows), len(rows))
+            yield _progress(plan, state, "clean"), state
+    data = data._replace(logits=np.concatenate(logits))
+    for index, stage in enumerate(plan.stages, 1):
+        if index >= state.stage:
+            for turn in _run_stage(stage, jax.random.fold_in(key, index), data, state := state._replace(stage=index)):
+                state = _settle(stage.search, state, turn)
+                yield _progress(plan, state, stage.name, turn), state
+            state = _confirm(plan, data, state)
+            yield _progress(plan, state, stage.name), state
 
 
-def _pending(state: ResumeState) -> np.ndarray:
-    rows = np.flatnonzero(state.broken_by == ROBUST)
-    return rows[rows >= state.cursor]
+def _run_stage(stage: Stage, key: PRNGKey, data: Data, state: ResumeState) -> Iterator[Turn]:
+    """The turns of a stage on all examples that are left, or what is left of it."""
+    left = (state.broken_by == ROBUST) & (state.attempts < stage.search.num_attempts)
+    rows = np.flatnonzero(left).astype(np.int32)
+    return survivors.attack(stage, key, data, rows, state.attempts[rows])
 
 
-def _attack(plan: Plan, index: int, key: PRNGKey, batch: Batch) -> Found:
-    """Runs one stage on one batch. Whatever it reports as broken is confirmed by a separate forward pass."""
-    count = len(batch.labels)
-    logits, wrong = _predictions(plan, batch, batch.images)
-    if index == 0:
-        return Found(batch.images, wrong, count)
-    found = survivors.attack(plan.stages[index - 1], key, batch._replace(logits=logits))
-    _, confirmed = _predictions(plan, batch, found.adversarial)
-    return found._replace(broken=found.broken & confirmed, queries=found.queries + 2 * count)
+def _settle(search: Search, state: ResumeState, turn: Turn) -> ResumeState:
+    """Notes what a turn has ended."""
+    state.attempts[turn.rows] += 1
+    if turn.adversarial is not None:
+        found = turn.rows[turn.broken]
+        state.broken_by[found] = state.stage
+        state.adversarial[found] = turn.adversarial[turn.broken]
+    iterations = int(turn.t.sum())
+    return _spend(state, iterations * search.queries, iterations * _cost(search))
 
 
-def _settle(state: ResumeState, rows: np.ndarray, found: Found) -> ResumeState:
-    broken_by, adversarial = state.broken_by.copy(), state.adversarial.copy()
-    broken_by[rows[found.broken]] = state.stage
-    adversarial[rows[found.broken]] = found.adversarial[found.broken]
-    queries = state.queries + found.queries
-    return ResumeState(state.stage, int(rows[-1]) + 1, broken_by, adversarial, queries)
+def _confirm(plan: Plan, data: Data, state: ResumeState) -> ResumeState:
+    """Ends a stage: only what a separate forward pass misclassifies too counts as broken."""
+    broken = np.flatnonzero(state.broken_by == state.stage)
+    for rows, _, wrong in _predictions(plan, data, state.adversarial, broken):
+        refuted = rows[~wrong]
+        state.broken_by[refuted] = ROBUST
+        state.adversarial[refuted] = data.images[refuted]
+    state.attempts[:] = 0
+    return _spend(state, len(broken), len(broken))._replace(stage=state.stage + 1)
 
 
-def _progress(plan: Plan, state: ResumeState) -> Progress:
-    parts = [stage.search for stage in plan.stages]
-    costs = [1, *(p.num_attempts * p.num_steps * p.queries + 2 for p in parts)]
-    alive = int((state.broken_by == ROBUST).sum())
-    ahead = len(_pending(state)) * costs[state.stage] + alive * sum(costs[state.stage + 1 :])
-    name = ("clean", *(stage.name for stage in plan.stages))[state.stage]
-    done = state.queries / (state.queries + ahead)
-    return Progress(name, alive, len(state.broken_by), state.queries, done)
+def _spend(state: ResumeState, queries: int, cost: int) -> ResumeState:
+    return state._replace(queries=state.queries + queries, cost=state.cost + cost)
 
 
-def _predictions(plan: Plan, batch: Batch, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    rows = survivors.pad(np.arange(len(images)), batch.sizes)
-    found = plan.predict(batch.forward, *(batch.place(a[rows]) for a in (images, batch.labels)))
-    return tuple(np.asarray(a)[: len(images)] for a in found)
+def _cost(search: Search) -> int:
+    """Of an iteration, in forward passes."""
+    return search.queries + BACKWARD * search.gradients
+
+
+def _progress(plan: Plan, state: ResumeState, name: str, turn: Turn | None = None) -> Progress:
+    unfinished, compiling = (turn.unfinished, turn.compiling) if turn else (0, False)
+    alive, search = state.broken_by == ROBUST, None
+    ahead = len(alive) - state.cost if state.stage == 0 else 0
+    queries, spent = state.queries, state.cost
+    for index, search in enumerate((stage.search for stage in plan.stages), 1):
+        attempts = search.num_attempts - (state.attempts if index == state.stage else 0)
+        iterations = int((alive * attempts).sum()) * search.num_steps
+        if index == state.stage:
+            iterations -= unfinished
+            queries, spent = queries + unfinished * search.queries, spent + unfinished * _cost(search)
+        if index >= state.stage:
+            ahead += iterations * _cost(search)
+    return Progress(name, int(alive.sum()), len(alive), queries, spent / (spent + ahead), compiling)
+
+
+def _predictions(
+    plan: Plan, data: Data, images: np.ndarray, rows: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yields (rows, their logits, whether misclassified) of images[rows], in batches of the larger size."""
+    for start in range(0, len(rows), data.sizes[0]):
+        some = rows[start : start + data.sizes[0]]
+        inputs = (survivors.place(data.mesh, array[np.resize(some, data.sizes[0])]) for array in (images, data.labels))
+        logits, wrong = devices.fetch(plan.predict(data.forward, *inputs))
+        yield some, logits[: len(some)], wrong[: len(some)]
 
 
 def _predict(forward: Forward, images: Images, labels: Labels):

@@ -17,7 +17,7 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks import hyperplane
 from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import as_forward, check_budget
-from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey
 
@@ -71,19 +71,20 @@ def fab_search(
     num_attempts = restarts * (num_targets if targeted else 1)
     plane = targeted_plane if targeted else _nearest_plane(threat.norm)
 
-    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> FabState:
+    def start(keys: Keys, images: Images, labels: Labels, logits: Logits, attempt: Counts) -> FabState:
         targets = searches.ranked_class(logits, 2 + attempt // restarts) if targeted else labels
         radius = jnp.where(attempt % restarts > 0, threat.epsilon / 2, 0.0)
-        return initial_state(images, labels, targets, _random_start(threat, key, images, radius))
+        return initial_state(images, labels, targets, _random_start(threat, keys, images, radius))
 
-    def step(forward: Forward, key: PRNGKey, t: Scalar, state: FabState) -> FabState:
-        del key, t
+    def step(forward: Forward, keys: Keys, t: Counts, state: FabState) -> FabState:
+        del keys, t
         forward = as_forward(forward)
         gap, normal = plane(forward, state)
         x = approach(threat, state.images, state.x, gap, normal)
         return _record(threat, state, x, objectives.misclassified(forward(x).logits, state.labels))
 
-    return Search(start, step, num_steps, num_attempts, queries=2)
+    gradients = 1 if targeted else num_classes
+    return Search(start, step, num_steps, num_attempts, queries=2, gradients=gradients)
 
 
 def initial_state(images: Images, labels: Labels, targets: Labels, start: Images) -> FabState:
@@ -143,11 +144,9 @@ def _nearest_plane(norm: str) -> Callable[[Forward, FabState], tuple[PerExample,
     return plane
 
 
-def _random_start(threat: Threat, key: PRNGKey, images: Images, radius: Array) -> Images:
-    if threat.norm != "linf":
-        noise = jax.random.normal(key, images.shape, images.dtype)
-    else:
-        noise = jax.random.uniform(key, images.shape, images.dtype, -1.0, 1.0)
+def _random_start(threat: Threat, keys: Keys, images: Images, radius: PerExample) -> Images:
+    uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
+    noise = searches.draw(uniform if threat.norm == "linf" else jax.random.normal, keys, images.shape[1:])
     radius, length = (threats.per_example(r, noise) for r in (radius, threats.size(threat.norm, noise) + 1e-12))
     return jnp.clip(images + radius * noise / length, *threat.bounds)
 

@@ -33,15 +33,21 @@ def prepare(
     forward: Forward, images: Any, labels: Any, *, norm: str, epsilon: Budget, bounds: tuple[float, float]
 ) -> Inputs:
     """Checks and converts the arguments that all attacks share. Raises InvalidInput."""
-    forward = as_forward(forward)
+    threat = check(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
+    return Inputs(as_forward(forward), jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32), threat)
+
+
+def check(
+    forward: Forward, images: Any, labels: Any, *, norm: str, epsilon: Budget, bounds: tuple[float, float]
+) -> Threat:
+    """Checks the arguments that all attacks share, wherever the arrays are. Raises InvalidInput."""
     _check_types(images, labels)
     threat = threats.threat(norm, epsilon, bounds, batch=len(images))
     if images.size and not isinstance(images, jax.core.Tracer):
         _check_span(images, threat.bounds)
-    images = jnp.asarray(images, jnp.float32)
     if labels.size and not isinstance(labels, jax.core.Tracer):
-        _check_classes(labels, num_classes(forward, images))
-    return Inputs(forward, images, jnp.asarray(labels, jnp.int32), threat)
+        _check_classes(labels, num_classes(forward, jax.ShapeDtypeStruct(images.shape, jnp.float32)))
+    return threat
 
 
 def as_forward(forward: Forward) -> Forward:
@@ -66,7 +72,7 @@ def as_forward(forward: Forward) -> Forward:
     return outputs
 
 
-def num_classes(forward: Forward, images: Images) -> int:
+def num_classes(forward: Forward, images: Images | jax.ShapeDtypeStruct) -> int:
     """The number of classes of `forward`, which is traced."""
     return jax.eval_shape(as_forward(forward), images).logits.shape[-1]
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.search import Counts, Keys
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Images, PRNGKey
 
@@ -28,40 +29,58 @@ def window(size: tuple[int, int], corner: Corner, side: Int[Array, ""] | int) ->
     return (row >= 0) & (row < side) & (column >= 0) & (column < side)
 
 
-def first(threat: Threat, key: PRNGKey, images: Images) -> Images:
+def corners_at(size: tuple[int, int], side: Counts, uniform: Float[Array, "b 2"]) -> Int[Array, "b 2"]:
+    """`corner_at` for each example."""
+    return jax.vmap(lambda side, uniform: corner_at(size, side, uniform))(side, uniform)
+
+
+def windows(size: tuple[int, int], corner: Int[Array, "b 2"], side: Counts) -> Bool[Array, "b h w"]:
+    """`window` for each example."""
+    return jax.vmap(lambda corner, side: window(size, corner, side))(corner, side)
+
+
+def first(threat: Threat, keys: Keys, images: Images) -> Images:
     """Start: a grid of pyramids, each a fifth of the image wide and of random sign (l2: scaled to norm epsilon)."""
-    height, width = images.shape[1:3]
+    _, height, width, channels = images.shape
     side = max(min(height, width) // 5, 1)
-    flip_key, sign_key = jax.random.split(key)
     rows, columns = height // side, width // side
-    pyramid = _twin_pyramid(threat.norm, (side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
-    grid = jnp.tile(pyramid, (rows, columns))
-    signs = _signs(sign_key, (images.shape[0], rows, columns, images.shape[3]))
-    painted = grid[None, :, :, None] * signs.repeat(side, 1).repeat(side, 2)
+
+    def paint(key: PRNGKey) -> Float[Array, "y x c"]:
+        flip_key, sign_key = jax.random.split(key)
+        pyramid = _twin_pyramid(threat.norm, (side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
+        signs = _signs(sign_key, (rows, columns, channels))
+        return jnp.tile(pyramid, (rows, columns))[:, :, None] * signs.repeat(side, 0).repeat(side, 1)
+
+    painted = jax.vmap(paint)(keys)
     rest = [(0, 0), _split(height - rows * side), _split(width - columns * side), (0, 0)]
     return _within(threat, images, jnp.pad(painted, rest))
 
 
-def propose(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Int[Array, ""] | int) -> Images:
+def propose(threat: Threat, keys: Keys, images: Images, x: Images, side: Counts) -> Images:
     """Proposal: the budget of two windows, plus the unused one, goes to a new pyramid in the first window."""
-    size, change = images.shape[1:3], x - images
-    corner_key, other_key, flip_key, sign_key = jax.random.split(key, 4)
-    corner = corner_at(size, side, jax.random.uniform(corner_key, (2,), jnp.float32))
-    other = corner_at(size, side, jax.random.uniform(other_key, (2,), jnp.float32))
-    first, second = (window(size, place, side)[None, :, :, None] for place in (corner, other))
+    size, channels, change = images.shape[1:3], images.shape[-1], x - images
+    places, pyramid = jax.vmap(lambda key, side: _draw(threat.norm, key, size, channels, side))(keys, side)
+    first, second = (windows(size, places[:, i], side)[..., None] for i in (0, 1))
     power = POWERS[threat.norm]
     energy = lambda v: (jnp.abs(v) ** power).sum((1, 2), keepdims=True)  # noqa: E731 - of each channel
     unit = lambda v: v / (energy(v) ** (1 / power) + 1e-12)  # noqa: E731
     unused = jnp.maximum(threats.budget(threat, images) ** power - energy(change).sum(-1, keepdims=True), 0.0)
-    budget = (energy(change * (first | second)) + unused / images.shape[-1]) ** (1 / power)
-    if (
-        threat.norm == "l1"
-    ):  # as in the authors' code: more than there is, which the projection takes where it costs least
-        budget = budget * images.shape[-1]
-    pyramid = _twin_pyramid(threat.norm, size, corner, side, _coin(flip_key))[None, :, :, None]
-    signs = _signs(sign_key, (images.shape[0], 1, 1, images.shape[-1]))
-    painted = pyramid * signs + unit(change * first)
+    budget = (energy(change * (first | second)) + unused / channels) ** (1 / power)
+    if threat.norm == "l1":
+        # As in the authors' code: more than there is, which the projection takes where it costs least.
+        budget = budget * channels
+    painted = pyramid + unit(change * first)
     return _within(threat, images, jnp.where(first | second, 0.0, change) + budget * unit(painted))
+
+
+def _draw(
+    norm: str, key: PRNGKey, size: tuple[int, int], channels: int, side: Int[Array, ""]
+) -> tuple[Int[Array, "2 2"], Float[Array, "h w c"]]:
+    """The corners of one image's two windows, and the pyramid in the first of them."""
+    corner_key, other_key, flip_key, sign_key = jax.random.split(key, 4)
+    corners = [corner_at(size, side, jax.random.uniform(k, (2,), jnp.float32)) for k in (corner_key, other_key)]
+    pyramid = _twin_pyramid(norm, size, corners[0], side, _coin(flip_key))
+    return jnp.stack(corners), pyramid[:, :, None] * _signs(sign_key, (1, 1, channels))
 
 
 def _split(pixels: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.hoisting import hoisted
 from infofeat_jax.attacks.inputs import check_budget, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
@@ -67,6 +68,7 @@ def projected_ascent(
     )
     if not images.size:  # not every model takes an empty batch
         return images
+    forward = hoisted(forward, images)
     clip = clip_start or num_steps == 0
     clean = jax.lax.stop_gradient(forward(images))
 

@@ -1,8 +1,9 @@
-"""Iterative searches, the common form of AutoAttack's components: advanced by one loop, or by a driver in chunks.
+"""Iterative searches, the common form of AutoAttack's components: run by one loop, or by a driver in turns.
 
 A search is a pair of pure functions on a state: a NamedTuple of arrays with a leading batch axis, among
-them `adversarial` (the strongest image so far) and `success`. Since every leaf is per example, a driver may drop
-and pad rows between iterations. Successful examples keep the first image that succeeded.
+them `adversarial` (the strongest image so far) and `success`. Everything is per example, random keys and iteration
+counts too, so a driver may replace rows between iterations, and what is found for an example does not depend on the
+others (but for rounding). Successful examples keep the first image that succeeded.
 """
 
 from collections.abc import Callable
@@ -10,9 +11,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks.hoisting import hoisted
 from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
@@ -29,18 +31,21 @@ from infofeat_jax.types import (
 )
 
 Logits = Float[Array, "b k"]
+Keys = Key[Array, " b"] | UInt32[Array, "b 2"]  # one for each example
+Counts = Int[Array, " b"]
 Scalar = Int[Array, ""] | int
 State = Any
 
 
 class Search(NamedTuple):
-    """An iterative attack. `attempt` counts (target, restart) pairs; each sees the examples that earlier ones left."""
+    """An iterative attack. An example's attempts are (target, restart) pairs in order, until one breaks it."""
 
-    start: Callable[[PRNGKey, Images, Labels, Logits, Scalar], State]  # (..., clean logits, attempt)
-    step: Callable[[Forward, PRNGKey, Scalar, State], State]  # iteration t of one attempt
+    start: Callable[[Keys, Images, Labels, Logits, Counts], State]  # (..., clean logits, attempt)
+    step: Callable[[Forward, Keys, Counts, State], State]  # each example's iteration t of an attempt
     num_steps: int  # iterations of an attempt
     num_attempts: int = 1
     queries: int = 1  # forward passes per iteration
+    gradients: int = 0  # of these, passes that are also differentiated
 
 
 class Result(NamedTuple):
@@ -62,34 +67,45 @@ def attack(
     return run(search, forward, key, images, labels).images
 
 
-def advance(
-    search: Search, forward: Forward, key: PRNGKey, state: State, first: Scalar, last: Scalar
-) -> tuple[Int[Array, ""], State]:
-    """Runs iterations `first` to `last` - 1, or until every example is broken; returns (iterations done, state)."""
-
-    def body(carry):
-        t, old = carry
-        return t + 1, _hold(old, search.step(forward, key, t, old))
-
-    def unfinished(carry):
-        return (carry[0] < last) & ~carry[1].success.all()
-
-    return jax.lax.while_loop(unfinished, body, (jnp.asarray(first, jnp.int32), state))
-
-
 def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
     """Runs all attempts in order; images that are already misclassified are returned unchanged, as successes."""
+    forward = hoisted(as_forward(forward), images)
     logits = jax.lax.stop_gradient(forward(images).logits)
+    rows = jnp.arange(len(labels), dtype=jnp.int32)
 
     def attempt(index, result: Result) -> Result:
-        attempt_key = jax.random.fold_in(key, index)
-        state = search.start(attempt_key, images, labels, logits, index)
+        attempts = jnp.full_like(rows, index)
+        keys = example_keys(key, rows, attempts)
+        state = search.start(keys, images, labels, logits, attempts)
         state = state._replace(success=state.success | result.success)
-        _, state = advance(search, forward, attempt_key, state, 0, search.num_steps)
+        _, state = jax.lax.while_loop(
+            lambda carry: unfinished(search, *carry).any(),
+            lambda carry: iterate(search, forward, keys, *carry),
+            (jnp.zeros_like(rows), state),
+        )
         take = ~result.success & (state.success | (index == 0))
         return Result(select(take, state.adversarial, result.images), state.success)
 
     return jax.lax.fori_loop(0, search.num_attempts, attempt, Result(images, misclassified(logits, labels)))
+
+
+def example_keys(key: PRNGKey, rows: Counts, attempts: Counts) -> Keys:
+    """The keys of the examples `rows` of a data set in these attempts."""
+    fold_in = jax.random.fold_in
+    return jax.vmap(lambda row, attempt: fold_in(fold_in(key, row), attempt))(rows, attempts)
+
+
+def unfinished(search: Search, t: Counts, state: State) -> Bool[Array, " b"]:
+    """Which examples are neither broken nor at the end of their attempt."""
+    return (t < search.num_steps) & ~state.success
+
+
+def iterate(search: Search, forward: Forward, keys: Keys, t: Counts, state: State) -> tuple[Counts, State]:
+    """One iteration of the unfinished examples, returning (t, state). The others keep image and success."""
+    active = unfinished(search, t, state)
+    new = search.step(forward, keys, t, state)
+    adversarial = select(active, new.adversarial, state.adversarial)
+    return t + active, new._replace(adversarial=adversarial, success=jnp.where(active, new.success, state.success))
 
 
 def look(
@@ -106,10 +122,10 @@ def look(
     return values, gradient, fooled
 
 
-def ranked_class(logits: Logits, rank: Scalar) -> Labels:
+def ranked_class(logits: Logits, rank: Counts | int) -> Labels:
     """The class of the rank-th highest logit (1: the prediction); of the lowest where the rest are masked (-inf)."""
     there = (logits > -jnp.inf).sum(-1, keepdims=True)
-    place = logits.shape[-1] - jnp.clip(rank, 1, jnp.maximum(there, 1))
+    place = logits.shape[-1] - jnp.clip(jnp.reshape(rank, (-1, 1)), 1, jnp.maximum(there, 1))
     return jnp.take_along_axis(jnp.argsort(logits, axis=-1), place, axis=-1)[:, 0].astype(jnp.int32)
 
 
@@ -118,13 +134,13 @@ def select(condition: Bool[Array, " b"], then: Array, otherwise: Array) -> Array
     return jnp.where(threats.per_example(condition, then), then, otherwise)
 
 
+def draw(sample: Callable, keys: Keys, shape: tuple[int, ...]) -> Float[Array, "b ..."]:
+    """[b, *shape] of `sample(key, shape, dtype)`, with a key for each example."""
+    return jax.vmap(lambda key: sample(key, shape, jnp.float32))(keys)
+
+
 def target_count(num_targets: int, num_classes: int) -> int:
     """The number of target classes to attack. Raises InvalidInput for num_targets < 1, or for a single class."""
     if num_classes < 2:
         raise InvalidInput(f"the model has {num_classes} classes: expected 2 or more")
     return min(check_count("num_targets", num_targets, 1), num_classes - 1)
-
-
-def _hold(old: State, new: State) -> State:
-    adversarial = select(old.success, old.adversarial, new.adversarial)
-    return new._replace(adversarial=adversarial, success=old.success | new.success)

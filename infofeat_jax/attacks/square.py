@@ -1,8 +1,8 @@
 """Square attack (Andriushchenko et al., "Square Attack: a query-efficient black-box attack ...", 2020).
 
 Gradient-free random search: each iteration repaints a random square of the image and keeps it if the margin drops.
-Constants and order are those of the authors' implementation in AutoAttack: the square's position, and in l_inf its
-signs, are shared by the whole batch.
+Constants and order are those of the authors' implementation in AutoAttack, where however the whole batch shares the
+square's position and in l_inf its signs; here each example draws its own, so that the others do not matter.
 """
 
 import math
@@ -18,7 +18,7 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks import patches
 from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import as_forward, check_budget
-from infofeat_jax.attacks.search import Logits, Scalar, Search, select
+from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PerExample, PRNGKey, check_number
 
@@ -72,18 +72,17 @@ def square_search(
     first, propose = KINDS[threat.norm]
     sides = patch_sides(image_size, max(num_queries, 1), initial_share, threat.norm)
 
-    def start(key: PRNGKey, images: Images, labels: Labels, logits: Logits, attempt: Scalar) -> SquareState:
-        del key, logits, attempt
-        return initial_state(images, labels)
+    def at(keys: Keys, t: Counts | int) -> Keys:
+        return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(t, keys.shape[:1]))
 
-    def step(forward: Forward, key: PRNGKey, t: Scalar, state: SquareState) -> SquareState:
-        key = jax.random.fold_in(key, t)
-        proposal = jax.lax.cond(
-            t == 0,
-            lambda: first(threat, key, state.images),
-            lambda: propose(threat, key, state.images, state.adversarial, jnp.asarray(sides)[t]),
-        )
-        return accept(forward, state, proposal)
+    def start(keys: Keys, images: Images, labels: Labels, logits: Logits, attempt: Counts) -> SquareState:
+        del logits, attempt
+        state = initial_state(images, labels)
+        return state._replace(adversarial=first(threat, at(keys, 0), images)) if num_queries else state
+
+    def step(forward: Forward, keys: Keys, t: Counts, state: SquareState) -> SquareState:
+        proposal = propose(threat, at(keys, t), state.images, state.adversarial, jnp.asarray(sides)[t])
+        return accept(forward, state, select(t == 0, state.adversarial, proposal))  # the first query is of the start
 
     return Search(start, step, num_queries, restarts)
 
@@ -131,26 +130,26 @@ def repaint(
     threat: Threat,
     images: Images,
     x: Images,
-    side: Scalar,
-    corner: Float[Array, "2"],
-    sign: Float[Array, " c"],
+    side: Counts,
+    corner: Float[Array, "b 2"],
+    sign: Float[Array, "b c"],
 ) -> Images:
-    """l_inf proposal: a square of the given side, its position and signs chosen by uniforms in [0, 1)."""
-    inside = patches.window(images.shape[1:3], patches.corner_at(images.shape[1:3], side, corner), side)
-    painted = inside[None, :, :, None] * jnp.sign(2 * sign - 1)[None, None, None, :]
+    """l_inf proposal: squares of the given sides, their positions and signs chosen by uniforms in [0, 1)."""
+    inside = patches.windows(images.shape[1:3], patches.corners_at(images.shape[1:3], side, corner), side)
+    painted = inside[..., None] * jnp.sign(2 * sign - 1)[:, None, None, :]
     return threats.project(threat, images, x + 2 * threats.budget(threat, images) * painted)
 
 
-def _first_linf(threat: Threat, key: PRNGKey, images: Images) -> Images:
-    b, _, w, c = images.shape
-    return stripes(threat, images, jax.random.uniform(key, (b, 1, w, c), images.dtype))
+def _first_linf(threat: Threat, keys: Keys, images: Images) -> Images:
+    _, _, w, c = images.shape
+    return stripes(threat, images, searches.draw(jax.random.uniform, keys, (1, w, c)))
 
 
-def _propose_linf(threat: Threat, key: PRNGKey, images: Images, x: Images, side: Scalar) -> Images:
-    uniform = jax.random.uniform(key, (2 + images.shape[-1],), images.dtype)
-    return repaint(threat, images, x, side, uniform[:2], uniform[2:])
+def _propose_linf(threat: Threat, keys: Keys, images: Images, x: Images, side: Counts) -> Images:
+    uniform = searches.draw(jax.random.uniform, keys, (2 + images.shape[-1],))
+    return repaint(threat, images, x, side, uniform[:, :2], uniform[:, 2:])
 
 
-# (the first image, the proposals), each from (threat, key, images, ...).
+# (the first image, the proposals), each from (threat, keys, images, ...).
 PYRAMIDS = (patches.first, patches.propose)
 KINDS = {"linf": (_first_linf, _propose_linf), "l2": PYRAMIDS, "l1": PYRAMIDS}

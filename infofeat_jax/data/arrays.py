@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 from infofeat_jax.types import InvalidInput
 
@@ -11,9 +11,9 @@ MAX_CLASSES = 65_536  # a larger label is a mistake, and would need a classifier
 
 
 class Split(NamedTuple):
-    """Images, uint8 in 0..255, channels last, and their class indices."""
+    """Images, uint8 in 0..255, channels last, and their class indices. Those of an evaluation may be float32."""
 
-    images: UInt8[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
     labels: Int32[np.ndarray, " n"]
 
 

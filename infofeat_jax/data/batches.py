@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Int, Int32, UInt8
+from jaxtyping import Bool, Int, Int32, Shaped
 
 from infofeat_jax import streams
 from infofeat_jax.data.arrays import Split
@@ -47,7 +47,7 @@ def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarr
 
 def padded_batches(
     split: Split, batch_size: int, multiple: int = 1
-) -> Iterator[tuple[UInt8[np.ndarray, "B h w c"], Int32[np.ndarray, " B"], Bool[np.ndarray, " B"]]]:
+) -> Iterator[tuple[Shaped[np.ndarray, "B h w c"], Int32[np.ndarray, " B"], Bool[np.ndarray, " B"]]]:
     """Iterates over (images, labels, mask) batches of equal size B, in order: `batch_size` rounded up to a `multiple`.
 
     Each has `batch_size` examples, the last one perhaps fewer, and then others, where the mask is False. An example's

@@ -22,7 +22,7 @@ from infofeat_jax import attacks
 from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.threat import threat
-from infofeat_jax.types import Attack, Images, InvalidInput, Outputs
+from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Outputs
 
 LEVELS = 255.0
 MOST_STEPS = 100_000
@@ -68,6 +68,11 @@ class AttackSpec(NamedTuple):
         return self.base + (f"({given})" if given else "") + (f"@{self.source}" if self.source else "")
 
     @property
+    def file_name(self) -> str:
+        """The name as part of a file's."""
+        return re.sub(r"[^\w.+-]+", "_", self.name)
+
+    @property
     def is_cascade(self) -> bool:
         """Whether it is AutoAttack or one of its stages."""
         return self.attack in CASCADES
@@ -110,16 +115,19 @@ def create(spec: AttackSpec, budget: Budget) -> Attack | None:
     return partial(attacks.ATTACKS[spec.attack], **defaults | options)
 
 
-def check(spec: AttackSpec, budget: Budget) -> None:
-    """Raises InvalidInput for options that the attack refuses: it is traced for one small image, not computed."""
-    options, size = in_images_units(spec), (8, 8)
+def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shape: tuple[int, ...] = (8, 8, 1)) -> None:
+    """Raises InvalidInput for options that the attack or the model refuses: it is traced for one image, not computed.
+
+    `forward`: the model, of images of `shape` [h, w, c]; by default one of small images that returns everything.
+    """
+    options, (*size, _) = in_images_units(spec), shape
     try:
         if spec.attack in STAGES:
             model = threat(budget.norm, options.pop("epsilon", budget.epsilon))
-            STAGES[spec.attack](model, 10, size, **options)
+            STAGES[spec.attack](model, 10, tuple(size), **options)
         elif not spec.is_cascade and (attack := create(spec, budget)) is not None:
-            key, images, labels = jax.random.key(0), jnp.zeros((1, *size, 1)), jnp.zeros(1, jnp.int32)
-            jax.eval_shape(partial(attack, _some_outputs), key, images, labels)
+            key, images, labels = jax.random.key(0), jnp.zeros((1, *shape)), jnp.zeros(1, jnp.int32)
+            jax.eval_shape(partial(attack, forward or _some_outputs), key, images, labels)
     except InvalidInput as error:
         raise InvalidInput(f"attack {spec.name!r}: {error}") from None
 
@@ -181,6 +189,6 @@ def _literal(text: str) -> Any:
 def _unknown(name: object) -> InvalidInput:
     choices = ", ".join([*SINGLE, *(f"{attack}N" for attack in ITERATED), *CASCADES])
     return InvalidInput(
-        f"unknown attack {name!r} in config.eval: choose one of {choices}"
+        f"unknown attack {name!r}: choose one of {choices}"
         " (N steps, as pgd20; pgd20(step_size=1): with options; pgd20@RUN: crafted on another run)"
     )

@@ -2,13 +2,10 @@
 
 import json
 import pathlib
-import re
 import time
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Bool
 
 from infofeat_jax import streams, threat
@@ -16,11 +13,9 @@ from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Plan, ResumeState,
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec
-from infofeat_jax.evaluation.subject import Subject, Tell
-from infofeat_jax.runtime import devices, files, processes, signals
+from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
+from infofeat_jax.runtime import files, processes, signals
 from infofeat_jax.types import Stopped
-
-SAVE_EVERY = 30.0  # seconds
 
 
 class Saved(NamedTuple):
@@ -35,27 +30,26 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     """Which of the first `autoattack_examples` (0: all) images remain correctly classified under the attack.
 
     The resume state, with the adversarial images found, is stored in autoattack.npz (for a stage: apgd-t.npz), and is
-    used only by an evaluation with the same setting and number of examples. With several processes, each computes
-    everything on its own devices and obtains the same result.
+    used only by an evaluation with the same setting and number of examples. Several processes split each batch over all
+    their devices, hold the same state, and one of them writes it: any number of them may resume.
     """
     spec = attack_names.parse(name)
     count = subject.autoattack_examples or None
     images, labels = np.asarray(to_unit(subject.split.images[:count])), subject.split.labels[:count]
     stages = create_plan(subject, spec, images.shape[1:3])
-    saved, last = where(subject, spec), time.monotonic()
+    saved, due = where(subject, spec), 0.0
     state = load(saved)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
-    mesh, variables = devices.own_part(subject.mesh, subject.variables)  # the loop over survivors runs on the host
-    batches = steps(
-        stages, Partial(subject.module.apply, variables), streams.key(subject.seed, "autoattack"), images, labels,
-        batch_size=subject.batch_size, state=state, place=partial(devices.place, mesh),
-    )  # fmt: skip
-    for progress, state in batches:
-        tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left", progress.done)
+    key = streams.key(subject.seed, "autoattack")
+    options = {"batch_size": subject.batch_size, "state": state, "mesh": subject.mesh}
+    tell("compiling")
+    for progress, state in steps(stages, subject.forward, key, images, labels, **options):
+        note = ", compiling" if progress.compiling else ""
+        tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)
         stop = signals.requested()
-        if processes.is_writer() and (stop or time.monotonic() - last > SAVE_EVERY):
+        if processes.is_writer() and (stop or time.monotonic() >= due):
             save(saved, state)
-            last = time.monotonic()
+            due = time.monotonic() + SAVE_EVERY
         if stop:
             raise Stopped(f"stopped during {name}; its progress is saved: the same command resumes from there")
     if processes.is_writer():
@@ -75,17 +69,20 @@ def create_plan(subject: Subject, spec: AttackSpec, image_size: tuple[int, int])
 def after_stages(subject: Subject) -> dict[str, Bool[np.ndarray, " n"]]:
     """{stage: which examples were still correct after it} of standard AutoAttack, if it was measured."""
     spec = AttackSpec("autoattack")
-    state = load(where(subject, spec)) or load(where(subject._replace(suffix=""), spec))  # best and latest may be one
-    stages = enumerate(VERSIONS["standard"] if state else (), 1)
-    return {name: (state.broken_by == ROBUST) | (state.broken_by > stage) for stage, name in stages}
+    for one in (subject, subject._replace(suffix="")):  # best and latest may be one
+        saved = where(one, spec)
+        broken_by = (files.read_arrays(saved.path, saved.setting) or {}).get("broken_by", np.empty(0))
+        if _kind(broken_by) == ("i", (saved.count,)):
+            stages = enumerate(VERSIONS["standard"], 1)
+            return {name: (broken_by == ROBUST) | (broken_by > stage) for stage, name in stages}
+    return {}
 
 
 def where(subject: Subject, spec: AttackSpec) -> Saved:
     """Where and under which setting an attack's resume state is stored."""
     count = len(subject.split.labels[: subject.autoattack_examples or None])
     name = [] if spec.name == "autoattack" else [spec.name]
-    path = subject.file(re.sub(r"[^\w.+-]+", "_", spec.name))
-    return Saved(path, json.dumps([subject.setting, count, *name]), count)
+    return Saved(subject.file(spec.file_name), json.dumps([subject.setting, count, *name]), count)
 
 
 def save(saved: Saved, state: ResumeState) -> None:
@@ -94,12 +91,19 @@ def save(saved: Saved, state: ResumeState) -> None:
 
 
 def load(saved: Saved) -> ResumeState | None:
-    """The resume state saved for the same setting, if any that is whole."""
+    """The resume state saved for the same setting, if any that is whole and of this form.
+
+    A state with another form is one with other random numbers: before they belonged to an example, it had a cursor.
+    """
     arrays = files.read_arrays(saved.path, saved.setting)
     if arrays is None or arrays.keys() != set(ResumeState._fields):
         return None
-    kinds = {name: (arrays[name].dtype.kind, np.shape(arrays[name])[:1]) for name in ResumeState._fields}
-    numbers = [kinds[name] == ("i", ()) for name in ("stage", "cursor", "queries")]
-    if not all(numbers) or (kinds["broken_by"], kinds["adversarial"]) != (("i", (saved.count,)), ("f", (saved.count,))):
+    each = (saved.count,)
+    expected = dict.fromkeys(ResumeState._fields, ("i", ())) | dict.fromkeys(("attempts", "broken_by"), ("i", each))
+    if {name: _kind(array) for name, array in arrays.items()} != expected | {"adversarial": ("f", each)}:
         return None
     return ResumeState(**{name: value if value.ndim else int(value) for name, value in arrays.items()})
+
+
+def _kind(array: np.ndarray) -> tuple[str, tuple[int, ...]]:
+    return array.dtype.kind, array.shape[:1]

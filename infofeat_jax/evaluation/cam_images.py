@@ -33,13 +33,12 @@ def create(subject: Subject) -> dict[str, np.ndarray]:
     attack = partial(attacks.infofeature, **subject.budget._asdict(), num_steps=STEPS)
 
     @jax.jit
-    def attacked(variables, key, images, labels):
-        forward = partial(subject.module.apply, variables)
+    def attacked(forward, key, images, labels):
         perturbed = attack(forward, key, images, labels)
         return perturbed, forward(images), forward(perturbed)
 
-    variables = jax.tree.map(np.asarray, subject.variables)
-    perturbed, before, after = attacked(variables, streams.key(subject.seed, "cam_images"), images, labels)
+    forward = jax.tree.map(np.asarray, subject.forward)
+    perturbed, before, after = attacked(forward, streams.key(subject.seed, "cam_images"), images, labels)
     label_map = jnp.arange(count), ..., labels
     arrays = {
         "images": images, "perturbed": perturbed, "labels": labels,

@@ -1,7 +1,5 @@
 """Distances between the perturbations of other attacks and PGD's: Table 2 of the paper."""
 
-from functools import partial
-
 import numpy as np
 from jaxtyping import Float
 
@@ -33,12 +31,11 @@ def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
     specs = inside, attack_names.AttackSpec("pgd", spec.steps)
     attack, pgd = (attack_names.create(one, subject.budget) for one in specs)
 
-    def one_batch(variables, key, batch):
+    def one_batch(forward, key, batch):
         images, labels = to_unit(batch[0]), batch[1]
-        forward = partial(subject.module.apply, variables)
         return threat.size("l2", attack(forward, key, images, labels) - pgd(forward, key, images, labels))
 
     one_batch = devices.parallelize_batch(one_batch, subject.mesh)
     key = streams.key(subject.seed, "evaluation")
-    parts = in_batches(one_batch, subject.mesh, subject.variables, key, subject.split, subject.batch_size)
+    parts = in_batches(one_batch, subject.mesh, subject.forward, key, subject.split, subject.batch_size)
     return np.concatenate(list(parts))

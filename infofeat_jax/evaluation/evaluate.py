@@ -12,16 +12,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 from jaxtyping import Shaped
 
 from infofeat_jax import streams
 from infofeat_jax.data import to_unit
-from infofeat_jax.evaluation import attack_names, autoattack, cam_images, distances, heuristics, probes, robustness
+from infofeat_jax.evaluation import (
+    attack_names,
+    autoattack,
+    cam_images,
+    distances,
+    heuristics,
+    pace,
+    probes,
+    robustness,
+)
 from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import console, files, processes
 from infofeat_jax.types import InvalidInput
 
+BUSY = 128  # images at once keep an accelerator busy
 DISTANCE = "distance/"  # prefix that tells the names of distances from those of attacks
 
 Values = Shaped[np.ndarray, " n"]  # of the first n images
@@ -50,7 +59,11 @@ def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[st
     """The results of the attacks `names`, and of the distances to PGD of `distance_names`. Raises Stopped."""
     wanted = [attack_names.parse(name).name for name in names]
     wanted += [DISTANCE + attack_names.parse(name).name for name in distance_names]
-    measured = measure(subject, wanted)
+    return summarise(subject, measure(subject, wanted))
+
+
+def summarise(subject: Subject, measured: Measured) -> dict[str, Any]:
+    """What results.json says about the measurements: accuracies, and all SUMMARIES."""
     results = {name: float(outcome.mean()) for name, outcome in measured.attacks.items()}
     for name, summarise in SUMMARIES.items():
         results[name] = summarise(subject, measured)
@@ -72,18 +85,28 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
         distances.check(name)
 
 
-def measure(subject: Subject, names: list[str]) -> Measured:
+def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Measured:
     """Measures what has not been measured yet, and saves after each measurement."""
-    measured = load(subject)
-    with console.progress(len(names), active=processes.is_writer()) as show:
+    measured, reports, names = load(subject), [], list(dict.fromkeys(names))
+    before = {name for name in names if is_measured(subject, measured, name)}
+    costs = {
+        name: pace.cost(name.removeprefix(DISTANCE)) * expected_count(subject, name)
+        for name in names
+        if name not in before
+    }
+    with console.progress(len(names), active=progress and processes.is_writer()) as show:
+        if advice := advise(subject):
+            show(0, "", advice)
         for index, name in enumerate(names):
-            if name in measured.values and len(measured.values[name]) == expected_count(subject, name):
+            if name in before:
                 show(index + 1, name, f"{describe(name, measured.values[name])}, measured before")
                 continue
             start = time.perf_counter()
 
-            def tell(text: str, share: float = 0.0, index=index, name=name) -> None:
-                show(index + share, f"{name}: {text}")
+            def tell(text: str, share: float = 0.0, index=index, name=name, start=start) -> None:
+                if share:
+                    reports.append(pace.Report(name, share, time.perf_counter() - start))
+                show(index + share, f"{name}: {text}", left=pace.left(reports, costs))
 
             measured.values[name] = measure_one(subject, name, tell)
             measured.seconds[name] = round(time.perf_counter() - start, 2)
@@ -91,6 +114,24 @@ def measure(subject: Subject, names: list[str]) -> Measured:
             save(subject, measured)
             show(index + 1, name, f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)")
     return measured
+
+
+def is_measured(subject: Subject, measured: Measured, name: str) -> bool:
+    """Whether a measurement covers all of its images, and the images that it found are there if they are to be kept."""
+    complete = len(measured.values.get(name, ())) == expected_count(subject, name)
+    return complete and (not subject.keep_adversarial or adversarial(subject, name) is not None)
+
+
+def advise(subject: Subject) -> str | None:
+    """A line for a batch size that leaves accelerators idle most of the time."""
+    count, share = subject.mesh.size, subject.batch_size / subject.mesh.size
+    of_cpu = subject.mesh.devices.flat[0].platform == "cpu"
+    if of_cpu or share > BUSY / 4 or len(subject.split.labels) <= subject.batch_size:
+        return None
+    return (
+        f"config.eval.batch_size = {subject.batch_size} gives each of {count} devices {share:.3g} images at once:"
+        f" {BUSY} keep it busy, --config.eval.batch_size={BUSY * count}"
+    )
 
 
 def measure_one(subject: Subject, name: str, tell: Tell) -> Values:
@@ -162,14 +203,47 @@ def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:
     return {name: subject.source(source).digest for name, source in sources.items() if source}
 
 
+def adversarial(subject: Subject, name: str) -> np.ndarray | None:
+    """The images, float32, that a finished measurement with `keep_adversarial` has found; None if they are gone."""
+    if name == "clean":
+        return to_unit(subject.split.images)
+    if kind_of(name) == "autoattack":
+        state = autoattack.load(autoattack.where(subject, attack_names.parse(name)))
+        return None if state is None else state.adversarial
+    found = robustness.load(subject, name)
+    return None if found is None else found[1]
+
+
 # Summaries of the measurements.
 
 
 def worst_case(outcomes: Mapping[str, Values]) -> float | None:
     """Accuracy under the worst case over the attacks within the threat model, on the images that all of them saw."""
-    inside = [values for name, values in outcomes.items() if not attack_names.parse(name).has_own_epsilon]
-    shortest = min((len(values) for values in inside), default=0)
-    return float(np.all([values[:shortest] for values in inside], axis=0).mean()) if shortest else None
+    inside, count = within_budget(outcomes), common_count(outcomes)
+    return float(np.all([values[:count] for values in inside.values()], axis=0).mean()) if count else None
+
+
+def common(outcomes: Mapping[str, Values]) -> dict[str, Any]:
+    """All accuracies on the images that every attack within the threat model saw; {} if each saw all images.
+
+    The same fields as the results: {attack: accuracy}, "examples", "worst_case".
+    """
+    count = common_count(outcomes)
+    if all(len(values) == count for values in within_budget(outcomes).values()):
+        return {}
+    seen = {name: values[:count] for name, values in outcomes.items() if len(values) >= count}
+    accuracies = {name: float(values.mean()) for name, values in seen.items()}
+    return accuracies | {"examples": dict.fromkeys(seen, count), "worst_case": worst_case(outcomes)}
+
+
+def common_count(outcomes: Mapping[str, Values]) -> int:
+    """The number of images that every attack within the threat model saw."""
+    return min((len(values) for values in within_budget(outcomes).values()), default=0)
+
+
+def within_budget(outcomes: Mapping[str, Values]) -> dict[str, Values]:
+    """The outcomes of the attacks within the evaluation's threat model."""
+    return {name: values for name, values in outcomes.items() if not attack_names.parse(name).has_own_epsilon}
 
 
 def find_flags(subject: Subject, measured: Measured) -> list[str]:
@@ -182,8 +256,8 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 def probe(subject: Subject) -> probes.Probes:
     """The cheap probes of the model on which the flags are based."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
-    variables = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.variables)
-    forward, key = Partial(subject.module.apply, variables), streams.key(subject.seed, "probes")
+    forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
+    key = streams.key(subject.seed, "probes")
     return probes.probe(forward, key, to_unit(images), labels, **subject.budget._asdict())
 
 
@@ -202,6 +276,7 @@ MEASURES: dict[str, Callable[[Subject, str, Tell], Values]] = {
 # {field of results.json: (subject, measurements) -> its value}.
 SUMMARIES: dict[str, Callable[[Subject, Measured], Any]] = {
     "worst_case": lambda subject, measured: worst_case(measured.attacks),
+    "common": lambda subject, measured: common(measured.attacks),
     "examples": lambda subject, measured: {name: len(values) for name, values in measured.attacks.items()},
     "distances": lambda subject, measured: {name: float(v.mean()) for name, v in measured.distances.items()},
     "autoattack_stages": stage_accuracies,

@@ -1,74 +1,131 @@
 """Robust accuracy: which images remain correctly classified under an attack."""
 
+import json
+import pathlib
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
-from flax.linen import Module
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, PyTree, Shaped
+from jax.tree_util import Partial
+from jaxtyping import Bool, PyTree
 
 from infofeat_jax import streams
+from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.data.batches import padded_batches
 from infofeat_jax.evaluation import attack_names
-from infofeat_jax.evaluation.subject import Subject, Tell
+from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.runtime import devices, signals
+from infofeat_jax.runtime import devices, files, processes, signals
 from infofeat_jax.types import Attack, PRNGKey
 
-# Compiled: (variables, key, (images uint8, labels)) -> which examples remain correct [b], or another per-example value.
-OneBatch = Callable[[PyTree, PRNGKey, tuple], Shaped[Array, " b"]]
+# The model, and the one that the attack is crafted on if that is another. Weights are leaves.
+Forwards = tuple[Partial, ...]
+# Compiled: (forwards, key, (images, labels)) -> which examples remain correct [b], or other values for each, [b, ...].
+OneBatch = Callable[[PyTree, PRNGKey, tuple], PyTree]
 
 
 def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
-    """Which examples remain correctly classified under the attack `name`."""
+    """Which examples remain correctly classified under the attack `name`.
+
+    With `subject.keep_adversarial` the images found are stored in a file of that name, also as the state from which an
+    interrupted measurement resumes.
+    """
     spec = attack_names.parse(name)
-    attack, module, variables = attack_names.create(spec, subject.budget), None, subject.variables
-    if spec.source:
-        source = subject.source(spec.source)
-        module, variables = source.module, (variables, source.variables)
-    one_batch, parts = compile_attack(subject.module, attack, subject.mesh, module), []
+    attack, keep = attack_names.create(spec, subject.budget), subject.keep_adversarial and name != "clean"
+    forwards = (subject.forward, *([subject.source(spec.source).forward] if spec.source else []))
+    one_batch = compile_attack(attack, subject.mesh, with_images=keep)
+    parts, last = [part] if keep and (part := load(subject, name)) else [], time.monotonic()
     key, size, count = streams.key(subject.seed, "evaluation"), subject.batch_size, len(subject.split.labels)
-    for part in in_batches(one_batch, subject.mesh, variables, key, subject.split, size):
-        parts.append(part)
-        tell(f"{np.concatenate(parts).mean():.1%} correct", min(len(parts) * size / count, 1.0))
-    return np.concatenate(parts)
+    first = -(-len(parts[0][0]) // size) if parts else 0
+    for part in in_batches(one_batch, subject.mesh, forwards, key, subject.split, size, first=first):
+        parts.append(part if keep else (part,))
+        correct = np.concatenate([one[0] for one in parts])
+        tell(f"{correct.mean():.1%} correct", len(correct) / count)
+        if keep and time.monotonic() - last > SAVE_EVERY:
+            save(subject, name, parts)
+            last = time.monotonic()
+    if keep:
+        save(subject, name, parts)
+    return np.concatenate([one[0] for one in parts])
 
 
-def compile_attack(module: Module, attack: Attack | None, mesh: Mesh, source: Module | None = None) -> OneBatch:
+def compile_attack(attack: Attack | None, mesh: Mesh, *, with_images: bool = False) -> OneBatch:
     """Compiles the attack on and the classification of one batch; weights are arguments, so it serves every epoch.
 
-    With `source`, the attack is crafted on that model, and the variables are a pair: `module`'s and `source`'s.
+    The attack is crafted on the last of the forwards. `with_images`: the result is (correct, perturbed images).
     """
 
-    def one_batch(variables, key, batch):
+    def one_batch(forwards: Forwards, key: PRNGKey, batch: tuple):
         images, labels = to_unit(batch[0]), batch[1]
-        own, other = (variables, variables) if source is None else variables
         if attack is not None:
-            images = attack(partial((source or module).apply, other), key, images, labels)
-        return ~misclassified(module.apply(own, images).logits, labels)
+            images = attack(forwards[-1], key, images, labels)
+        correct = ~misclassified(as_forward(forwards[0])(images).logits, labels)
+        return (correct, images) if with_images else correct
 
     return devices.parallelize_batch(one_batch, mesh)
 
 
 def in_batches(
-    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int
-) -> Iterator[np.ndarray]:
-    """Yields the results of `one_batch` on `split`, without the padding. Raises Stopped.
+    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, first: int = 0
+) -> Iterator[Any]:
+    """Yields the results of `one_batch` on `split` from the `first` batch on, without the padding. Raises Stopped.
 
     A result is fetched after the next batch was handed to the devices, so that they never wait for the host.
     """
     before = []
+    for batch in dispatched(one_batch, mesh, variables, key, split, batch_size, first=first):
+        before.append(batch)
+        if len(before) > 1:
+            yield fetch(*before.pop(0))
+    yield from (fetch(*last) for last in before)
+
+
+def dispatched(
+    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, first: int = 0
+) -> Iterator[tuple[PyTree, Bool[np.ndarray, " B"]]]:
+    """Hands the batches from the `first` on to the devices; yields (results, mask) without waiting. Raises Stopped."""
     for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size, mesh.size)):
+        if index < first:
+            continue
         signals.check()
         batch = devices.shard(mesh, (images, labels))
-        before.append((one_batch(variables, jax.random.fold_in(key, index), batch), mask))
-        if len(before) > 1:
-            yield _fetch(*before.pop(0))
-    yield from (_fetch(*last) for last in before)
+        yield one_batch(variables, jax.random.fold_in(key, index), batch), mask
 
 
-def _fetch(result: Shaped[Array, " B"], mask: Bool[np.ndarray, " B"]) -> np.ndarray:
-    return np.asarray(result)[mask]
+def fetch(result: PyTree, mask: Bool[np.ndarray, " B"]) -> PyTree:
+    """The results without the padding, on the host."""
+    return jax.tree.map(lambda array: np.asarray(array)[mask], result)
+
+
+# The images found so far, of whole batches.
+
+
+def load(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(correct [m], adversarial [m, h, w, c]) of the first m images, as stored in the same setting; None if none is."""
+    path, setting = where(subject, name)
+    arrays = files.read_arrays(path, setting) or {}
+    correct, adversarial = (arrays.get(field, np.empty(())) for field in ("correct", "adversarial"))
+    whole = len(subject.split.labels) == len(correct) if correct.ndim else False
+    usable = correct.dtype == bool and correct.ndim == 1 and adversarial.shape[:1] == correct.shape
+    if not usable or not (whole or len(correct) % subject.batch_size == 0):
+        return None
+    return correct, adversarial
+
+
+def save(subject: Subject, name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    """Stores what was found so far."""
+    if processes.is_writer():
+        correct, adversarial = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        path, setting = where(subject, name)
+        arrays = {"setting": setting, "correct": correct, "adversarial": adversarial}
+        files.write_arrays_atomically(path, arrays)
+
+
+def where(subject: Subject, name: str) -> tuple[pathlib.Path, str]:
+    """The file of an attack's images, and the setting that it must be of."""
+    spec = attack_names.parse(name)
+    return subject.file(spec.file_name), json.dumps([subject.setting, spec.name])

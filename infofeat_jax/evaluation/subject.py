@@ -1,36 +1,38 @@
-"""What is evaluated: a model, the test images, the threat model, and where results are stored."""
+"""What is evaluated: any model, the test images, the threat model, and where results are stored."""
 
 import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 from jaxtyping import PyTree
 
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation.attack_names import Budget
 
+SAVE_EVERY = 30.0  # seconds between two times that an unfinished attack is stored
 Tell = Callable[..., None]  # (text, fraction done in [0, 1]): reports the progress of one measurement
 
 
 class Source(NamedTuple):
     """The source model of a transfer attack."""
 
-    module: nn.Module
-    variables: PyTree
-    digest: str  # of the variables
+    forward: Partial
+    digest: str  # of the weights
 
 
 class Subject(NamedTuple):
-    """A model and how it is evaluated, as plain values."""
+    """A model and how it is evaluated, as plain values.
 
-    module: nn.Module
-    variables: PyTree
-    split: Split  # the test images that are evaluated
+    A run gives `Partial(module.apply, variables)`; a function that closes over its weights is a Partial without leaves.
+    """
+
+    forward: Partial  # a frozen model, images [b, h, w, c] in [0, 1] -> Outputs or logits; its leaves are the weights
+    split: Split  # the test images that are evaluated, uint8 in 0..255 or float32 in [0, 1]
     num_classes: int
     mesh: Mesh
     budget: Budget
@@ -43,15 +45,16 @@ class Subject(NamedTuple):
     probe_examples: int = 32  # the first n images for the flags; 0: none
     cam_images: int = 8  # the first n images, whose class activation maps are saved
     suffix: str = ""  # of file names, where one run's directory holds the results of two checkpoints
+    keep_adversarial: bool = False  # every attack's images are stored in a file of its own, as AutoAttack's are
 
     def file(self, name: str) -> pathlib.Path:
         """The file of `name`: autoattack.npz, outcomes_latest.npz."""
         return self.workdir / f"{name}{self.suffix}.npz"
 
 
-def digest(variables: PyTree) -> str:
-    """A digest that identifies weights."""
+def digest(tree: PyTree) -> str:
+    """A digest that identifies weights, or other arrays."""
     found = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
+    for leaf in jax.tree.leaves(tree):
         found.update(np.asarray(leaf).tobytes())
     return found.hexdigest()

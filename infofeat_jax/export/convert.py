@@ -1,18 +1,17 @@
-"""Converts trained weights between PyTorch and this package, and for serving.
+"""Converts trained weights between PyTorch, DeepMind's Haiku files and this package, and for serving.
 
   python -m infofeat_jax.export.convert robust.pt runs/robust        # a directory for main.py --mode=evaluate
   python -m infofeat_jax.export.convert runs/mine robust.pt          # a state_dict: .pt, .pth, .safetensors, .npz
   python -m infofeat_jax.export.convert runs/mine model.stablehlo    # weights and program in one file (jax.export)
 
-SOURCE is a PyTorch checkpoint, or a run's directory, of which the best checkpoint is taken. What TARGET becomes
-follows from its ending; without one it is a directory.
+SOURCE is a PyTorch checkpoint, DeepMind's .npy, or a run's directory, of which the best checkpoint is taken. What
+TARGET becomes follows from its ending; without one it is a directory.
 """
 
 import argparse
 import json
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,8 @@ from absl import logging
 
 from infofeat_jax import cli, models, weights
 from infofeat_jax import config as configs
+from infofeat_jax.export import command
+from infofeat_jax.models.pytorch import deepmind
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.training.state import State
@@ -27,6 +28,7 @@ from infofeat_jax.types import InvalidInput
 
 TORCH_FILES = (".pt", ".pth", ".safetensors", ".npz")
 PROGRAM = ".stablehlo"
+NAMES = {"relu": "ReLU", "silu": "SiLU"}  # of activations, in messages
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,11 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not target.suffix and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInput(f"{target} exists already: give another name")
     module, variables = weights.load(
-        source, options.arch, mean=options.mean, std=options.std, which=options.checkpoint
+        source, options.arch, mean=options.mean, std=options.std, activation=options.activation,
+        key=options.key, which=options.checkpoint,
     )  # fmt: skip
     channels, classes = weights.sizes(variables)
     model = weights.describe(module)
-    print(f"{source}: {model['name']} of width {module.width}, {classes} classes, images of {channels} channels")
+    print(
+        f"{source}: {model['name']} of width {module.width} with {NAMES[module.activation]}, {classes} classes,"
+        f" images of {channels} channels"
+    )
     print(f"  in [0, 1], normalised by mean {module.mean} and std {module.std}")
     if target.suffix in TORCH_FILES:
         write_torch(target, module, variables, bare=options.bare)
@@ -60,12 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the module's documentation explains it. Raises InvalidInput."""
-    summary, details = __doc__.split("\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m infofeat_jax.export.convert", description=summary, epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
-    parser.error = refuse
+    parser = command.parser("convert", __doc__)
     add = parser.add_argument
     add("source", type=pathlib.Path, metavar="SOURCE", help="a PyTorch checkpoint, or a run's directory")
     add("target", type=pathlib.Path, metavar="TARGET", help="a file or a new directory")
@@ -74,16 +75,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--mean", type=numbers, help="of its normalisation of [0, 1] pixels, such as 0.49,0.48,0.45; by default its own"
     )
     add("--std", type=numbers, help="likewise")
+    add("--activation", choices=list(NAMES), help="of a file's network: silu for DeepMind's, relu for others")
+    add("--key", help="which network, of a file that holds several: last, ema.net ...")
     add("--checkpoint", choices=["best", "latest"], default="best", help="which checkpoint of a run (best)")
     add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
     add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")
     add("--batch", type=batch, default="symbolic", metavar="N", help=f"images per call of a {PROGRAM} (any number)")
     return parser.parse_args(arguments)
-
-
-def refuse(message: str) -> NoReturn:
-    """Raises InvalidInput, in place of argparse's own answer of many lines."""
-    raise InvalidInput(f"{message}; --help explains")
 
 
 def numbers(text: str) -> float | tuple[float, ...]:
@@ -104,11 +102,15 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
     """Writes a state_dict, with its normalisation as buffers unless there is none or `bare`."""
     buffers = not bare and (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
     normal = {"mean": module.mean, "std": module.std} if buffers else {}
-    whole(path, lambda part: models.save_torch(part, variables, **normal))
+    of_deepmind = deepmind.is_of_deepmind(module)
+    whole(path, lambda part: models.save_torch(part, variables, deepmind_keys=of_deepmind, **normal))
+    owner, names = ("DeepMind's", "mean and std") if of_deepmind else ("the public", "mu and sigma")
     if buffers:
-        print(f"{path}: a state_dict with the buffers mu and sigma, as RobustBench's classes have; without: --bare")
+        print(f"{path}: a state_dict with the buffers {names}, as RobustBench's classes have; without: --bare")
     else:
-        print(f"{path}: a state_dict that the public class loads with strict=True")
+        print(f"{path}: a state_dict that {owner} class loads with strict=True")
+    if module.activation != ("silu" if of_deepmind else "relu"):
+        print(f"  it does not tell the activation: whoever reads it gives {NAMES[module.activation]}")
 
 
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
@@ -118,7 +120,7 @@ def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables
     params, batch_stats = variables["params"], variables["batch_stats"]
     state = State(jnp.zeros((), jnp.int32), params, batch_stats, jax.jit(optimizer.init)(params))
     with checkpoint.opened(directory) as checkpoints:
-        checkpoint.save(checkpoints.epochs, 0, state, 0.0)
+        checkpoint.save(checkpoints, checkpoint.Snapshot(0, state, 0.0))
     values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}
     files.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
 

@@ -4,18 +4,23 @@
       --title="Improving ..." --authors="First Author, Second Author" --venue="arXiv" --link=https://arxiv.org/abs/...
 
 The accuracies come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
-model of a leaderboard. Into the directory entry go NAME.pt and model_info/DATASET/THREAT/NAME.json.
+model of a leaderboard. Into the directory entry go NAME.pt and model_info/DATASET/THREAT/NAME.json; with
+--official=cifar-10-batches-bin/test_batch.bin also NAME_THREAT_adversarial.pt, the images that AutoAttack found, a
+tensor [10000, 3, 32, 32] in that file's order.
 """
 
 import argparse
 import json
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import logging
 
 from infofeat_jax import cli, models, weights
+from infofeat_jax.export import adversarial_images, command
+from infofeat_jax.models.pytorch.deepmind import is_of_deepmind
 from infofeat_jax.report.runs import read_json
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
@@ -29,6 +34,7 @@ LEADERBOARDS = {
     ("cifar10", "l2"): ("L2", 127.5, "0.5"),
     ("cifar100", "linf"): ("Linf", 8.0, "8/255"),
 }
+OFFICIAL = "the test split as published: test_batch.bin of CIFAR-10, test.bin of CIFAR-100, or an .npz with image_test"
 FAMILIES = {models.ResNet: "ResNet", models.PreActResNet: "PreActResNet"}
 
 
@@ -43,22 +49,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     module, variables = weights.load(options.run, which=results["checkpoint"])
     paper = {"link": options.link, "name": options.title, "authors": options.authors, "venue": options.venue}
     entry = create_entry(results, dataset, architecture(module), paper, additional_data=options.additional_data)
+    found = options.official and adversarial_images.collect(options.run, results, options.official, dataset)
     folder = options.target / "model_info" / dataset / threat
     folder.mkdir(parents=True, exist_ok=True)
     state = options.target / f"{options.name}.pt"
-    models.save_torch(state, variables, mean=module.mean, std=module.std)
+    of_deepmind = is_of_deepmind(module)
+    models.save_torch(state, variables, mean=module.mean, std=module.std, deepmind_keys=of_deepmind)
     files.write_atomically(folder / f"{options.name}.json", json.dumps(entry, indent=2) + "\n")
-    print(f"{state}: {entry['architecture']}; normalise by its buffers: (images - mu) / sigma")
+    buffers = "(images - mean) / std" if of_deepmind else "(images - mu) / sigma"
+    print(f"{state}: {entry['architecture']}, {module.activation}; normalise by its buffers: {buffers}")
     print(f"{folder / options.name}.json: clean {entry['clean_acc']}, AutoAttack {entry['autoattack_acc']}")
+    if found:
+        images = options.target / f"{options.name}_{threat}_adversarial.pt"
+        adversarial_images.write(images, found.images)
+        print(f"{images}: {len(found.images)} adversarial images in the order of {options.official}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line, as the module's documentation explains it."""
-    summary, details = __doc__.split("\n", 1)
-    parser = argparse.ArgumentParser(
-        "python -m infofeat_jax.export.robustbench", description=summary, epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-    )  # fmt: skip
+    """The command line, as the module's documentation explains it. Raises InvalidInput."""
+    parser = command.parser("robustbench", __doc__)
     parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="the directory of a finished run")
     parser.add_argument("target", type=pathlib.Path, metavar="DIRECTORY", help="where to write")
     helps = {
@@ -66,10 +75,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "venue": "of the paper", "link": "to the paper",
     }  # fmt: skip
     for flag, text in helps.items():
-        parser.add_argument(f"--{flag}", required=True, help=text)
+        kind = identifier if flag == "name" else str
+        parser.add_argument(f"--{flag}", required=True, type=kind, help=text)
+    parser.add_argument("--official", type=pathlib.Path, help=f"also writes the adversarial images; {OFFICIAL}")
     parser.add_argument("--additional_data", action="store_true", help="more than the data set was trained on")
     parser.add_argument("--dataset", help="cifar10 or cifar100; needed where config.data.name is a file")
     return parser.parse_args(arguments)
+
+
+def identifier(text: str) -> str:
+    """A name that is part of a file's."""
+    if not re.fullmatch(r"[\w.+-]{1,100}", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected letters, digits, and . _ + -")
+    return text
 
 
 def read_results(run: pathlib.Path) -> dict[str, Any]:
@@ -80,17 +98,17 @@ def read_results(run: pathlib.Path) -> dict[str, Any]:
     return results
 
 
-def check_results(results: Mapping[str, Any], dataset: str) -> tuple[str, float, str]:
+def check_results(results: Mapping[str, Any], dataset: str, attacked: str = "autoattack") -> tuple[str, float, str]:
     """The entry of LEADERBOARDS. Raises InvalidInput unless the results are what that leaderboard asks for."""
     attack = results["config"]["attack"]
     if (board := LEADERBOARDS.get((dataset, attack["norm"]))) is None:
         offered = ", ".join(" ".join(key) for key in LEADERBOARDS)
         raise InvalidInput(f"RobustBench has no leaderboard for {dataset} {attack['norm']}: it has {offered}")
-    again = "run main.py --mode=evaluate --config.eval.attacks=\"('clean','autoattack')\""
+    again = f"run main.py --mode=evaluate --config.eval.attacks=\"('clean','{attacked}')\""
     if attack["epsilon"] != board[1]:
         found = f"evaluated at epsilon {attack['epsilon']:g}/255, the leaderboard's is {board[1]:g}/255"
         raise InvalidInput(f"{found}: {again} --config.attack.epsilon={board[1]}")
-    for name in ("clean", "autoattack"):
+    for name in ("clean", attacked):
         if (count := results.get("examples", {}).get(name, 0)) < EXAMPLES:
             found = f"results.json has {name} on {count} examples, expected {EXAMPLES}"
             raise InvalidInput(f"{found}: {again} on all test images")

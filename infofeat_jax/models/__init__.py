@@ -7,14 +7,16 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from infofeat_jax.models.layers import ACTIVATIONS, PADDINGS
 from infofeat_jax.models.pytorch.reading import from_torch
 from infofeat_jax.models.pytorch.writing import save_torch, to_torch
 from infofeat_jax.models.resnet import Normalization, PreActResNet, ResNet
 from infofeat_jax.models.serving import export
 from infofeat_jax.models.wide_resnet import WideResNet
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, check_choice
 
 __all__ = [
+    "ACTIVATIONS",
     "MODELS",
     "Normalization",
     "PreActResNet",
@@ -51,7 +53,8 @@ def create(
     `width`: channels of the first stage (ResNets: 64) or of the stem (WideResNets: 16); 0 is that default.
     `dtype`: of the computation, "float32" or "bfloat16"; parameters, statistics and the head are float32.
     `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel, finite and std above 0.
-    `options`: further fields of the module, such as a ResNet's `blocks`. Raises InvalidInput.
+    `options`: further fields of the module, as `activation`, "relu" or "silu", or a ResNet's `blocks`.
+    Raises InvalidInput.
     """
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")
@@ -60,6 +63,8 @@ def create(
     _check_normalization("mean", mean, -np.inf)
     _check_normalization("std", std, 0.0)
     _check_blocks(options.get("blocks", (1,)))
+    check_choice("activation", options.get("activation", "relu"), ACTIVATIONS)
+    check_choice("padding", options.get("padding", "same"), PADDINGS)
     if width:
         options["width"] = width
     build = _lookup(name)

@@ -30,19 +30,21 @@ def convolve(
     bias: Float[Array, " o"] | None = None,
     residual: Features | None = None,
     relu: bool = False,
+    same: bool = False,
 ) -> Features:
-    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's (Flax's "SAME" differs at stride 2).
+    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's.
 
-    `bias` and `residual` are added; `relu` sets what is negative to 0, with derivative 0 at 0.
+    `same` pads as TensorFlow, Haiku and Flax: at stride 2 even lengths on their high sides only. `bias` and `residual`
+    are added; `relu` sets what is negative to 0, with derivative 0 at 0.
 
     On a CPU it is oneDNN's where that is available and worthwhile (`models.onednn`), else XLA's; kernels of 1x1 and
     outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
     """
-    geometry = Geometry(x.shape, kernel.shape, stride)
+    geometry = Geometry(x.shape, kernel.shape, stride, same)
     added = [term for term in (bias, residual) if term is not None]
     if any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added)):
         return plain_convolve(
-            x, kernel, stride, bias=bias, residual=residual, relu=relu
+            x, kernel, stride, bias=bias, residual=residual, relu=relu, same=same
         )  # types of shard_map's check_vma
     if added or relu:
         return _convolve_add.bind(x, kernel, *added, geometry=geometry, relu=relu)
@@ -57,10 +59,11 @@ def plain_convolve(
     bias: Float[Array, " o"] | None = None,
     residual: Features | None = None,
     relu: bool = False,
+    same: bool = False,
 ) -> Features:
     """`convolve` as XLA's convolution, differentiated by JAX."""
     added = (term for term in (bias, residual) if term is not None)
-    return _forward_add(x, kernel, *added, geometry=Geometry(x.shape, kernel.shape, stride), relu=relu)
+    return _forward_add(x, kernel, *added, geometry=Geometry(x.shape, kernel.shape, stride, same), relu=relu)
 
 
 def _add(convolved: Features, added: tuple[Added, ...], relu: bool) -> Features:
@@ -70,6 +73,12 @@ def _add(convolved: Features, added: tuple[Added, ...], relu: bool) -> Features:
 
 def _forward_add(x: Features, kernel: Kernel, *added: Added, geometry: Geometry, relu: bool) -> Features:
     return _add(forms.forward(x, kernel, geometry=geometry), added, relu)
+
+
+def _gpu_forward_add(x: Features, kernel: Kernel, *added: Added, geometry: Geometry, relu: bool) -> Features:
+    """Behind a barrier: else XLA reads ReLU's mask from what it is applied to, which then cuDNN cannot apply it to."""
+    y = _forward_add(x, kernel, *added, geometry=geometry, relu=relu)
+    return jax.lax.optimization_barrier(y) if relu else y
 
 
 def _cpu_forward_add(slide: Callable, x: Features, kernel, *added: Added, geometry: Geometry, relu: bool) -> Features:
@@ -130,6 +139,7 @@ _convolve = _primitive("convolve", forms.forward, forms.cpu_forward)
 _convolve_to_input = _primitive("convolve_to_input", forms.to_input, forms.cpu_to_input)
 _convolve_to_kernel = _primitive("convolve_to_kernel", forms.to_kernel, forms.cpu_to_kernel)
 _convolve_add = _primitive("convolve_add", _forward_add, _cpu_forward_add)
+mlir.register_lowering(_convolve_add, mlir.lower_fun(_gpu_forward_add, multiple_results=False), platform="gpu")
 
 batching.primitive_batchers[_convolve] = partial(_batch, _convolve, forms.forward)
 batching.primitive_batchers[_convolve_to_input] = partial(_batch, _convolve_to_input, forms.to_input)

@@ -21,16 +21,24 @@ _FEW_PIXELS = 4  # of an output computed as products
 
 
 class Geometry(NamedTuple):
-    """A convolution's shapes: of images [b, h, w, i] and a square kernel [s, s, i, o], both padded by (s - 1) // 2."""
+    """A convolution's shapes: of images [b, h, w, i] and a square kernel [s, s, i, o].
+
+    Images are padded by (s - 1) // 2 on all sides, or, if `same`, until each pixel at distance `stride` is an output.
+    """
 
     images: tuple
     kernel: tuple
     stride: int
+    same: bool = False
 
     @property
     def padding(self) -> onednn.Padding:
         """(low, high) of rows, of columns."""
-        return (((self.kernel[0] - 1) // 2,) * 2,) * 2
+        size, stride = self.kernel[0], self.stride
+        if not self.same:
+            return (((size - 1) // 2,) * 2,) * 2
+        rows, columns = (max((length - 1) // stride * stride + size - length, 0) for length in self.images[1:3])
+        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
 
     @property
     def outputs(self) -> tuple:
@@ -90,8 +98,9 @@ def cpu_to_input(slide: Callable, gradient: Features, kernel: Kernel, *, geometr
 def _phase(slide: Callable, gradient, kernel, geometry: Geometry, offsets: tuple[int, int]) -> Features:
     """The gradient to pixels offset, offset + stride, ... in both directions, as many as at offset 0."""
     size, stride, taps, padding = kernel.shape[0], geometry.stride, [], []
-    for length, outputs, offset in zip(geometry.images[1:3], gradient.shape[1:3], offsets, strict=True):
-        behind, first = divmod(offset + (size - 1) // 2, stride)  # output pixels before; the first tap of the phase
+    axes = zip(geometry.images[1:3], gradient.shape[1:3], offsets, geometry.padding, strict=True)
+    for length, outputs, offset, (low, _) in axes:
+        behind, first = divmod(offset + low, stride)  # output pixels before; the first tap of the phase
         met = range(first, size, stride)
         taps.append(slice(first, None, stride))
         padding.append((len(met) - 1 - behind, -(-length // stride) + behind - outputs))
@@ -106,17 +115,20 @@ def cpu_to_kernel(slide: Callable, x: Features, gradient: Features, *, geometry:
     size, stride = geometry.kernel[0], geometry.stride
     if size == 1 or (slide is xla_slide and math.prod(gradient.shape[1:3]) <= _FEW_PIXELS):
         return _tap_products(x, gradient, geometry)
-    low = (size - 1) // 2
-    high, wide = ((steps - 1) * stride + size - low for steps in gradient.shape[1:3])  # rows and columns that are met
-    padding = tuple((low, max(met - length, 0)) for met, length in zip((high, wide), x.shape[1:3], strict=True))
+    lows = [low for low, _ in geometry.padding]
+    high, wide = (  # rows and columns that are met
+        (steps - 1) * stride + size - low for steps, low in zip(gradient.shape[1:3], lows, strict=True)
+    )
+    sides = zip(lows, (high, wide), x.shape[1:3], strict=True)
+    padding = tuple((low, max(met - length, 0)) for low, met, length in sides)
     x, gradient = _exchange(x[:, :high, :wide], (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
     return slide(x, gradient, padding, dilation=stride).transpose(1, 2, 0, 3)
 
 
 def _tap_products(x: Features, gradient: Features, geometry: Geometry) -> Kernel:
     size, stride, (high, wide) = geometry.kernel[0], geometry.stride, gradient.shape[1:3]
-    low = (size - 1) // 2
-    x = jnp.pad(_exchange(x, (3, 0, 1, 2)), ((0, 0), (0, 0), (low, size), (low, size)))
+    padding = ((low, size) for low, _ in geometry.padding)
+    x = jnp.pad(_exchange(x, (3, 0, 1, 2)), ((0, 0), (0, 0), *padding))
     seen = lambda row, column: x[:, :, row:, column:][:, :, : high * stride : stride, : wide * stride : stride]  # noqa: E731
     product = partial(jnp.einsum, "ibhw,bhwo->io", preferred_element_type=jnp.float32)
     taps = [jnp.stack([product(seen(row, column), gradient) for column in range(size)]) for row in range(size)]

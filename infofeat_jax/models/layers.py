@@ -17,6 +17,12 @@ conv_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # He et 
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # PyTorch's default
 
 
+# Of one argument; ReLU, by its name, is fused with the convolution before it.
+ACTIVATIONS = {"relu": jax.nn.relu, "silu": jax.nn.silu}
+# What a convolution of stride 2 pads: both sides, as PyTorch's, or the high side, as TensorFlow's and Haiku's "SAME".
+PADDINGS = ("symmetric", "same")
+
+
 class Conv(nn.Module):
     """Convolution with a square kernel; `scale` multiplies the kernel per output channel, the rest as `convolve`'s."""
 
@@ -24,6 +30,7 @@ class Conv(nn.Module):
     size: int = 3
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    padding: str = "symmetric"
 
     @nn.compact
     def __call__(self, x: Features, scale: Channels | None = None, **follows) -> Features:
@@ -31,7 +38,8 @@ class Conv(nn.Module):
         kernel = self.param("kernel", conv_init, shape)
         if scale is not None:
             kernel = kernel * scale
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, **follows)
+        same = self.padding == "same"
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, same=same, **follows)
 
 
 class BatchNorm(nn.Module):
@@ -54,35 +62,57 @@ class BatchNorm(nn.Module):
         if not train:
             scale, shift = self.affine()
             return x * scale.astype(x.dtype) + shift.astype(x.dtype)
-        wide = x.astype(jnp.float32)
-        mean = wide.mean((0, 1, 2))
-        var = jnp.square(wide - mean).mean((0, 1, 2))
+        moved, mean, var = moments(x, jax.lax.stop_gradient(self.mean.value))
         if not self.is_initializing():
             self._update(mean, var, x.size // self.features)
         scale = self.scale * jax.lax.rsqrt(var + self.epsilon)
-        return (wide * scale + (self.bias - mean * scale)).astype(x.dtype)
+        return (moved * scale + (self.bias - mean * scale)).astype(x.dtype)
 
     def affine(self) -> tuple[Channels, Channels]:
         """(scale, shift) of normalisation by the running statistics."""
         scale = self.scale * jax.lax.rsqrt(self.var.value + self.epsilon)
         return scale, self.bias - self.mean.value * scale
 
-    def _update(self, mean: Channels, var: Channels, count: int) -> None:
+    def _update(self, change: Channels, var: Channels, count: int) -> None:
         unbiased = var * (count / max(count - 1, 1))
-        self.mean.value = self.momentum * self.mean.value + (1 - self.momentum) * mean
+        self.mean.value = self.mean.value + (1 - self.momentum) * change
         self.var.value = self.momentum * self.var.value + (1 - self.momentum) * unbiased
 
 
+def moments(x: Features, shift: Channels) -> tuple[Features, Channels, Channels]:
+    """(x - shift in float32, its mean, its variance) over all but the channels: one pass, one sum over devices.
+
+    The variance is E[(x - shift)^2] - E[x - shift]^2, with the relative error of a sum in float32 times
+    1 + ((mean - shift) / std)^2: negligible with the running mean as shift. What float32 cannot resolve counts as
+    variance, so that no output is too large even where the shift is far away.
+    """
+    moved = x.astype(jnp.float32) - shift
+    mean, square = moved.mean((0, 1, 2)), jnp.square(moved).mean((0, 1, 2))
+    return moved, mean, jnp.maximum(square - jnp.square(mean), 2e-7 * jnp.square(mean))
+
+
 def conv_bn(
-    conv: Conv, bn: BatchNorm, x: Features, residual: Features | None = None, *, train: bool, relu: bool = True
+    conv: Conv,
+    bn: BatchNorm,
+    x: Features,
+    residual: Features | None = None,
+    *,
+    train: bool,
+    activation: str | None = "relu",
 ) -> Features:
-    """relu(bn(conv(x)) + residual); on fixed statistics the scale is folded into the kernel, which leaves a bias."""
-    if not train:
+    """activation(bn(conv(x)) + residual); `activation` is a name in ACTIVATIONS, or None.
+
+    On fixed statistics the scale is folded into the kernel, which leaves a bias.
+    """
+    if train:
+        y = bn(conv(x), train=True)
+        y = y if residual is None else y + residual
+    else:
         scale, shift = bn.affine()
-        return conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
-    y = bn(conv(x), train=True)
-    y = y if residual is None else y + residual
-    return jax.nn.relu(y) if relu else y
+        relu = activation == "relu"
+        y = conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
+        activation = None if relu else activation
+    return y if activation is None else ACTIVATIONS[activation](y)
 
 
 class Head(nn.Module):

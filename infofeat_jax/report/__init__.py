@@ -8,13 +8,13 @@ from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
 
-def write(directory: pathlib.Path) -> pathlib.Path:
+def write(directory: str | pathlib.Path) -> pathlib.Path:
     """Writes the report of a study, or of a run and its neighbours, into report/ beside the runs; prints the table.
 
     index.html, which needs no other file; table.md; table.tex; figures/. Each file is replaced as a whole, the page
     last. Returns the page's path. Raises InvalidInput.
     """
-    study = collect.collect(directory)
+    study = collect.collect(pathlib.Path(directory))
     terminal.show_study(study)
     output = study.directory / "report"
     try:

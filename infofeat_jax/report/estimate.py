@@ -6,11 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation import attack_names, intervals
 from infofeat_jax.report.runs import Row, RunRecord, accuracies
 from infofeat_jax.types import InvalidInput
-
-LEVEL = 0.95
 
 
 class Estimate(NamedTuple):
@@ -32,14 +30,13 @@ class Estimate(NamedTuple):
 def over_seeds(values: list[float]) -> tuple[float, float, float]:
     """(mean, low, high): Student's t interval of the mean over two or more runs, assumed normally distributed."""
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / np.sqrt(len(values))
-    half = float(scipy.stats.t.ppf((1 + LEVEL) / 2, len(values) - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + intervals.LEVEL) / 2, len(values) - 1)) * error
     return mean, mean - half, mean + half
 
 
 def over_images(accuracy: float, count: int) -> tuple[float, float, float]:
     """(accuracy, low, high): Wilson's (1927) score interval for a proportion of `count` test images."""
-    interval = scipy.stats.binomtest(round(accuracy * count), count).proportion_ci(LEVEL, method="wilson")
-    return accuracy, float(interval.low), float(interval.high)
+    return accuracy, *intervals.wilson(accuracy, count)
 
 
 class AttackName(NamedTuple):
@@ -65,7 +62,10 @@ def estimate(measured: list[tuple[float, int]]) -> Estimate:
 
 
 def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
-    """{attack: estimate} of a row: of the checkpoints that results.json is about, or of the "latest" ones."""
+    """{attack: estimate} of a row: of the checkpoints that results.json is about.
+
+    `which`: of the "latest" ones, or on the "common" images that all attacks saw.
+    """
     measured: dict[str, list] = {}
     for run in row.runs:
         for name, value in own_accuracies(run, which).items():
@@ -74,7 +74,7 @@ def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
 
 
 def own_accuracies(run: RunRecord, which: str = "") -> dict[str, tuple[float, int]]:
-    """{attack: (accuracy, number of examples)} of the checkpoint that results.json is about, or of the "latest"."""
+    """{attack: (accuracy, number of examples)} of the checkpoint that results.json is about; `which` as above."""
     if which and not run.results.get(which):
         return {}
     return accuracies(run.results | run.results.get(which, {}))

@@ -21,7 +21,8 @@ RESULTS: dict[str, type] = {"config": dict, "num_examples": int, "checkpoint": s
 # What results.json may lack, but not hold otherwise.
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "examples": dict, "distances": dict, "flags": list, "seconds_per_attack": dict, "latest": dict, "train_images": int,
-    "worst_case": (int, float),
+    "common": dict, "worst_case": (int, float),
+    "given": dict,
 }  # fmt: skip
 # Fields in which comparable runs may differ; in runs of earlier versions each seed held out images of its own.
 FREE_DATA = ("data.data_dir", "data.note", "data.split_seed")
@@ -76,8 +77,10 @@ def find_damage(results: Mapping) -> str:
     for name, value in (*seconds.items(), *(results.get("distances") or {}).items()):
         if not _is_finite(value):
             return f"the seconds or distance of {name} = {_short(value)}"
-    if latest := results.get("latest"):
-        return f"latest: {problem}" if (problem := find_damage(results | latest | {"latest": None})) else ""
+    for part in ("latest", "common"):
+        own = results | (results.get(part) or {}) | {part: None}
+        if results.get(part) and (problem := find_damage(own)):
+            return f"{part}: {problem}"
     return "" if asked else "it has none of the attacks of config.eval.attacks"
 
 

@@ -57,7 +57,7 @@ def _fill(line: Line, width: int) -> list[str]:
 
 
 def _label(line: Line, indent: str, escape: Callable[[str], str]) -> str:
-    return (indent if line.kind == "part" else "") + escape(line.label)
+    return (indent if line.kind != "row" else "") + escape(line.label)
 
 
 def _text(cell: Cell) -> str:

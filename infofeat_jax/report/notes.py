@@ -74,6 +74,7 @@ def setting_line(study: Study) -> str:
     attack = config["attack"]
     checkpoints = {run.results["checkpoint"] for run in study.runs}
     which = f"{results['checkpoint']} checkpoint" if len(checkpoints) == 1 else "best checkpoint, or weights as given"
+    which = "weights as given" if checkpoints == {"as given"} else which
     return (
         f"{results['num_examples']:,} test images of {results.get('data', config['data']['name'])}; {attack['norm']}"
         f" epsilon {attack['epsilon']:g}/255, attack steps of {levels(config['eval']['step_size'])};"
@@ -109,6 +110,19 @@ def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -
         f"Few images: {', '.join(dict.fromkeys(attacks))} on {count} only; near 50 % a single value is uncertain by"
         f" {100 * estimate.over_images(0.5, count)[2] - 50:.1f} points."
         for count, attacks in counts.items()
+    ]
+
+
+def worst_case(study: Study, columns: list[str]) -> list[str]:
+    """Which images the worst case is over, where the attacks saw different numbers of them."""
+    if columns[-1:] != ["worst_case"]:
+        return []
+    counts = {count for run in study.runs for _, count in estimate.own_accuracies(run).values()}
+    if len(counts) < 2:
+        return []
+    return [
+        f"Worst case: an image counts if it withstands every attack, among the first {min(counts):,} images, which all"
+        " attacks saw; a column of more images may lie below it."
     ]
 
 

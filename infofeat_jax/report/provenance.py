@@ -31,6 +31,8 @@ def record(run: RunRecord) -> Record:
     if run.gap:
         return Record(run.name, run.gap, [], [], "", json.dumps(run.config, indent=2) if run.config else "")
     flags = [str(flag) for flag in run.results.get("flags") or []]
+    if given := run.results.get("given"):
+        return Record(run.name, "", flags, facts_of_given(run, given), "", json.dumps(given, indent=2))
     return Record(run.name, "", flags, facts(run), command(run.config), json.dumps(run.config, indent=2))
 
 
@@ -53,6 +55,25 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("early stopping by", _criterion(run)),
         ("evaluation", f"first {results['num_examples']:,} test images; {_ball(budget)}"),
         ("steps in evaluation", levels(evaluated["eval"]["step_size"])),
+        ("seconds per attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
+        ("hardware", str(results.get("hardware", ""))),
+        ("jax", str(results.get("jax", ""))),
+    ]
+    return [(term, fact) for term, fact in found if fact]
+
+
+def facts_of_given(run: RunRecord, given: dict) -> list[tuple[str, str]]:
+    """The same of a model that was given to `infofeat_jax.evaluate`, which does not know how it was trained."""
+    results = run.results
+    seconds = (results.get("seconds_per_attack") or {}).items()
+    found = [
+        ("model", str(given.get("model", ""))),
+        ("remarks", "; ".join(map(str, given.get("notes") or []))),
+        (
+            "evaluation",
+            f"{results['num_examples']:,} images; {_ball(results['config']['attack'])}, seed {given.get('seed')}",
+        ),
+        ("steps in evaluation", levels(results["config"]["eval"]["step_size"])),
         ("seconds per attack", ", ".join(f"{display(name)} {value:g}" for name, value in seconds)),
         ("hardware", str(results.get("hardware", ""))),
         ("jax", str(results.get("jax", ""))),

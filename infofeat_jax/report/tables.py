@@ -26,7 +26,10 @@ MOST_STEPS = 3  # of one family in the main table; more are in the table of step
 
 
 class Line(NamedTuple):
-    """A line of a table. `kind`: "row", or "part" of the row above. `gap`: why there are no cells."""
+    """A line of a table. `gap`: why there are no cells.
+
+    `kind`: "row"; "part" of the row above; "subset": the row above on the images that all attacks saw.
+    """
 
     label: str
     cells: list[Cell]
@@ -62,6 +65,7 @@ def accuracy_table(study: Study) -> Table:
     if published and published.columns != paper.WHITE_BOX:
         published = None
     lines, remarks = [], [*notes.describe_intervals(study.rows), *notes.few_images(measured.values(), columns)]
+    remarks += notes.worst_case(study, columns)
     for row in study.rows:
         lines += accuracy_lines(study, row, columns, published)
     remarks += notes.paper_notes(study, published)
@@ -162,17 +166,18 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
     whole, total = estimate.estimates(row), len(row.runs) + len(row.gaps)
     counted = f"{len(row.runs)} of {total}" if row.gaps and row.runs else str(total)
     measured: dict[str, dict[str, float | None]] = {"mean": {attack: value.mean for attack, value in whole.items()}}
-    if columns[-1] == "worst_case" and row.runs:
+    with_worst = columns[-1] == "worst_case" and bool(row.runs)
+    subset = common_line(row, columns) if with_worst else None
+    if with_worst and subset is None:
         whole["worst_case"] = worst_case(row.runs)
-        measured["mean"]["worst_case"] = whole["worst_case"].mean
     lines = []
     if row.runs:
         cells = [cell(whole.get(attack), len(row.runs)) for attack in columns]
-        lines.append(Line(name_of(row), [Cell(counted), *cells]))
+        lines += [Line(name_of(row), [Cell(counted), *cells]), *([subset] if subset else [])]
     extremes = estimate.extremes(row.runs)
     for which, run in extremes.items():
         measured[which] = {attack: value for attack, (value, _) in estimate.own_accuracies(run).items()}
-        measured[which]["worst_case"] = run.results.get("worst_case")
+        measured[which]["worst_case"] = None if subset else run.results.get("worst_case")
         cells = [percent(measured[which].get(attack)) for attack in columns]
         if len(row.runs) > 1 and any(one.value != NONE for one in cells):
             label = f"{which} by {display(estimate.judge(row.runs))}"
@@ -184,6 +189,17 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
     if published and row.label in published.rows:
         lines += paper_lines(row, columns, published, measured, notes.deviations_of(study, row, published))
     return lines
+
+
+def common_line(row: Row, columns: list[str]) -> Line | None:
+    """The row on the images that all attacks saw, the worst case among them; None if each attack saw all images."""
+    whole, runs = estimate.estimates(row, "common"), [run for run in row.runs if run.results.get("common")]
+    if len(runs) < len(row.runs):
+        return None
+    whole["worst_case"] = worst_case(runs, "common")
+    counts = sorted({value.examples for value in whole.values()})
+    label = f"first {' to '.join(f'{count:,}' for count in counts)} images"
+    return Line(label, [Cell(""), *(cell(whole.get(attack)) for attack in columns)], "subset")
 
 
 def paper_lines(
@@ -216,9 +232,9 @@ def main_attacks(measured: Iterable[Mapping[str, Estimate]]) -> list[str]:
     return kept
 
 
-def worst_case(runs: list[RunRecord]) -> Estimate:
+def worst_case(runs: list[RunRecord], which: str = "") -> Estimate:
     """The accuracy under the worst of a run's attacks for each image, over seeds."""
-    counts = (min(count for _, count in estimate.own_accuracies(run).values()) for run in runs)
+    counts = (min(count for _, count in estimate.own_accuracies(run, which).values()) for run in runs)
     return estimate.estimate([(run.results["worst_case"], count) for run, count in zip(runs, counts, strict=True)])
 
 

@@ -22,8 +22,11 @@ def show_study(study: Study) -> None:
     accuracy = tables.create(study)[0]
     start = 0 if any(len(row.runs) > 1 for row in study.rows) else 1  # no column of seeds if there is one each
     table = rich.table.Table(title=escape(accuracy.title), box=rich.box.SIMPLE_HEAD, pad_edge=False)
-    shown = [line for line in accuracy.lines if line.kind == "row" and not line.gap]
-    rows = [[escape(line.label), *(text(cell) for cell in line.cells[start:])] for line in shown]
+    shown = [line for line in accuracy.lines if line.kind != "part" and not line.gap]
+    rows = [
+        [" " * 2 * (line.kind == "subset") + escape(line.label), *(text(cell) for cell in line.cells[start:])]
+        for line in shown
+    ]
     for index, column in enumerate(("method", *accuracy.columns[start:])):
         width = max((len(row[index]) for row in rows), default=0)  # headings may be broken, numbers not
         justify = "right" if index else "left"

@@ -7,10 +7,13 @@ see only their device's examples; gradients and statistics are averaged. jax.pma
 and in those terms it is written here.
 """
 
+import os
+import platform
 from collections.abc import Callable
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
@@ -27,12 +30,11 @@ def mesh(count: int | None = None) -> Mesh:
     return Mesh(np.array(jax.devices()[:count]), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def own_part(mesh: Mesh, tree: PyTree) -> tuple[Mesh, PyTree]:
-    """This process's devices, and replicated arrays on them: for what each process computes on its own."""
-    if jax.process_count() == 1:
-        return mesh, tree
-    own = Mesh(np.array(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
-    return own, jax.device_put(jax.tree.map(np.asarray, tree), NamedSharding(own, P()))
+def hardware(mesh: Mesh) -> str:
+    """The devices in words, for whoever judges a result."""
+    device = mesh.devices.flat[0]
+    processor = f" ({os.cpu_count()} {platform.machine()} cores)" if device.platform == "cpu" else ""
+    return f"{mesh.size} x {device.device_kind}{processor}"
 
 
 def count_for(size: int, parts: int = 1) -> int:
@@ -70,9 +72,14 @@ def shard(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda i: x[i]), tree)
 
 
-def place(mesh: Mesh, array: np.ndarray) -> jax.Array:
-    """Splits a batch of any size over the devices if they divide it; gives it to all of them otherwise."""
-    return shard(mesh, array) if len(array) % mesh.size == 0 else replicate(mesh, array)
+def fetch(tree: PyTree) -> PyTree:
+    """Whole arrays on the host; if several processes hold their parts, all of them must call this, and get the same."""
+    return jax.tree.map(_fetch, tree)
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+    split = not (array.is_fully_addressable or array.is_fully_replicated)
+    return multihost_utils.process_allgather(array, tiled=True) if split else np.asarray(array)
 
 
 def parallelize_update(

@@ -1,37 +1,85 @@
-"""One process a directory: a lock that the kernel holds."""
+"""One process a directory: a lock that the kernel holds, and a file that says whose the directory is.
+
+The lock ends with the process, however it ends, but a network file system may have none, or one for each host. The file
+OWNER then keeps other hosts out: creating it is atomic everywhere, its owner touches it every HEARTBEAT seconds, and a
+process that no longer does so for PATIENCE seconds counts as dead.
+"""
 
 import fcntl
 import os
 import pathlib
 import socket
 import sys
+import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InUse, InvalidInput
+
+OWNER = "owner"
+HEARTBEAT, PATIENCE = 20.0, 90.0  # seconds
 
 
 @contextmanager
-def lock(directory: pathlib.Path) -> Iterator[None]:
-    """Keeps other processes out of a run's directory until the end, however this process ends.
+def lock(directory: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a directory until the end, however this process ends.
 
-    Raises InvalidInput naming the process that is there. The kernel holds the lock, so none is left behind.
+    Raises InUse naming the process that is there; with `wait`, waits for one on this host. Raises InvalidInput if no
+    file can be opened there.
     """
     path = directory / "lock"
     try:
         opened = path.open("a+")
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be opened ({error}): remove it, or give another --workdir") from None
+        raise InvalidInput(
+            f"{path} cannot be opened ({error}): remove it, or give another directory (--workdir)"
+        ) from None
     with opened as file:
+        alone = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             file.seek(0)
-            owner = file.read().strip() or "another process"
-            raise InvalidInput(f"{directory} is in use by {owner}: wait for it, or give another --workdir") from None
+            raise InUse(directory, file.read().strip() or "another process") from None
         except OSError as error:  # some network file systems have no locks
-            print(f"warning: {path} cannot be locked ({error}): start no second run there", file=sys.stderr)
+            alone = False
+            print(f"warning: {path} cannot be locked ({error}): {directory / OWNER} alone protects it", file=sys.stderr)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+        with _owned(directory, alone):
+            yield
+
+
+@contextmanager
+def _owned(directory: pathlib.Path, alone: bool) -> Iterator[None]:
+    """Holds the file OWNER. `alone`: no other process on this host holds the lock, so that its owner has died."""
+    path, host = directory / OWNER, socket.gethostname()
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        owner = path.read_text().strip() or "another process"
+        if not (alone and owner.endswith(f" on {host}")) and _age(path) < PATIENCE:
+            raise InUse(directory, owner) from None
+    path.write_text(f"process {os.getpid()} on {host}\n")
+    ended = threading.Event()
+    thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
+    thread.start()
+    try:
         yield
+    finally:
+        ended.set(), thread.join()
+        path.unlink(missing_ok=True)
+
+
+def _touch(path: pathlib.Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT):
+        with suppress(OSError):  # the directory was moved, or the disk is full
+            os.utime(path)
+
+
+def _age(path: pathlib.Path) -> float:
+    """Seconds since the file was touched, by the clock of its file system."""
+    with tempfile.NamedTemporaryFile(dir=path.parent) as now:
+        return os.stat(now.name).st_mtime - path.stat().st_mtime

@@ -1,10 +1,13 @@
 """Whether a compiled step fits the memory: refused with the estimate before it runs, not by a crash in it."""
 
+import math
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.extend import core as extended
 
 from infofeat_jax.types import InvalidInput
 
@@ -37,6 +40,21 @@ def needed(program: jax.stages.Compiled) -> int:
         return 0
     own = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
     return own + sizes.temp_size_in_bytes
+
+
+def intermediates(jaxpr: extended.Jaxpr) -> int:
+    """Bytes of all that a traced program computes on the way: what a gradient could keep at most."""
+    total = 0
+    for equation in jaxpr.eqns:
+        inner = sum(map(intermediates, extended.jaxprs_in_params(equation.params)))
+        total += inner * equation.params.get("length", 1)
+        total += sum(size(out.aval) for out in equation.outvars)
+    return total
+
+
+def size(array: Any) -> int:
+    """The bytes of an array, or of what has its shape and dtype."""
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def available() -> int:

@@ -46,3 +46,10 @@ def barrier(name: str) -> None:
     """Waits for all processes of the run."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def agreed(value: bool) -> bool:
+    """The writer's value, in all processes of the run."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(value))

@@ -1,17 +1,14 @@
-"""Orbax checkpoints: written in the background and sealed with checksums; damaged ones are set aside.
+"""Orbax checkpoints: written and sealed in the background; damaged ones are set aside.
 
 Each run has two directories. checkpoints/ holds the state at the end of an epoch, with its validation score; the newest
 few and the best are kept. interrupted/ holds the state at which the run was last interrupted, within an epoch.
 """
 
-import json
-import os
 import pathlib
 import shutil
-import sys
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import jax
@@ -20,19 +17,32 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers
 
 from infofeat_jax.runtime import processes
+from infofeat_jax.training.seals import EPOCHS, INTERRUPTED, SCORE, SEAL, damage, finished, seal, set_aside
 from infofeat_jax.types import InvalidInput, RunFailed
 
-SCORE = "validation_score"  # what "best" means: robust validation accuracy; clean accuracy for standard training
-EPOCHS, INTERRUPTED, DAMAGED = "checkpoints", "interrupted", "damaged"
 OVERHEAD = 2**20  # bytes: ample for the metadata that orbax and file systems add
-SEAL = "seal.json"  # in each checkpoint: {file: [bytes, CRC-32]}
+
+
+class Snapshot(NamedTuple):
+    """A state to be saved, which no later step may take over (donate)."""
+
+    step: int
+    state: PyTree
+    score: float | None = None  # by which the best is chosen; None: an interrupted run's state, within an epoch
 
 
 class Checkpoints(NamedTuple):
-    """The checkpoint managers of a run, open for writing."""
+    """The checkpoint managers of a run, open for writing, and the thread that writes."""
 
     epochs: ocp.CheckpointManager
     interrupted: ocp.CheckpointManager
+    worker: ThreadPoolExecutor  # one thread: checkpoints are written one after the other
+    writing: list[Future]  # what it was last asked to write, unless `finish` has seen it done
+
+    def best_score(self) -> float | None:
+        """The score of the best checkpoint; None if there is none."""
+        best = self.epochs.best_step()
+        return None if best is None else self.epochs.metrics(best)[SCORE]
 
 
 @contextmanager
@@ -48,21 +58,23 @@ def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
     processes.barrier("checkpoints verified")
     best = checkpoint_managers.BestN(get_metric_fn=lambda m: m[SCORE], n=1, keep_checkpoints_without_metrics=False)
     policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(keep), best])
-    managers = Checkpoints(
-        _manager(
-            workdir / EPOCHS, preservation_policy=policy, best_fn=lambda m: m[SCORE], cleanup_tmp_directories=True
-        ),
-        _manager(
-            workdir / INTERRUPTED, preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
-        ),
+    epochs = _manager(
+        workdir / EPOCHS, preservation_policy=policy, best_fn=lambda m: m[SCORE], cleanup_tmp_directories=True
     )
+    interrupted = _manager(
+        workdir / INTERRUPTED, preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
+    )
+    worker = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
     try:
-        yield managers
-        for manager in managers:
-            finish(manager)
+        checkpoints = Checkpoints(epochs, interrupted, worker, [])
+        yield checkpoints
+        finish(checkpoints)
+        _complete(epochs), _complete(interrupted)  # seals what a process that was killed has left without
     finally:
-        for manager in managers:
-            manager.close()
+        worker.shutdown()
+        for manager in (epochs, interrupted):
+            with suppress(Exception):  # orbax raises an error of its threads once more in each thread that asks
+                manager.close()
 
 
 class _Manager(ocp.CheckpointManager):
@@ -79,12 +91,44 @@ def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
     return _Manager(directory.absolute(), options=options, item_handlers=handler)
 
 
-def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float | None = None) -> None:
-    """Starts saving `state` and returns before it is on disk. Unfinished saves never count as checkpoints.
+def save(checkpoints: Checkpoints, *snapshots: Snapshot) -> None:
+    """Starts saving, one after the other; waits only for what an earlier call has started.
 
-    Raises RunFailed if the previous checkpoint could not be written, or if there is no disk space for this one.
+    Each is on disk and sealed before the next is begun, and none is begun after one that failed: unfinished saves never
+    count as checkpoints. Raises RunFailed if the previous checkpoint could not be written, or, then or at the next call
+    of `save`, `check` or `finish`, if there is no disk space for this one.
     """
-    finish(manager)
+    finish(checkpoints)
+    if jax.process_count() == 1:
+        checkpoints.writing.append(checkpoints.worker.submit(_write, checkpoints, snapshots))
+        return
+    for snapshot in snapshots:  # orbax lets the devices of several processes wait for each other: not in a thread
+        finish(checkpoints)
+        manager = _begin(checkpoints, snapshot)
+        checkpoints.writing.append(checkpoints.worker.submit(_complete, manager))
+
+
+def check(checkpoints: Checkpoints) -> None:
+    """Raises RunFailed if it is known that the last save has failed; does not wait for it."""
+    if all(job.done() for job in checkpoints.writing):
+        finish(checkpoints)
+
+
+def finish(checkpoints: Checkpoints) -> None:
+    """Waits until the last save is on disk and sealed. Raises RunFailed if it could not be written."""
+    while checkpoints.writing:
+        checkpoints.writing.pop().result()
+
+
+def _write(checkpoints: Checkpoints, snapshots: tuple[Snapshot, ...]) -> None:
+    for snapshot in snapshots:
+        _complete(_begin(checkpoints, snapshot))
+
+
+def _begin(checkpoints: Checkpoints, snapshot: Snapshot) -> ocp.CheckpointManager:
+    """Starts writing, if there is room."""
+    step, state, score = snapshot
+    manager = checkpoints.interrupted if score is None else checkpoints.epochs
     need = OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     free = shutil.disk_usage(manager.directory).free
     if free < need:  # one line here is better than the tracebacks of orbax's threads
@@ -93,10 +137,10 @@ def save(manager: ocp.CheckpointManager, step: int, state: PyTree, score: float 
             f" {free / 2**20:.1f} free: free some space, then run the same command again to resume from the last one"
         )
     manager.save(step, args=ocp.args.StandardSave(state), metrics=None if score is None else {SCORE: score})
+    return manager
 
 
-def finish(manager: ocp.CheckpointManager) -> None:
-    """Waits until the last save is on disk, and seals it. Raises RunFailed if it could not be written."""
+def _complete(manager: ocp.CheckpointManager) -> None:
     try:
         manager.wait_until_finished()
         if processes.is_writer():
@@ -113,7 +157,8 @@ def restore_newest(checkpoints: Checkpoints, like: PyTree) -> PyTree | None:
 
     An unreadable one is set aside. Raises InvalidInput if its shapes differ from `like`.
     """
-    found = [(step, manager) for manager in checkpoints for step in manager.all_steps()]
+    managers = checkpoints.epochs, checkpoints.interrupted
+    found = [(step, manager) for manager in managers for step in manager.all_steps()]
     for step, manager in sorted(found, key=lambda pair: pair[0], reverse=True):
         path = pathlib.Path(manager.directory) / str(step)
         if (path / SEAL).exists():
@@ -196,62 +241,6 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
-
-
-def finished(workdir: pathlib.Path) -> list[pathlib.Path]:
-    """The directories of all finished checkpoints; one that is being written has a name that is not a number."""
-    return sorted(path for name in (EPOCHS, INTERRUPTED) for path in (workdir / name).glob("*") if path.name.isdigit())
-
-
-def seal(directory: pathlib.Path) -> None:
-    """Records size and checksum of every file of the checkpoints in `directory` that have no seal yet.
-
-    The sibling directory is left alone: orbax may be deleting old checkpoints there.
-    """
-    for path in finished(directory.parent):
-        if path.parent == directory and not (path / SEAL).exists():
-            files = {str(file.relative_to(path)): _checksum(file) for file in path.rglob("*") if file.is_file()}
-            partial = path.with_name(f"{path.name}-{SEAL}.partial")
-            with partial.open("w") as file:
-                file.write(json.dumps(files))
-                file.flush()
-                os.fsync(file.fileno())  # a seal that is lost in a power failure would condemn the checkpoint
-            partial.rename(path / SEAL)
-
-
-def damage(path: pathlib.Path) -> str:
-    """What is wrong with a checkpoint according to its seal; "" if nothing is."""
-    try:
-        if path.parent.name == EPOCHS:
-            json.loads((path / "metrics" / "metrics").read_text())[SCORE]  # orbax reads this file of every checkpoint
-        expected = dict(json.loads((path / SEAL).read_text()) if (path / SEAL).exists() else {})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{type(error).__name__}: {error}"
-    for name, checksum in expected.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if (found := _checksum(path / name)) != checksum:
-            what = "its content has changed" if found[0] == checksum[0] else f"{found[0]} bytes, not {checksum[0]}"
-            return f"{name}: {what}"
-    return ""
-
-
-def set_aside(path: pathlib.Path, why: str) -> None:
-    """Moves a damaged checkpoint out of the way, with a warning."""
-    target = path.parent.parent / DAMAGED / f"{path.parent.name}-{path.name}"
-    target.parent.mkdir(exist_ok=True)
-    while target.exists():
-        target = target.with_name(target.name + "-again")
-    path.rename(target)
-    print(f"warning: checkpoint {path} is damaged ({why}): moved to {target}", file=sys.stderr, flush=True)
-
-
-def _checksum(path: pathlib.Path, piece: int = 2**24) -> list[int]:
-    size, value = 0, 0
-    with path.open("rb") as file:
-        while data := file.read(piece):
-            size, value = size + len(data), zlib.crc32(data, value)
-    return [size, value]
 
 
 def _brief(error: Exception) -> str:

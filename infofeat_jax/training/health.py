@@ -14,17 +14,21 @@ SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that we
 class UnsoundStep(Exception):
     """A training step whose loss is non-finite or too large, or whose parameters are non-finite afterwards."""
 
-    def __init__(self, step: int, loss: float, norm: float) -> None:
+    def __init__(self, step: int, loss: float, norm: float | None) -> None:
         super().__init__(step, loss, norm)
         self.step, self.loss, self.norm = step, loss, norm
 
 
-def check(recent: list[tuple[int, dict]], max_loss: float) -> None:
-    """Raises UnsoundStep for the first unsound step (counted from 1); takes values on the host."""
-    for step, values in recent:
-        loss, norm = float(values["loss"]), float(values["parameter_norm"])
-        if not (abs(loss) <= max_loss and math.isfinite(norm)):
-            raise UnsoundStep(step, loss, norm)
+def check(step: int, values: Mapping, max_loss: float) -> None:
+    """Raises UnsoundStep for the metrics, on the host, of an unsound step (counted from 1).
+
+    Steps that are logged, and the newest before a state is saved, have a `parameter_norm`; the loss of each is NaN if
+    its parameters are, as far as can be seen without reading them all.
+    """
+    loss = float(values["loss"])
+    norm = float(values["parameter_norm"]) if "parameter_norm" in values else None
+    if not (abs(loss) <= max_loss and (norm is None or math.isfinite(norm))):
+        raise UnsoundStep(step, loss, norm)
 
 
 def skip(
@@ -36,8 +40,9 @@ def skip(
     """
     before = read(workdir)
     good = f"the last earlier checkpoint is of step {last}" if last else "there is no earlier checkpoint"
+    norm = "" if unsound.norm is None else f", parameters of norm {unsound.norm:g}"
     what = (
-        f"loss {unsound.loss:g}, parameters of norm {unsound.norm:g} (expected at most {max_loss:g} and finite) at"
+        f"loss {unsound.loss:g}{norm} (expected at most {max_loss:g}, and finite parameters afterwards) at"
         f" step {unsound.step}, epoch {batch['epoch']}, images {batch['images']}"
     )
     if len(before) >= skip_batches:

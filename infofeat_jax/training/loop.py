@@ -1,13 +1,21 @@
-"""The training loop: compiled steps, then validation, early stopping and a checkpoint after each epoch."""
+"""The training loop: compiled steps, after each epoch validation and early stopping, and checkpoints when they are due.
+
+Steps and batches of the validation are handed to the devices ahead (`ahead.Ahead`), without waiting at the end of an
+epoch: the next epoch's first steps are queued while the validation is computed, on a copy of the state.
+"""
 
 import hashlib
+import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -15,13 +23,15 @@ from infofeat_jax.data import Split
 from infofeat_jax.data.batches import batch_indices, steps_per_epoch
 from infofeat_jax.runtime import console, devices, files, processes, signals
 from infofeat_jax.training import checkpoint, health, records
-from infofeat_jax.training.state import State
+from infofeat_jax.training.ahead import Ahead
+from infofeat_jax.training.checkpoint import Snapshot
+from infofeat_jax.training.keeper import Keeper
+from infofeat_jax.training.state import State, parameter_norm
 from infofeat_jax.types import PRNGKey, Stopped
 
-AHEAD = 4  # steps that may be queued on the device: few, so that an interrupted run stops soon
-
 Step = Callable[..., tuple[State, dict]]  # compiled: (state, batch, key) -> (state, metrics)
-Validation = Callable[[State], float]  # accuracy on the validation images; may raise Stopped
+# Hands batches to the devices; yields (which images are correct, which are no padding). May raise Stopped.
+Validation = Callable[[State], Iterator[tuple[jax.Array, np.ndarray]]]
 
 
 class Settings(NamedTuple):
@@ -34,6 +44,8 @@ class Settings(NamedTuple):
     max_loss: float = 1e4
     skip_batches: int = 0
     keep: int = 2  # newest checkpoints, besides the best
+    every_minutes: float = 0.0  # between checkpoints, at ends of epochs; 0: after each
+    validate_every: int = 1  # epochs
     tensorboard: bool = False
 
 
@@ -69,10 +81,26 @@ class Training(NamedTuple):
 class Reporting(NamedTuple):
     """Where one pass of the loop writes its output, and which batches it skips."""
 
-    checkpoints: checkpoint.Checkpoints
+    keeper: Keeper
     write: records.Write
     show: Callable
     skipped: frozenset[int]  # steps whose batches are skipped
+    epochs: list[dict]  # records of the epochs so far
+
+
+class Stretch:
+    """The steps from one validation to the next, and the time that they take."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end, self.began, self.seconds = start, end, time.perf_counter(), 0.0
+
+    def begin(self) -> None:
+        """To be called when all work before is done."""
+        self.began = time.perf_counter()
+
+    def stop(self) -> None:
+        """To be called when the steps are done."""
+        self.seconds = time.perf_counter() - self.began
 
 
 def train(training: Training) -> State:
@@ -95,6 +123,7 @@ def train_on(training: Training) -> State:
         state = checkpoint.restore_newest(checkpoints, training.like)
         state = training.initial() if state is None else state
         start = int(state.step)
+        earlier = [r for r in records.read(workdir / "metrics.jsonl") if "epoch" in r and r["step"] <= start]
         if active:
             records.rewind(workdir / "metrics.jsonl", start)
             describe(training, state, start)
@@ -102,39 +131,48 @@ def train_on(training: Training) -> State:
             records.records(workdir, active=active, tensorboard=settings.tensorboard) as write,
             console.progress(total, start, active=active and start < total) as show,
         ):
-            reporting = Reporting(checkpoints, write, show, health.skipped(workdir))
-            if start and start % training.steps_per_epoch == 0 and start not in checkpoints.epochs.all_steps():
-                finish_epoch(training, reporting, state, start, 0.0)  # interrupted during validation
-            while start < total:
-                state = train_epoch(training, reporting, state, start)
-                start = int(state.step)
+            keeper = Keeper(checkpoints, settings.every_minutes)
+            reporting = Reporting(keeper, write, show, health.skipped(workdir), earlier)
+            ended = start in checkpoints.epochs.all_steps()
+            return train_from(training, reporting, state, start, validated=ended)
+
+
+def train_from(training: Training, reporting: Reporting, state: State, start: int, *, validated: bool) -> State:
+    """Trains from step `start` to completion. `validated`: whether `start`, if it ends an epoch, has been."""
+    ahead, round_steps = Ahead(), training.settings.validate_every * training.steps_per_epoch
+    if start and not validated and (start % round_steps == 0 or start == training.total):
+        validate(training, reporting, ahead, state, Stretch(start, start))
+    while start < training.total:
+        stretch = Stretch(start, min((start // round_steps + 1) * round_steps, training.total))
+        ahead.then(stretch.begin)
+        for step in range(start, stretch.end):
+            state = take_step(training, reporting, ahead, state, step, stretch)
+        ahead.then(stretch.stop)
+        validate(training, reporting, ahead, state, stretch)
+        start = stretch.end
+    ahead.drain()
     return state
 
 
-def train_epoch(training: Training, reporting: Reporting, state: State, start: int) -> State:
-    """Takes the steps from `start` to the end of the epoch, then validates and saves a checkpoint."""
-    settings = training.settings
-    end = (start // training.steps_per_epoch + 1) * training.steps_per_epoch
-    began, due, recent = time.perf_counter(), [], []  # (step, metrics): due for reporting, and newer ones
-    for step in range(start, end):
-        if signals.requested():
-            report_steps(training, reporting, due, start, began)
-            health.check(jax.device_get(recent), settings.max_loss)
-            interrupt(training, reporting, state, time.perf_counter() - began)
-        if step in reporting.skipped:
-            state = state._replace(step=state.step + 1)
-            continue
-        state, values = training.step(state, load_batch(training, step), training.key)
-        recent.append((step + 1, values))
-        if (step + 1) % settings.log_every == 0:
-            report_steps(training, reporting, due, start, began)  # earlier steps: the device stays busy meanwhile
-            due, recent = recent, []
-        if len(recent) >= AHEAD:
-            jax.block_until_ready(recent[-AHEAD])
-    for steps in (due, recent):
-        report_steps(training, reporting, steps, start, began)
-    finish_epoch(training, reporting, state, end, time.perf_counter() - began)
+def take_step(
+    training: Training, reporting: Reporting, ahead: Ahead, state: State, step: int, stretch: Stretch
+) -> State:
+    """Hands one step to the devices, unless its batch is skipped."""
+    if signals.requested():
+        interrupt(training, reporting, ahead, state, step, stretch)
+    if step in reporting.skipped:
+        return state._replace(step=state.step + 1)
+    state, values = training.step(state, load_batch(training, step), training.key)
+    if is_logged(training, step + 1):
+        norm = parameter_norm(state.params)
+        values = values | {"learning_rate": training.schedule(step), "parameter_norm": norm}
+    ahead.push(values, partial(use_step, training, reporting, stretch, step + 1))
     return state
+
+
+def is_logged(training: Training, step: int) -> bool:
+    """Whether the metrics of a step (counted from 1) are logged: every few, and the last of each epoch."""
+    return step % training.settings.log_every == 0 or step % training.steps_per_epoch == 0
 
 
 def load_batch(training: Training, step: int):
@@ -149,60 +187,73 @@ def batch_rows(training: Training, step: int):
     return batch_indices(settings.seed, step, len(training.data.labels), settings.batch_size)
 
 
-def report_steps(
-    training: Training, reporting: Reporting, recent: list[tuple[int, dict]], start: int, began: float
-) -> None:
-    """Waits for the steps' metrics, checks them, logs the last and updates the progress bar; `start`: of the rate.
+def use_step(training: Training, reporting: Reporting, stretch: Stretch, step: int, values: dict) -> None:
+    """Checks the metrics of a step (counted from 1), logs some, and updates the progress bar.
 
     Raises UnsoundStep, so that no unsound state is checkpointed.
     """
-    if not recent:
-        return
     settings = training.settings
-    recent = jax.device_get(recent)
-    health.check(recent, settings.max_loss)
-    step, values = recent[-1]
+    health.check(step, values, settings.max_loss)
+    if not is_logged(training, step):
+        return
     values = {name: float(value) for name, value in values.items()}
-    rate = (step - start) * settings.batch_size / (time.perf_counter() - began)
-    learning_rate = float(training.schedule(step - 1))
+    rate = (step - stretch.start) * settings.batch_size / (time.perf_counter() - stretch.began)
+    learning_rate = values.pop("learning_rate")
     reporting.write(step, {**values, "images_per_second": round(rate, 2), "learning_rate": learning_rate})
     epoch = -(-step // training.steps_per_epoch)
     reporting.show(step, f"epoch {epoch}/{settings.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
 
 
-def interrupt(training: Training, reporting: Reporting, state: State, seconds: float) -> NoReturn:
+def interrupt(
+    training: Training, reporting: Reporting, ahead: Ahead, state: State, step: int, stretch: Stretch
+) -> NoReturn:
     """Saves the current state, and raises Stopped."""
-    step, checkpoints = int(state.step), reporting.checkpoints
-    if step and step not in {*checkpoints.epochs.all_steps(), *checkpoints.interrupted.all_steps()}:
-        checkpoint.save(checkpoints.interrupted, step, state)
+    ahead.drain()
+    norm = float(parameter_norm(state.params))
+    if not math.isfinite(norm):
+        raise health.UnsoundStep(step, math.nan, norm)
+    if reporting.keeper.interrupt(step, state):
+        seconds = stretch.seconds or time.perf_counter() - stretch.began
         reporting.write(step, {"interrupted": True, "epoch_seconds": round(seconds, 2)})
-    for manager in checkpoints:
-        checkpoint.finish(manager)
     total = training.total
     raise Stopped(f"stopped at step {step} of {total}; the state is saved: the same command resumes from there")
 
 
-def finish_epoch(training: Training, reporting: Reporting, state: State, step: int, seconds: float) -> None:
-    """Validates, logs, and starts saving a checkpoint."""
+def validate(training: Training, reporting: Reporting, ahead: Ahead, state: State, stretch: Stretch) -> None:
+    """Hands the validation of a copy of the state to the devices; `finish_epoch` follows when it is done."""
+    snapshot = copy(state)
+    correct = {name: [] for name in training.validations}
     try:
-        rates = {name: validate(state) for name, validate in training.validations.items()}
+        for name, batches in training.validations.items():
+            for result, mask in batches(snapshot):
+                ahead.push(result, lambda found, name=name, mask=mask: correct[name].append(found[mask]))
     except Stopped:
-        interrupt(training, reporting, state, seconds)
+        interrupt(training, reporting, ahead, state, stretch.end, stretch)
+    ahead.then(lambda: finish_epoch(training, reporting, snapshot, correct, stretch))
+
+
+@jax.jit
+def copy(state: State) -> State:
+    """The same state in other memory, which the next step does not take over."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def finish_epoch(
+    training: Training, reporting: Reporting, state: State, correct: Mapping[str, list[np.ndarray]], stretch: Stretch
+) -> None:
+    """Logs the result of a validation, and keeps the state it is about."""
+    step, rates = stretch.end, {name: float(np.concatenate(parts).mean()) for name, parts in correct.items()}
     epoch, of = step // training.steps_per_epoch, training.settings.num_epochs
     note = f"{training.robust_name} {rates['robust']:.1%}"
     text = f"epoch {epoch}/{of}  validation: clean {rates['clean']:.1%}, {note}"
-    values = {f"validation_{name}_accuracy": rate for name, rate in rates.items()}
-    if training.judge == "robust" and health.has_collapsed(rates, earlier_records(training), training.num_classes):
+    values = {"epoch": epoch} | {f"validation_{name}_accuracy": rate for name, rate in rates.items()}
+    if training.judge == "robust" and health.has_collapsed(rates, reporting.epochs, training.num_classes):
         values["catastrophic_overfitting"] = True
         text += "  CATASTROPHIC OVERFITTING: robust accuracy has collapsed"
-    reporting.write(step, {"epoch": epoch, **values, "epoch_seconds": round(seconds, 2)})
-    checkpoint.save(reporting.checkpoints.epochs, step, state, rates[training.judge])
-    reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({seconds:.0f} s)", note)
-
-
-def earlier_records(training: Training) -> list[dict]:
-    """The records in metrics.jsonl so far."""
-    return records.read(training.workdir / "metrics.jsonl")
+    reporting.epochs.append(values)
+    reporting.write(step, {**values, "epoch_seconds": round(stretch.seconds, 2)})
+    reporting.keeper.add(Snapshot(step, state, rates[training.judge]), last=step == training.total)
+    reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({stretch.seconds:.0f} s)", note)
 
 
 def skip(training: Training, unsound: health.UnsoundStep) -> None:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from infofeat_jax.types import PRNGKey
 
@@ -33,6 +33,12 @@ class State(NamedTuple):
     def evaluated(self) -> dict[str, PyTree]:
         """What `module.apply` takes for the model that is validated, evaluated and exported."""
         return self.variables
+
+
+@jax.jit
+def parameter_norm(params: PyTree) -> Float[Array, ""]:
+    """The L2 norm of all parameters; a program of its own, as not every step needs it."""
+    return optax.tree.norm(params)
 
 
 def initial_state(

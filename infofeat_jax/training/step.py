@@ -44,8 +44,9 @@ def make_step(
     """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
-    are the batch's mean loss and accuracy on the perturbed images before the update, and the norm of all parameters
-    after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of one.
+    are the batch's mean loss and accuracy on the perturbed images before the update; the loss is NaN if parameters are
+    non-finite after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of
+    one.
     """
     one_part = partial(gradients, module, method)
     whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
@@ -57,10 +58,20 @@ def make_step(
         opt_state = at_step(state.opt_state, state.step)
         changes, opt_state = optimizer.update(found.params, opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
-        metrics = {"loss": found.loss, "accuracy": found.accuracy, "parameter_norm": optax.tree.norm(params)}
+        metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
         return State(state.step + 1, params, found.batch_stats, opt_state), metrics
 
     return step
+
+
+def checked(loss: Float[Array, ""], params: PyTree) -> Float[Array, ""]:
+    """The loss, or NaN if the first number of an array of parameters is non-finite.
+
+    A non-finite gradient fills the arrays of all layers below the one where it arises, so that a norm, for which all
+    parameters would have to be read again, is needed only before they are saved.
+    """
+    first = jnp.stack([leaf[(0,) * leaf.ndim] for leaf in jax.tree.leaves(params)])
+    return jnp.where(jnp.isfinite(first).all(), loss, jnp.nan)
 
 
 def gradients(
@@ -109,9 +120,14 @@ def accumulated_gradients(
     """
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (images, labels))
 
-    def one(batch_stats, part):
-        found = one_part(params, frozen, batch_stats, jax.random.fold_in(key, part[0]), *part[1])
-        return found.batch_stats, found._replace(batch_stats=None)
+    def one(batch_stats, index, part):
+        return one_part(params, frozen, batch_stats, jax.random.fold_in(key, index), *part)
 
-    batch_stats, found = jax.lax.scan(one, batch_stats, (jnp.arange(parts), split))
-    return jax.tree.map(lambda x: x.mean(0), found)._replace(batch_stats=batch_stats)
+    def add(total: Gradients, indexed):
+        found = one(total.batch_stats, *indexed)
+        return jax.tree.map(jnp.add, total, found)._replace(batch_stats=found.batch_stats), None
+
+    shapes = jax.eval_shape(one, batch_stats, 0, jax.tree.map(lambda x: x[0], split))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)._replace(batch_stats=batch_stats)
+    total, _ = jax.lax.scan(add, nothing, (jnp.arange(parts), split))
+    return jax.tree.map(lambda x: x / parts, total)._replace(batch_stats=total.batch_stats)

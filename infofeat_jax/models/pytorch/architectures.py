@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 
+from infofeat_jax.models.pytorch.deepmind import PREACT_STEM, WIDE_STEM, naming
 from infofeat_jax.models.pytorch.names import StateDict, listing
 from infofeat_jax.models.resnet import PreActResNet, ResNet
 from infofeat_jax.models.wide_resnet import WideResNet
@@ -18,7 +19,7 @@ def choose(state: StateDict, arch: str | None) -> nn.Module:
     Raises:
       InvalidInput: no architecture fits, or none of the name `arch`.
     """
-    modules = _wide_resnet(state) if "block1.layer.0.conv1.weight" in state else _resnet(state)
+    modules = _fitting(state)
     if arch is None:
         return next(iter(modules.values()))
     if arch not in modules:
@@ -26,31 +27,50 @@ def choose(state: StateDict, arch: str | None) -> nn.Module:
     return modules[arch]
 
 
-def _wide_resnet(state: StateDict) -> dict[str, nn.Module]:
-    stem = _size(state, "conv1.weight", 4)
-    stage = _size(state, "block1.layer.0.conv1.weight", 4)
+def _fitting(state: StateDict) -> dict[str, nn.Module]:
+    """The modules that `state` may be of, by name."""
+    if WIDE_STEM in state:
+        return _wide_resnet(state, "dm_", activation="silu", padding="same")
+    if PREACT_STEM in state:
+        options = {"activated_shortcut": False, "shortcut_size": 3, "activation": "silu", "padding": "same"}
+        name, sizes = _resnet_sizes(state, PreActResNet(2, **options))
+        return {f"dm_preact_{name}": PreActResNet(*sizes, **options)}
+    return _wide_resnet(state) if "block1.layer.0.conv1.weight" in state else _resnet(state)
+
+
+def _wide_resnet(state: StateDict, prefix: str = "", **options) -> dict[str, nn.Module]:
+    key = naming(WideResNet(2, **options))
+    stem = _size(state, key("conv1.weight"), 4)
+    stage = _size(state, key("block1.layer.0.conv1.weight"), 4)
     if stage % stem:
         raise InvalidInput(f"a WideResNet whose first stage, {stage} channels, is no multiple of its stem, {stem}")
-    depth, widen_factor = 6 * _count(state, "block1.layer.") + 4, stage // stem
-    classes = _size(state, "fc.weight", 2)
-    return {f"wrn_{depth}_{widen_factor}": WideResNet(classes, depth, widen_factor, width=stem)}
+    depth, widen_factor = 6 * _count(state, key("block1.layer.")) + 4, stage // stem
+    classes = _size(state, key("fc.weight"), 2)
+    return {f"{prefix}wrn_{depth}_{widen_factor}": WideResNet(classes, depth, widen_factor, width=stem, **options)}
 
 
 def _resnet(state: StateDict) -> dict[str, nn.Module]:
     if "layer1.0.conv1.weight" not in state:
         families = "a ResNet (layer1.0.conv1.weight) nor a WideResNet (block1.layer.0.conv1.weight)"
         raise InvalidInput(f"neither {families}: {listing('keys', state)}")
-    blocks = tuple(_count(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
-    sizes = (_size(state, "linear.weight", 2), _size(state, "conv1.weight", 4), blocks)
-    name = f"resnet{2 * sum(blocks) + 2}"
+    name, sizes = _resnet_sizes(state, ResNet(2))
     if any(key.startswith("bn1.") or ".shortcut.1." in key for key in state):
         return {name: ResNet(*sizes)}
     final_norm = any(key.startswith("bn.") for key in state)
+    preact = lambda activated: PreActResNet(*sizes, final_norm=final_norm, activated_shortcut=activated)  # noqa: E731
     return {
-        f"preact_{name}": PreActResNet(*sizes, final_norm, activated_shortcut=final_norm),
-        f"preact_{name}_activated_shortcut": PreActResNet(*sizes, final_norm, activated_shortcut=True),
-        f"preact_{name}_raw_shortcut": PreActResNet(*sizes, final_norm, activated_shortcut=False),
+        f"preact_{name}": preact(final_norm),
+        f"preact_{name}_activated_shortcut": preact(True),
+        f"preact_{name}_raw_shortcut": preact(False),
     }
+
+
+def _resnet_sizes(state: StateDict, like: nn.Module) -> tuple[str, tuple[int, int, tuple[int, ...]]]:
+    """("resnet18", (classes, width, blocks)) from the keys of a network of the same class as `like`."""
+    key = naming(like)
+    blocks = tuple(_count(state, key(f"layer{stage}.")) for stage in (1, 2, 3, 4))
+    sizes = (_size(state, key("linear.weight"), 2), _size(state, key("conv1.weight"), 4), blocks)
+    return f"resnet{2 * sum(blocks) + 2}", sizes
 
 
 def _count(state: StateDict, stage: str) -> int:

@@ -1,6 +1,7 @@
 """Checkpoint files of PyTorch models: read without executing anything that they hold, and written.
 
-.safetensors and .npz need no PyTorch; every other name is opened by torch.load(weights_only=True).
+.safetensors, .npz and .npy (DeepMind's Haiku parameters) need no PyTorch; every other name is opened by
+torch.load(weights_only=True).
 """
 
 import importlib
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from infofeat_jax import installation
+from infofeat_jax.models.pytorch import deepmind, pickled
 from infofeat_jax.models.pytorch.names import StateDict
 from infofeat_jax.types import InvalidInput
 
@@ -106,6 +108,7 @@ def _write_torch(path: Path, state: StateDict) -> None:
 _READERS = {
     ".safetensors": lambda path: _import("safetensors.numpy").load_file(path),
     ".npz": _read_npz,
+    ".npy": lambda path: deepmind.from_haiku(pickled.read(path)),
 }
 _WRITERS = {
     ".pt": _write_torch,

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from infofeat_jax.models.pytorch.deepmind import StateDict, naming
 from infofeat_jax.types import InvalidInput
 
-StateDict = dict[str, np.ndarray]
 Variables = Mapping[str, Mapping]
 Path = tuple[str, ...]
 
@@ -67,9 +67,10 @@ def _sound(key: str, array: np.ndarray) -> bool:
 
 def match(state: Mapping[str, np.ndarray], module: nn.Module) -> dict[Path, str]:
     """The key in `state` of each variable of `module`. InvalidInput lists all keys and shapes that differ."""
-    images = jax.ShapeDtypeStruct((1, 32, 32, state["conv1.weight"].shape[1]), jnp.float32)
+    rename = naming(module)
+    images = jax.ShapeDtypeStruct((1, 32, 32, state[rename("conv1.weight")].shape[1]), jnp.float32)
     template = flatten_dict(jax.eval_shape(module.init, jax.random.key(0), images))
-    keys = {path: torch_key(path) for path in template}
+    keys = {path: rename(torch_key(path)) for path in template}
     shapes = {keys[path]: _torch_shape(jnp.shape(leaf)) for path, leaf in template.items()}
     wrong = {key: shape for key, shape in shapes.items() if key in state and state[key].shape != shape}
     problems = [

@@ -1,4 +1,4 @@
-"""Conversion of a PyTorch checkpoint to one of our models."""
+"""Conversion of a PyTorch checkpoint, or of DeepMind's Haiku parameters, to one of our models."""
 
 import re
 from collections import Counter
@@ -9,16 +9,21 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from infofeat_jax.models.layers import ACTIVATIONS
+from infofeat_jax.models.pytorch import deepmind
 from infofeat_jax.models.pytorch.architectures import choose
 from infofeat_jax.models.pytorch.files import as_arrays, is_array, read_checkpoint
 from infofeat_jax.models.pytorch.names import StateDict, listing, to_variables
 from infofeat_jax.models.resnet import Normalization
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, check_choice
 
+# How the key of a network's first convolution ends.
+_STEMS = ("conv1.weight", deepmind.WIDE_STEM, deepmind.PREACT_STEM)
 # Put in front by DataParallel, torch.compile, AveragedModel, attack classes, Sequential(normalise, network).
 _WRAPPERS = re.compile(r"^(?:(?:module|model|basic_net|_orig_mod|net|network|backbone|ema|[01])\.)+")
-# Counters, and the branch that the WideResNet of TRADES, MART and AWP holds but never runs.
-_UNUSED = re.compile(r"(?:.*\.)?num_batches_tracked|n_averaged|sub_block1\..*")
+# Counters, and what classes hold but never run: a branch of the WideResNet of TRADES, MART and AWP; second names of the
+# first layers in Andriushchenko & Flammarion's PreActResNet.
+_UNUSED = re.compile(r"(?:.*\.)?num_batches_tracked|n_averaged|(?:sub_block1|model_preact_hl1)\..*")
 _MEAN = re.compile(r"(?:\w*norm\w*\.)?(?:mu|mean|new_mean)")
 _STD = re.compile(r"(?:\w*norm\w*\.)?(?:sigma|std|new_std)")
 
@@ -29,25 +34,30 @@ def from_torch(
     *,
     mean: Normalization | None = None,
     std: Normalization | None = None,
+    activation: str | None = None,
     key: str | None = None,
 ) -> tuple[nn.Module, dict[str, dict]]:
     """The PyTorch network in a file or state_dict as (module, variables), a function of images in [0, 1].
 
     Knows the CIFAR networks of FeatureScatter, AdvInterp, TRADES, MART, AWP, robust_overfitting and
-    RobustBench: ResNet-18, PreAct-ResNet-18 (and other depths made of the same blocks) and WideResNet-D-W.
+    RobustBench: ResNet-18, PreAct-ResNet-18 (and other depths made of the same blocks) and WideResNet-D-W; and
+    DeepMind's (RobustBench's DMWideResNet and DMPreActResNet), also as Haiku's parameters and state in an .npy.
     Depth, width and number of classes are read from the shapes. Prefixes such as `module.`, nesting, counters
     and unused branches are ignored. Code in a file is never executed.
 
     Args:
-      path_or_state_dict: .safetensors or .npz; .pt, .pth and the like (these need PyTorch); or arrays or
+      path_or_state_dict: .safetensors, .npz or .npy; .pt, .pth and the like (these need PyTorch); or arrays or
         tensors by key.
       arch: the expected architecture: resnet18, preact_resnet18, wrn_34_10 ...; None accepts any. No shape tells
         what a PreActResNet's shortcuts convolve: assumed to be relu(bn(x)) where there is a final BatchNorm
         (robust_overfitting, RobustBench's bn_before_fc with out_shortcut) and the raw x where there is none
         (RobustBench's default). preact_resnet18_activated_shortcut and preact_resnet18_raw_shortcut choose.
+        DeepMind's: dm_wrn_28_10, dm_preact_resnet18 ...
       mean, std: the normalisation it was trained with, a number or one per channel, in units of [0, 1] pixels:
         0.5 and 0.5 for networks of images in [-1, 1] (FeatureScatter, AdvInterp). None: its own buffers (mu
-        and sigma, mean and std, normalize.mean ...); without those none, 0 and 1.
+        and sigma, mean and std, normalize.mean ...); without those none, 0 and 1, but for DeepMind's networks
+        that of CIFAR-10 or CIFAR-100 in their code, by the number of classes.
+      activation: "relu" or "silu"; None: SiLU for DeepMind's networks, ReLU for others. No key or shape tells.
       key: which network, where a file holds several: "net", or "ema.net" if nested.
 
     Raises:
@@ -55,9 +65,11 @@ def from_torch(
     """
     in_memory = isinstance(path_or_state_dict, Mapping)
     source = "state_dict" if in_memory else path_or_state_dict
+    check_choice("activation", activation or "relu", ACTIVATIONS)
     try:
         checkpoint = path_or_state_dict if in_memory else read_checkpoint(path_or_state_dict)
-        return _convert(_unwrap(as_arrays(_select(checkpoint, key))), arch, mean, std)
+        module, variables = _convert(_unwrap(as_arrays(_select(checkpoint, key))), arch, mean, std)
+        return module.clone(activation=activation or module.activation), variables
     except InvalidInput as error:
         raise InvalidInput(f"{source}: {error}") from error
     except RecursionError:  # a pickle's dictionary may hold itself
@@ -70,7 +82,7 @@ def _select(checkpoint: Any, key: str | None) -> Mapping[str, Any]:
     networks = dict(_networks(checkpoint))
     if not networks:
         keys = listing("keys", checkpoint) or "empty"
-        raise InvalidInput(f"no network that is known here, none of its keys ends in conv1.weight: {keys}")
+        raise InvalidInput(f"no network that is known here, none of its keys ends in {' or '.join(_STEMS)}: {keys}")
     if key is None and len(networks) == 1:
         return next(iter(networks.values()))
     if key not in networks:
@@ -80,7 +92,7 @@ def _select(checkpoint: Any, key: str | None) -> Mapping[str, Any]:
 
 def _networks(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(path, dictionary) of every dictionary in `tree`, itself included, that directly holds a network."""
-    if any(str(name).endswith("conv1.weight") and is_array(value) for name, value in tree.items()):
+    if any(str(name).endswith(_STEMS) and is_array(value) for name, value in tree.items()):
         yield path, tree
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -103,7 +115,11 @@ def _convert(state: StateDict, arch: str | None, mean, std) -> tuple[nn.Module, 
     variables = to_variables(network, module)
     mean = _buffer(state, _MEAN) if mean is None else mean
     std = _buffer(state, _STD) if std is None else std
-    mean, std = normalization(mean, std, channels=network["conv1.weight"].shape[1])
+    key = deepmind.naming(module)
+    channels = network[key("conv1.weight")].shape[1]
+    if mean is None and std is None and deepmind.is_of_deepmind(module):
+        mean, std = deepmind.normalization(module.num_classes, channels)
+    mean, std = normalization(mean, std, channels=channels)
     return module.clone(mean=mean, std=std), variables
 
 

@@ -1,0 +1,126 @@
+"""How a model takes its images: their type, layout and range, one by one or in batches.
+
+Found by tracing, as far as shapes tell, and by a look at the logits of a few images. Here images are always float32
+[b, h, w, c] in [0, 1].
+"""
+
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float, Integer
+
+from infofeat_jax.adapters.given import Given
+from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.data.arrays import summary
+from infofeat_jax.types import Images, InvalidInput
+
+DTYPES = ("float32", "bfloat16", "float16")
+TRACED = (11, 13, 17, 19)  # sizes of batches, one of which is no side or number of channels
+LOOKED_AT = 32  # images
+APART = 0.01  # relative difference of logits; rounding, of bfloat16 too, stays below
+BETTER = 0.3  # accuracy by which pixels in 0 to 255 must be better for a model to be taken to expect them
+
+
+class Calling(NamedTuple):
+    """A way to call a model."""
+
+    dtype: str = "float32"
+    channels_first: bool = False
+    one_by_one: bool = False
+    scale: float = 1.0  # of the pixels: 255 for a model that expects 0 to 255
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about it, in words."""
+        said = {
+            "channels first": self.channels_first, "one by one": self.one_by_one,
+            f"as {self.dtype}": self.dtype != "float32", "in 0 to 255": self.scale != 1.0,
+        }  # fmt: skip
+        parts = [text for text, true in said.items() if true]
+        return (f"the model gets its images {', '.join(parts)}",) if parts else ()
+
+
+def in_way(call: Partial, way: Calling) -> Partial:
+    """The model as a function of images [b, h, w, c] in [0, 1]; its leaves are the weights."""
+    return Partial(functools.partial(_call, way), call)
+
+
+def find(given: Given, image_shape: tuple[int, ...]) -> Calling:
+    """The first way in which the model can be called with images [b, h, w, c]. Raises InvalidInput."""
+    layouts = list(itertools.product((False, True), (False, True)))  # (one by one, channels first)
+    failures = []
+    for one_by_one, channels_first in layouts:
+        for dtype in DTYPES:
+            way = Calling(dtype, channels_first, one_by_one)
+            if (failure := _failure(given, way, image_shape)) is None:
+                return way
+            failures.append(failure)
+    if any(_failure(given, Calling("uint8", first, single), image_shape) is None for single, first in layouts):
+        raise InvalidInput(
+            f"{given.name} takes integers only, which have no gradient: give a function of floats that rounds nothing"
+        )
+    sizes = ", ".join(map(str, image_shape))
+    raise InvalidInput(f"{given.name} cannot be called with images [b, {sizes}]: {_reason(failures[0])}")
+
+
+def look(
+    given: Given, way: Calling, images: Float[np.ndarray, "n h w c"], labels: Integer[np.ndarray, " n"]
+) -> tuple[Calling, Float[np.ndarray, "m k"]]:
+    """(the way with the range of pixels that the model expects, the logits of the first m images in [0, 1]).
+
+    Raises InvalidInput if the logits of an image depend on the others of its batch.
+    """
+    images, labels = np.asarray(images[:LOOKED_AT], np.float32), np.asarray(labels[:LOOKED_AT])
+
+    @jax.jit
+    def logits(call: Partial, images: Images, scale: Float[Array, ""]):
+        return as_forward(in_way(call, way))(images * scale).logits
+
+    here = np.asarray(logits(given.call, images, np.float32(1)))
+    rows = np.arange(len(images)) // 2  # other neighbours, another place
+    apart = np.abs(np.asarray(logits(given.call, images[rows], np.float32(1))) - here[rows]).max(initial=0.0)
+    if apart > APART * max(np.abs(here).max(initial=0.0), 1e-6):
+        raise InvalidInput(
+            f"{given.name}: the logits of an image change by up to {apart:.3g} with the other images of its batch:"
+            " put BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval())"
+        )
+    accuracy = (here.argmax(-1) == labels).mean()
+    if accuracy + BETTER > 1:
+        return way, here
+    in_levels = np.asarray(logits(given.call, images, np.float32(255))).argmax(-1)
+    better = (in_levels == labels).mean() >= accuracy + BETTER
+    return (way._replace(scale=255.0) if better else way), here
+
+
+def _failure(given: Given, way: Calling, image_shape: tuple[int, ...]) -> Exception | None:
+    """Why the model cannot be called in this way, of images [b, h, w, c]; None if it can."""
+    count = next(count for count in TRACED if count not in image_shape)
+    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    try:
+        jax.eval_shape(as_forward(in_way(given.call, way)), images)
+    except Exception as error:  # of any library
+        return error
+    return None
+
+
+def _call(way: Calling, call: Partial, images: Images) -> Any:
+    images = (images if way.scale == 1.0 else images * way.scale).astype(way.dtype)
+    if way.channels_first:
+        images = images.transpose(0, 3, 1, 2)
+    return jax.vmap(call)(images) if way.one_by_one else call(images)
+
+
+def _reason(error: Exception) -> str:
+    text = summary(error)
+    if "ModifyScopeVariableError" in text:
+        return "it updates its BatchNorm statistics, as in training: give BatchNorm use_running_average=True"
+    if "TraceContextError" in text:
+        return "it changes its own state, as NNX models do in training: give the model itself, or after model.eval()"
+    if "InvalidRngError" in text:
+        return "it draws random numbers, as Dropout does in training: give it in evaluation mode"
+    return text

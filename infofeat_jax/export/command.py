@@ -1,0 +1,22 @@
+"""What the commands that export share: a parser that explains a module by its documentation, errors in one line."""
+
+import argparse
+from typing import NoReturn
+
+from infofeat_jax.types import InvalidInput
+
+
+def parser(name: str, documentation: str) -> argparse.ArgumentParser:
+    """The parser of `python -m infofeat_jax.export.NAME`; it raises InvalidInput."""
+    summary, details = documentation.split("\n", 1)
+    created = argparse.ArgumentParser(
+        f"python -m infofeat_jax.export.{name}", description=summary, epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    created.error = _refuse
+    return created
+
+
+def _refuse(message: str) -> NoReturn:
+    """In place of argparse's own answer of many lines."""
+    raise InvalidInput(f"{message}; --help explains")

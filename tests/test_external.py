@@ -1,0 +1,162 @@
+"""Adversarial images for RobustBench: in the official order, within the threat model, of these results."""
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from torch_helpers import small
+
+from infofeat_jax import cli, weights
+from infofeat_jax import config as configs
+from infofeat_jax.attacks.autoattack import ROBUST, ResumeState
+from infofeat_jax.data import to_unit
+from infofeat_jax.evaluation import autoattack
+from infofeat_jax.export import convert, external, robustbench
+from infofeat_jax.runtime import files
+
+COUNT = 12
+ARGUMENTS = ["--model=Rade2021Helper_ddpm", "--authors=A, B", "--method=M", "--dataset=cifar10"]
+PAPER = ["--name=Yan2026Improving", "--title=T", "--authors=A", "--venue=V", "--link=L", "--dataset=cifar10"]
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(robustbench, "EXAMPLES", COUNT)
+
+
+def evaluated(directory: pathlib.Path, *, norm: str = "linf", attack: str = "autoattack", share: float = 1.0):
+    """(run, test_batch.bin, adversarial images in its order, where robust): an evaluation on shuffled data.
+
+    Each second image is broken, by a perturbation of `share` of epsilon; two clean images are equal.
+    """
+    rng = np.random.default_rng(0)
+    official, labels = rng.integers(16, 240, (COUNT, 32, 32, 3), np.uint8), np.arange(COUNT, dtype=np.uint8) % 10
+    official[3], labels[3] = official[1], labels[1]
+    robust, order = np.arange(COUNT) % 2 == 0, rng.permutation(COUNT)
+    signs = np.where(rng.random(official.shape) < 0.5, -1, 1).astype(np.float32)
+    size = share * (8 / 255 if norm == "linf" else 0.5 / np.sqrt(3072))
+    moved = to_unit(official) + np.where(robust, 0, size).reshape(-1, 1, 1, 1).astype(np.float32) * signs
+    directory.mkdir()
+    run, batch = directory / "run", directory / "test_batch.bin"
+    rows = np.concatenate([labels[:, None], official.transpose(0, 3, 1, 2).reshape(COUNT, -1)], axis=1)
+    batch.write_bytes(rows.tobytes())
+    shuffled = {"image_test": official[order], "label_test": labels[order].astype(np.int64)}
+    np.savez(directory / "data.npz", image_train=official, label_train=labels.astype(np.int64), **shuffled)
+    convert.write_run(run, weights.describe(small()[0].clone(mean=0.5, std=0.5)), small()[1], "here")
+    config = configs.default()
+    config.data.name, config.data.validation_size = str(directory / "data.npz"), 1
+    config.attack.norm, config.attack.epsilon = norm, 8.0 if norm == "linf" else 127.5
+    config = configs.resolve(config)
+    state = ResumeState(4, 0, np.where(robust, ROBUST, 1)[order], moved[order], 9)
+    name = [] if attack == "autoattack" else [attack]
+    autoattack.save(autoattack.Saved(run / f"{attack}.npz", json.dumps(["s", COUNT, *name]), COUNT), state)
+    files.write_arrays_atomically(run / "outcomes.npz", {"setting": "s", attack: robust[order]})
+    results = {
+        "clean": 1.0, attack: 0.5, "examples": {"clean": COUNT, attack: COUNT}, "checkpoint": "best",
+        "checkpoint_step": 0, "config": config.to_dict(),
+    }  # fmt: skip
+    (run / "results.json").write_text(json.dumps(results))
+    return run, batch, moved, robust
+
+
+@pytest.mark.parametrize(("norm", "board"), [("linf", "Linf, eps 8/255"), ("l2", "L2, eps 0.5")])
+def test_an_external_evaluation(norm, board, tmp_path):
+    torch = pytest.importorskip("torch")
+    run, batch, moved, _ = evaluated(tmp_path / "there", norm=norm)
+    external.main([str(run), str(tmp_path / "out"), f"--official={batch}", *ARGUMENTS])
+    path = tmp_path / f"out/Rade2021Helper_ddpm_{board.split(',')[0]}.pt"
+    images = torch.load(path, weights_only=True)
+    assert (images.dtype, images.shape) == (torch.float32, (COUNT, 3, 32, 32))
+    np.testing.assert_array_equal(np.moveaxis(images.numpy(), 1, -1), moved)
+    text = path.with_suffix(".md").read_text()
+    assert f"+ **Leaderboard(s):** cifar10, {board}\n" in text
+    assert "+ **Model identifier(s):** Rade2021Helper_ddpm\n" in text
+    assert "+ **Robust accuracy:** 50.00%\n+ **Author(s):** A, B\n" in text
+    assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".pt", ".md"}
+
+
+def test_a_stage_and_an_npz_in_the_official_order(tmp_path):
+    torch = pytest.importorskip("torch")
+    run, batch, moved, _ = evaluated(tmp_path / "there", attack="apgd-t")
+    pixels = np.fromfile(batch, np.uint8).reshape(COUNT, -1)[:, 1:].reshape(COUNT, 3, 32, 32)
+    np.savez(tmp_path / "official.npz", image_test=np.moveaxis(pixels, 1, -1))
+    arguments = [f"--official={tmp_path / 'official.npz'}", "--attack=apgd-t", *ARGUMENTS]
+    external.main([str(run), str(tmp_path / "out"), *arguments])
+    images = torch.load(tmp_path / "out/Rade2021Helper_ddpm_Linf.pt", weights_only=True)
+    np.testing.assert_array_equal(np.moveaxis(images.numpy(), 1, -1), moved)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_entry_with_its_adversarial_images(norm, tmp_path):
+    torch = pytest.importorskip("torch")
+    run, batch, moved, _ = evaluated(tmp_path / "there", norm=norm)
+    robustbench.main([str(run), str(tmp_path / "entry"), f"--official={batch}", *PAPER])
+    threat, eps = {"linf": ("Linf", "8/255"), "l2": ("L2", "0.5")}[norm]
+    images = torch.load(tmp_path / f"entry/Yan2026Improving_{threat}_adversarial.pt", weights_only=True)
+    np.testing.assert_array_equal(np.moveaxis(images.numpy(), 1, -1), moved)
+    entry = json.loads((tmp_path / f"entry/model_info/cifar10/{threat}/Yan2026Improving.json").read_text())
+    assert (entry["eps"], entry["autoattack_acc"]) == (eps, "50.00")
+
+
+def rewritten(path: pathlib.Path, **changes) -> None:
+    with np.load(path) as saved:
+        arrays = dict(saved) | changes
+    np.savez(path, **arrays)
+
+
+def edit_results(run, batch):
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps(results | {"autoattack": 0.25}))
+
+
+def edit_official(run, batch):
+    content = bytearray(batch.read_bytes())
+    content[100] ^= 1
+    batch.write_bytes(content)
+
+
+BAD = {  # what is done, further arguments, what the one line says
+    "none": (lambda run, batch: (run / "autoattack.npz").unlink(), [], "autoattack.npz: no such file: evaluate it"),
+    "damaged": (lambda run, batch: (run / "autoattack.npz").write_bytes(b"PK"), [], "autoattack.npz: damaged ("),
+    "fields": (lambda run, batch: np.savez(run / "autoattack.npz", a=1), [], "damaged, or of another version"),
+    "setting": (lambda run, batch: rewritten(run / "outcomes.npz", setting="t"), [], "not the images of this results"),
+    "results": (edit_results, [], "not the images of this results.json"),
+    "range": (
+        lambda run, batch: rewritten(run / "autoattack.npz", adversarial=np.full((COUNT, 32, 32, 3), np.nan, "f4")),
+        [],
+        "expected (32, 32, 3), float32, within [0, 1]",
+    ),
+    "too far": (
+        lambda run, batch: rewritten(run / "autoattack.npz", adversarial=np.zeros((COUNT, 32, 32, 3), "f4")),
+        [],
+        "of an adversarial image: expected at most 0.0313725",
+    ),
+    "official": (edit_official, [], "test_batch.bin: 1 of its 12 images are not in the data that was evaluated"),
+    "absent": (lambda run, batch: batch.unlink(), [], "test_batch.bin: no such file"),
+    "size": (lambda run, batch: batch.write_bytes(b"1" * 99), [], "expected cifar10's 12 test images, uint8"),
+    "attack": (lambda run, batch: None, ["--attack=pgd20"], "results.json has pgd20 on 0 examples, expected 12"),
+    "name": (lambda run, batch: None, ["--model=../x"], "argument --model: '../x': expected letters, digits"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_files_are_refused(name, tmp_path, capsys):
+    change, further, message = BAD[name]
+    run, batch, *_ = evaluated(tmp_path / "there")
+    change(run, batch)
+    with pytest.raises(SystemExit), cli.one_line_errors():
+        external.main([str(run), str(tmp_path / "out"), f"--official={batch}", *ARGUMENTS, *further])
+    printed = capsys.readouterr().err
+    assert re.search(re.escape(message), printed), printed
+    assert printed.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_perturbation_slightly_beyond_epsilon_is_seen(tmp_path, capsys):
+    for norm in ("linf", "l2"):
+        run, batch, *_ = evaluated(tmp_path / norm, norm=norm, share=1.01)
+        with pytest.raises(SystemExit), cli.one_line_errors():
+            external.main([str(run), str(tmp_path / "out"), f"--official={batch}", *ARGUMENTS])
+        assert f"{norm} distance" in capsys.readouterr().err
