@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import sys
 import time
 
 import jax
@@ -328,3 +329,21 @@ def test_a_run_goes_on_with_another_number_of_devices(tmp_path, whole, monkeypat
             assert [path.name for path in checkpoint.finished(tmp_path)]
     for one, other in zip(jax.tree.leaves(whole[0]), jax.tree.leaves(jax.device_get(state)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_training_needs_no_clu_only_its_table_of_parameters_does(training, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "clu", None)
+    state = training.initial()
+    loop.describe(training, state, 0)
+    assert not (training.workdir / "parameters.txt").exists()
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert f"({count:,} parameters): training for 6 steps" in capsys.readouterr().out
+
+
+def test_a_stop_at_a_moment_is_requested_from_then_on():
+    signals.stop_at(time.monotonic() + 3600)
+    assert not signals.requested()
+    signals.stop_at(time.monotonic())
+    assert signals.requested()
+    signals.stop_at()
+    assert not signals.requested()

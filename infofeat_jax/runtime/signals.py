@@ -1,18 +1,20 @@
 """Signals that request a stop.
 
 SIGTERM (preemption, a scheduler's time limit) or Ctrl-C requests a stop. It is recorded, and acted on between two
-steps, where the state can be saved. A second signal ends the process immediately.
+steps, where the state can be saved. A second signal ends the process immediately. `stop_at` requests one by the clock.
 """
 
+import math
 import os
 import signal
+import time
 
 import jax
 from jax.experimental import multihost_utils
 
 from infofeat_jax.types import Stopped
 
-_asked = {"stop": False, "looks": 0}  # signals belong to the process, and so does this
+_asked = {"stop": False, "looks": 0, "moment": math.inf}  # signals belong to the process, and so does this
 
 
 def listen() -> None:
@@ -31,10 +33,15 @@ def listen() -> None:
         signal.signal(signal.SIGTERM, note)
 
 
+def stop_at(moment: float = math.inf) -> None:
+    """Requests a stop at a moment of time.monotonic(), not at an earlier one; by default never. In single processes."""
+    _asked["moment"] = moment
+
+
 def requested() -> bool:
     """Whether to stop here. All processes of a run must call this equally often; they get the same answers."""
     if jax.process_count() == 1:
-        return _asked["stop"]
+        return _asked["stop"] or time.monotonic() >= _asked["moment"]
     _asked["looks"] += 1
     return multihost_utils.reached_preemption_sync_point(_asked["looks"])
 

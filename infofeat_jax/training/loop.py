@@ -9,6 +9,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import NamedTuple, NoReturn
 
@@ -16,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from clu import parameter_overview
 from jax.sharding import Mesh
 
 from infofeat_jax.data import Split
@@ -270,16 +270,19 @@ def skip(training: Training, unsound: health.UnsoundStep) -> None:
 
 
 def describe(training: Training, state: State, start: int) -> None:
-    """Prints what is about to run, and writes the table of parameters."""
-    overview = parameter_overview.get_parameter_overview(state.params)
-    files.write_atomically(training.workdir / "parameters.txt", overview + "\n")
-    count, total = parameter_overview.count_parameters(state.params), training.total
+    """Prints what is about to run, and writes the table of parameters if clu is installed."""
+    with suppress(ImportError):
+        from clu import parameter_overview  # here: training itself does without
+
+        overview = parameter_overview.get_parameter_overview(state.params)
+        files.write_atomically(training.workdir / "parameters.txt", overview + "\n")
+    parameters, total = sum(leaf.size for leaf in jax.tree.leaves(state.params)), training.total
     what = f"continuing at step {start} of" if start else "training for"
     size = training.settings.batch_size
     count = training.mesh.size
     used = f"{count}" if count == jax.device_count() else f"{count} (one for each image) of {jax.device_count()}"
     done = "already finished;" if start >= total else f"{what} {total} steps of {size} images;"
     print(
-        f"{training.title} ({count:,} parameters): {done} {used} {jax.devices()[0].device_kind}"
+        f"{training.title} ({parameters:,} parameters): {done} {used} {jax.devices()[0].device_kind}"
         f" device(s); output goes to {training.workdir}"
     )
