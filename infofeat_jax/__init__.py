@@ -5,7 +5,7 @@ The public library. What trains and evaluates from the command line needs the ex
 
 from importlib import metadata as _metadata
 
-from infofeat_jax import adapters, attacks, cam, data, methods, models, objectives, sinkhorn, threat, types
+from infofeat_jax import adapters, attacks, cam, data, methods, models, objectives, parts, sinkhorn, threat, types
 from infofeat_jax.evaluator import Result, evaluate, load
 
 try:
@@ -25,6 +25,7 @@ __all__ = [
     "methods",
     "models",
     "objectives",
+    "parts",
     "sinkhorn",
     "threat",
     "types",

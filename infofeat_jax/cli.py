@@ -13,7 +13,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import checks, report, run, study, weights
+from infofeat_jax import checks, parts, report, run, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
@@ -23,11 +23,16 @@ from infofeat_jax.training import records
 from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped
 
 
-def execute(config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int]) -> None:
+def execute(
+    config: ConfigDict, config_file: str, *, workdir: str, mode: str, hosts: tuple[str, int, int],
+    trust: Collection[str] = (),
+) -> None:  # fmt: skip
     """Trains, evaluates or reports a run, or all runs of a study.
 
+    Parts of one's own are imported if `config` or `trust` names them; those of configurations on disk are not.
     Raises InvalidInput before anything expensive starts.
     """
+    parts.trust(*trust, *parts.names_in(configs.to_json(config)))
     logging.set_verbosity(logging.FATAL)  # orbax is verbose; errors are reported here, in one line
     compilation.tune_cpu()
     processes.start(*hosts)
@@ -113,7 +118,11 @@ def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.
     name, _, argument = pathlib.Path(config_file).name.partition(".py")
     if config.study.rows:
         return pathlib.Path("runs") / (name + argument.replace(":", "-"))
-    return pathlib.Path("runs") / name / (pathlib.Path(config.eval.torch_checkpoint).stem or config.method.name)
+    return (
+        pathlib.Path("runs")
+        / name
+        / (pathlib.Path(config.eval.torch_checkpoint).stem or config.method.name.replace(":", "."))
+    )
 
 
 @contextmanager

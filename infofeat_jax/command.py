@@ -40,6 +40,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", "", "The run's directory; runs/CONFIG/METHOD by default.")
     modes = ["train", "evaluate", "report"]
     flags.DEFINE_enum("mode", "train", modes, "Train and evaluate, or only evaluate or report.")
+    flags.DEFINE_list("trust", [], "Parts of one's own (package.module:name) of saved configurations to import.")
     flags.DEFINE_string("coordinator", "", "host:port of process 0 of a multi-host run, or auto (TPU pods, SLURM).")
     flags.DEFINE_integer("num_processes", 0, "Number of processes of the multi-host run.")
     flags.DEFINE_integer("process_id", -1, "The index of this process, from 0.")
@@ -48,7 +49,7 @@ def define_flags() -> None:
 def _execute(_) -> None:
     hosts = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
     file = FLAGS["config"].config_filename
-    cli.execute(FLAGS.config, file, workdir=FLAGS.workdir, mode=FLAGS.mode, hosts=hosts)
+    cli.execute(FLAGS.config, file, workdir=FLAGS.workdir, mode=FLAGS.mode, hosts=hosts, trust=FLAGS.trust)
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:

@@ -6,19 +6,22 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from infofeat_jax import checks, data, methods, streams, weights
+from infofeat_jax import checks, data, methods, parts, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax.data import augment
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import make_step
+from infofeat_jax.types import InvalidInput
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 
@@ -58,12 +61,48 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     path, initial = weights.named(config, workdir) or ("", None)
     dataset = dataset or load_data(config)
     checks.check_data(config, dataset)
-    if initial is not None:
+    if initial is not None and not parts.is_own(config.model.name):
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
     optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
-    return Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial)
+    created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial)
+    check_own(created)
+    if initial is not None and parts.is_own(config.model.name):
+        weights.check_shapes(path, module, initial, created.image_shape)
+    return created
+
+
+def check_own(experiment: Experiment) -> None:
+    """Raises InvalidInput if a training step or an attack fails with the model or the method, where one is one's own.
+
+    They are traced for two images, not computed.
+    """
+    config = experiment.config
+    if not any(map(parts.is_own, (config.model.name, config.method.name, config.optimizer.name))):
+        return
+    what, shape = (
+        f"config.method.name = {config.method.name!r} with model {config.model.name!r}",
+        experiment.image_shape,
+    )
+    batch = (jax.ShapeDtypeStruct((2, *shape), jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.int32))
+    step = make_step(experiment.module, experiment.method, experiment.optimizer)
+    specs = [attack_names.parse(name) for name in (*config.eval.attacks, config.eval.validation_attack)]
+
+    def attacked(variables):
+        forward = partial(experiment.module.apply, variables)
+        for spec in (spec for spec in specs if not spec.source):
+            attack_names.check(spec, create_budget(config), forward, shape)
+        return jnp.zeros(())
+
+    try:
+        state = state_shapes(experiment.module, experiment.optimizer, shape)
+        jax.eval_shape(step, state, batch, jax.random.key(0))
+        jax.eval_shape(attacked, state.variables)
+    except InvalidInput as error:
+        raise InvalidInput(f"{what}: {error}") from None
+    except Exception as error:  # a user's code raises anything
+        raise InvalidInput(f"{what}, images {list(shape)}: {parts.summary(error)}") from error
 
 
 def load_data(config: ConfigDict) -> data.Dataset:

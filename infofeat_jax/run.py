@@ -169,7 +169,10 @@ def load_source(experiment: Experiment, name: str) -> Source:
         raise InvalidInput(
             f"attacks crafted on {name!r}: it was trained on {config.data.name}, not on {experiment.config.data.name}"
         )
-    module, variables = weights.load(source_directory(experiment.workdir, name), which="best")
+    module, variables = weights.load(
+        source_directory(experiment.workdir, name),
+        images=(experiment.image_shape, experiment.data.num_classes),
+    )
     module = module.clone(dtype=jnp.dtype(config.dtype))
     forward = Partial(module.apply, devices.replicate(experiment.mesh, variables))
     return Source(forward, digest(variables))
@@ -226,6 +229,6 @@ def is_current(workdir: pathlib.Path, attack: str, source: str | None) -> bool:
     if not spec.source:
         return True
     try:
-        return source == digest(weights.load(source_directory(workdir, spec.source), which="best")[1])
+        return source == digest(weights.read_variables(source_directory(workdir, spec.source), "best"))
     except InvalidInput:
         return False

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
-from infofeat_jax import config_checks, models
+from infofeat_jax import config_checks, models, parts
 from infofeat_jax.models import Normalization
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
@@ -32,10 +32,12 @@ def load(
     activation: str | None = None,
     key: str | None = None,
     which: str = "best",
+    images: tuple[tuple[int, ...], int] | None = None,
 ) -> tuple[nn.Module, Variables]:
     """(module, variables) from a file of weights, as read by `models.from_torch`, or from a run's directory.
 
-    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest". Raises InvalidInput.
+    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest".
+    `images`, (shape [h, w, c], number of classes), is needed for a run's model of one's own. Raises InvalidInput.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -45,14 +47,32 @@ def load(
     config = read_config(path)
     if config is None:
         raise InvalidInput(f"{path}: no config.json: expected a run's directory")
-    state = checkpoint.read(path, which)
-    variables = {name: state[name] for name in ("params", "batch_stats")}
+    variables = read_variables(path, which)
+    if parts.is_own(name := config["model"]["name"]):
+        if images is None:
+            raise InvalidInput(f"{path}: its model {name!r} is not of this package: it is used in runs of it alone")
+        module = create(config["model"], images[1])
+        check_shapes(str(path), module, variables, images[0])
+        return module, variables
     channels, classes = sizes(variables)
     module = create(config["model"], classes)
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
     if jax.tree.map(jnp.shape, template) != jax.tree.map(jnp.shape, variables):
         raise InvalidInput(f"{path}: the checkpoint does not hold the {config['model']['name']} of its config.json")
     return module, variables
+
+
+def read_variables(directory: pathlib.Path, which: str) -> Variables:
+    """The weights in a run's checkpoint, whatever its model is. Raises InvalidInput."""
+    state = checkpoint.read(directory, which)
+    return {name: state.get(name) or {} for name in ("params", "batch_stats")}
+
+
+def check_shapes(path: str, module: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> None:
+    """Raises InvalidInput unless the weights are those of `module` for images of `image_shape`."""
+    template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    if jax.tree.map(jnp.shape, template) != jax.tree.map(jnp.shape, variables):
+        raise InvalidInput(f"{path}: the weights do not fit config.model on images of shape {list(image_shape)}")
 
 
 def read_config(directory: pathlib.Path) -> dict | None:
@@ -140,6 +160,8 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
         source = adopted.init_from = stored["init_from"]
     if stored and source and stored.get("init_from") == source:
         model = stored["model"]
+    elif source and (given_own := own_model(source)):
+        model = given_own
     elif source:
         model = describe(load(source, **given(config.model.to_dict()))[0])
     else:
@@ -155,8 +177,16 @@ def named(config: ConfigDict, directory: pathlib.Path) -> tuple[str, Variables] 
     path = config.eval.torch_checkpoint or (config.init_from if not checkpoint.finished(directory) else "")
     if not path:
         return None
+    if own_model(path):
+        return path, read_variables(pathlib.Path(path), "best")
     stated = {} if pathlib.Path(path).is_dir() else given(config.model.to_dict())
     return path, load(path, **stated)[1]
+
+
+def own_model(path: str) -> dict[str, Any] | None:
+    """config.model of the run in `path` if its model is one's own; None for other runs, and files. Imports nothing."""
+    stored = read_config(pathlib.Path(path)) if pathlib.Path(path).is_dir() else None
+    return stored["model"] if stored and parts.is_own(stored["model"]["name"]) else None
 
 
 def check_fits(path: str, variables: Variables, image_shape: tuple[int, ...], num_classes: int, data: str) -> None:

@@ -15,11 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from infofeat_jax.models.own import MODES
 from infofeat_jax.types import InvalidInput
 
-# Arguments of __call__ that choose the mode, and their value for evaluation.
-MODES = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True,
-         "inference": True}  # fmt: skip
 LINEN = "a Linen module is given as a pair (module, variables)"
 
 

@@ -4,10 +4,10 @@ import os
 
 import numpy as np
 
-from infofeat_jax import streams
-from infofeat_jax.data.arrays import Dataset, Split
+from infofeat_jax import parts, streams
+from infofeat_jax.data.arrays import Dataset, Source, Split, checked_source
 from infofeat_jax.data.pixels import to_unit
-from infofeat_jax.data.sources import SOURCES, npz
+from infofeat_jax.data.sources import ARRAYS, SOURCES, npz
 from infofeat_jax.types import InvalidInput
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
@@ -25,8 +25,8 @@ def load(
     """Loads a data set into memory.
 
     Args:
-      name: digits, cifar10, cifar100, svhn_cropped, or the path of an .npz with image_train, label_train,
-        image_test and label_test.
+      name: digits, cifar10, cifar100, svhn_cropped, the path of an .npz with image_train, label_train,
+        image_test and label_test, or package.module:name, a function of `data_dir` that returns these in a dict.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
@@ -61,9 +61,20 @@ def load(
 def _find(name: str, data_dir: str | None):
     if name.lower().endswith(".npz"):
         return npz(name)
+    if parts.is_own(name):
+        return _own(name, data_dir)
     if name not in SOURCES:
-        raise InvalidInput(f"unknown data set {name!r}: choose one of {', '.join(sorted(SOURCES))}, or an .npz path")
+        choices = ", ".join(sorted(SOURCES))
+        raise InvalidInput(f"unknown data set {name!r}: choose one of {choices}, an .npz path, or package.module:name")
     return SOURCES[name](data_dir)
+
+
+def _own(name: str, data_dir: str | None) -> Source:
+    arrays = parts.call("config.data.name", name, data_dir)
+    if not isinstance(arrays, dict) or not all(isinstance(arrays.get(field), np.ndarray) for field in ARRAYS):
+        expected = f"expected a dict of NumPy arrays {', '.join(ARRAYS)}"
+        raise InvalidInput(f"config.data.name = {name!r} returned {type(arrays).__name__}: {expected}")
+    return checked_source(name, arrays)
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

@@ -3,9 +3,10 @@
     NAME      = ATTACK [STEPS] [(OPTION=VALUE, ...)] [@RUN]
     clean     fgsm     noise     pgd20     cw20     infofeature7     autoattack     apgd-t     fab-t     square
     pgd20(step_size=1,restarts=5)     fgsm(step_size=4)     square(num_queries=1000)     pgd10@madry-seed0
+    package.module:attack     package.module:attack20(step_size=1,restarts=5)@madry-seed0
 
 STEPS is the number of iterations of an iterated attack; epsilon and step_size are in 8-bit levels; `@RUN` crafts the
-attack on the model of another run.
+attack on the model of another run. The name of an attack of one's own has no STEPS, and is imported by `create` only.
 """
 
 import ast
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infofeat_jax import attacks
+from infofeat_jax import attacks, parts
+from infofeat_jax import threat as threats
 from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
+from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.threat import threat
-from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Outputs
+from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey
 
 LEVELS = 255.0
 MOST_STEPS = 100_000
@@ -51,7 +54,7 @@ class Budget(NamedTuple):
 class AttackSpec(NamedTuple):
     """A parsed name."""
 
-    attack: str  # of SINGLE, ITERATED or CASCADES
+    attack: str  # of SINGLE, ITERATED or CASCADES, or package.module:name
     steps: int | None = None  # of an iterated attack
     options: tuple[tuple[str, Any], ...] = ()
     source: str = ""  # the run whose model it is crafted on; "": the attacked run
@@ -85,6 +88,8 @@ class AttackSpec(NamedTuple):
 
 def parse(name: str) -> AttackSpec:
     """Parses the name of an attack. Raises InvalidInput."""
+    if match := re.fullmatch(rf"\s*({parts.NAME})\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name)):
+        return AttackSpec(match[1], None, _parse_options(name, match[1], match[2] or ""), match[3] or "")
     match = re.fullmatch(r"\s*([a-z_]+(?:-[a-z]+)*(?:-\d+)?)(\d{0,12})\s*(?:\(([^()]*)\))?\s*(?:@(.+))?", str(name))
     if not isinstance(name, str) or not match:
         raise _unknown(name)
@@ -111,8 +116,25 @@ def create(spec: AttackSpec, budget: Budget) -> Attack | None:
         return partial(attacks.fgsm, **common | options)
     if spec.attack == "noise":
         return partial(attacks.pgd, **common | {"num_steps": 0} | options)
+    if parts.is_own(spec.attack):
+        return _own(spec.attack, {**common, "step_size": budget.step_size, **options})
     defaults = common | {"step_size": budget.step_size, "num_steps": spec.steps}
     return partial(attacks.ATTACKS[spec.attack], **defaults | options)
+
+
+def _own(name: str, options: dict[str, Any]) -> Attack:
+    """An attack of one's own, whatever it returns projected onto the threat model: it cannot leave it."""
+    function, allowed = parts.find("attack", name), threats.threat(options["norm"], options["epsilon"])
+    parts.check_call("attack", name, function, None, None, None, None, **options)
+
+    def attack(forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Images:
+        perturbed = function(as_forward(forward), key, images, labels, **options)
+        if jnp.shape(perturbed) != images.shape:
+            raise InvalidInput(f"it returned an array {list(jnp.shape(perturbed))}: expected {list(images.shape)}")
+        found = jnp.asarray(perturbed, jnp.float32)
+        return threats.project(allowed, images, jnp.where(jnp.isfinite(found), found, images))
+
+    return attack
 
 
 def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shape: tuple[int, ...] = (8, 8, 1)) -> None:
@@ -130,6 +152,10 @@ def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shap
             jax.eval_shape(partial(attack, forward or _some_outputs), key, images, labels)
     except InvalidInput as error:
         raise InvalidInput(f"attack {spec.name!r}: {error}") from None
+    except Exception as error:
+        if not parts.is_own(spec.attack):
+            raise
+        raise InvalidInput(f"attack {spec.name!r} failed: {parts.summary(error)}") from error
 
 
 def _some_outputs(images: Images) -> Outputs:
@@ -159,10 +185,11 @@ def _parameters(attack: str) -> Mapping[str, inspect.Parameter]:
 
 
 def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], ...]:
-    options, allowed = {}, allowed_options(attack)
+    options, allowed = {}, ("NAME",) if parts.is_own(attack) else allowed_options(attack)
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, _, value = (piece.strip() for piece in part.partition("="))
-        if option not in allowed or not value or option in options:
+        known = option.isidentifier() if parts.is_own(attack) else option in allowed
+        if not known or not value or option in options:
             choices = f"expected OPTION=VALUE of {', '.join(allowed)}" if allowed else "it takes no options"
             raise InvalidInput(f"attack {name!r}: {part!r}: {choices}")
         options[option] = _literal(value)
@@ -187,7 +214,7 @@ def _literal(text: str) -> Any:
 
 
 def _unknown(name: object) -> InvalidInput:
-    choices = ", ".join([*SINGLE, *(f"{attack}N" for attack in ITERATED), *CASCADES])
+    choices = ", ".join([*SINGLE, *(f"{attack}N" for attack in ITERATED), *CASCADES, "package.module:name"])
     return InvalidInput(
         f"unknown attack {name!r}: choose one of {choices}"
         " (N steps, as pgd20; pgd20(step_size=1): with options; pgd20@RUN: crafted on another run)"

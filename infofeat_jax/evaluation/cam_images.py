@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infofeat_jax import attacks, streams
+from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import files, processes
@@ -15,11 +16,21 @@ STEPS = 20
 
 
 def keep(subject: Subject) -> int:
-    """Writes cam_images.npz unless it already holds this setting's images; returns how many there are."""
+    """Writes cam_images.npz unless it already holds this setting's images; returns how many there are.
+
+    None if the model returns no class activation maps.
+    """
+    if not subject.cam_images or not _returns_maps(subject):
+        return 0
     path = subject.workdir / "cam_images.npz"  # one file for the report, whichever checkpoint
-    if subject.cam_images and processes.is_writer() and files.read_arrays(path, subject.setting) is None:
+    if processes.is_writer() and files.read_arrays(path, subject.setting) is None:
         files.write_arrays_atomically(path, create(subject) | {"setting": subject.setting})
     return min(subject.cam_images, len(subject.split.labels))
+
+
+def _returns_maps(subject: Subject) -> bool:
+    image = jax.ShapeDtypeStruct((1, *subject.split.images.shape[1:]), jnp.float32)
+    return jax.eval_shape(as_forward(subject.forward), image).cam is not None
 
 
 def create(subject: Subject) -> dict[str, np.ndarray]:

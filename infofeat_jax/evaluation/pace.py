@@ -53,7 +53,7 @@ def cost(name: str) -> float:
     if spec.is_cascade:
         share = options.get("num_queries", 5000) / 5000 * options.get("num_steps", 100) / 100
         return 1 + _stage_cost(spec.attack) * share * options.get("restarts", 1)
-    steps = {"clean": 0, "noise": 0, "fgsm": 1}.get(spec.attack, spec.steps or 0)
+    steps = {"clean": 0, "noise": 0, "fgsm": 1}.get(spec.attack, spec.steps or options.get("num_steps", 0))
     return 1 + GRADIENT * steps * options.get("restarts", 1)
 
 

@@ -3,6 +3,7 @@
 import argparse
 from typing import NoReturn
 
+from infofeat_jax import parts
 from infofeat_jax.types import InvalidInput
 
 
@@ -14,7 +15,14 @@ def parser(name: str, documentation: str) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
     )  # fmt: skip
     created.error = _refuse
+    trusted = "a part of one's own (package.module:name) of a saved configuration, to import"
+    created.add_argument("--trust", type=_trust, action="append", metavar="NAME", help=trusted)
     return created
+
+
+def _trust(name: str) -> str:
+    parts.trust(name)
+    return name
 
 
 def _refuse(message: str) -> NoReturn:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
-from infofeat_jax import attacks
+from infofeat_jax import attacks, parts
 from infofeat_jax.attacks.gradient import gaussian_start
 from infofeat_jax.methods import labels, losses
 from infofeat_jax.methods.labels import smooth
@@ -48,8 +48,9 @@ class Options(NamedTuple):
 
 
 def create(name: str, options: Options) -> Method:
-    """Builds the method `name` of METHODS. Raises InvalidInput."""
-    check_choice("method", name, METHODS)
+    """Builds the method `name` of METHODS, or what package.module:name returns. Raises InvalidInput."""
+    if not parts.is_own(name):
+        check_choice("method", name, METHODS)
     smoothing = options.label_smoothing
     if smoothing is not None and not 0 <= smoothing < 1:
         raise InvalidInput(f"label_smoothing {smoothing}: expected at least 0 and below 1")
@@ -61,7 +62,15 @@ def create(name: str, options: Options) -> Method:
         raise InvalidInput(f"method variant {options.variant!r}: {name} has none, leave it out")
     else:
         check_choice(f"variant of {name}", options.variant, VARIANTS[name])
-    return METHODS[name](options)
+    return _own(name, options) if parts.is_own(name) else METHODS[name](options)
+
+
+def _own(name: str, options: Options) -> Method:
+    method = parts.call("config.method.name", name, options)
+    if not isinstance(method, Method):
+        returned = type(method).__name__
+        raise InvalidInput(f"config.method.name = {name!r} returned {returned}: expected a methods.Method")
+    return method
 
 
 def _default(value: float | None, default: float) -> float:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
+from infofeat_jax import parts
 from infofeat_jax.types import InvalidInput, check_choice
 
 
@@ -80,13 +81,17 @@ def at_step(opt_state: PyTree, step: Int[Array, ""]) -> PyTree:
 
 
 def create_schedule(name: str, **options) -> optax.Schedule:
-    """The schedule `name` of SCHEDULES: step -> learning rate. Raises InvalidInput."""
+    """The schedule `name` of SCHEDULES, or package.module:name: step -> learning rate. Raises InvalidInput."""
+    if parts.is_own(name):
+        return parts.call("config.optimizer.schedule", name, **options)
     check_choice("optimizer.schedule", name, SCHEDULES)
     return SCHEDULES[name](**options)
 
 
 def create_optimizer(name: str, schedule: optax.Schedule, **options) -> optax.GradientTransformation:
-    """The optimizer `name` of OPTIMIZERS. Raises InvalidInput."""
+    """The optimizer `name` of OPTIMIZERS, or package.module:name. Raises InvalidInput."""
+    if parts.is_own(name):
+        return parts.call("config.optimizer.name", name, schedule, **options)
     check_choice("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](schedule, **options)
 

@@ -91,7 +91,8 @@ def gradients(
 
         def train(x: Images) -> Outputs:
             variables = {"params": params, "batch_stats": statistics[-1]}
-            outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"])
+            rngs = {"dropout": jax.random.fold_in(key, len(statistics))}  # none of this package's models has any
+            outputs, moved = module.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)
             statistics.append(moved.get("batch_stats", {}))
             return outputs
 
