@@ -81,10 +81,8 @@ def check_own(experiment: Experiment) -> None:
     config = experiment.config
     if not any(map(parts.is_own, (config.model.name, config.method.name, config.optimizer.name))):
         return
-    what, shape = (
-        f"config.method.name = {config.method.name!r} with model {config.model.name!r}",
-        experiment.image_shape,
-    )
+    shape = experiment.image_shape
+    what = f"config.method.name = {config.method.name!r} with model {config.model.name!r}"
     batch = (jax.ShapeDtypeStruct((2, *shape), jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.int32))
     step = make_step(experiment.module, experiment.method, experiment.optimizer)
     specs = [attack_names.parse(name) for name in (*config.eval.attacks, config.eval.validation_attack)]

@@ -1,4 +1,4 @@
-"""Parts of one's own: those of the documentation's page in a whole run, mistakes, and that no saved name is imported."""
+"""Parts of one's own: those of the documentation in a whole run, mistakes, and that no saved name is imported."""
 
 import json
 import os
@@ -277,7 +277,7 @@ CALLS = {
         ("wrong:number", "wrong.py has a value of type int: expected a function or class"),
         ("wrong:takes_nothing", "called as .*but (got an unexpected|too many positional).*docs/how-to/own-parts.md"),
         ("wrong:fails", "failed: RuntimeError: the first line and the second"),
-        ("wrong:returns_none", "returned (NoneType: expected|an array)"),
+        ("wrong:returns_none", "returned NoneType: expected"),
     ],
 )
 def test_mistakes_are_one_line(kind, name, message):
@@ -289,7 +289,7 @@ def test_mistakes_are_one_line(kind, name, message):
 
 
 def test_a_model_that_does_not_fit_the_images_is_one_line():
-    with pytest.raises(InvalidInput, match=r"wrong:Deep.*logits of shape \[1, 8, 8, 10\]"):
+    with pytest.raises(InvalidInput, match=r"wrong:Deep.*logits of shape \[2, 8, 8, 10\]"):
         experiment.create(trusting(configure(**{"model.name": "wrong:Deep"})), pathlib.Path("nowhere"))
 
 
@@ -312,7 +312,7 @@ def theirs(finished, tmp_path):
     directory = tmp_path / "theirs"
     shutil.copytree(finished, directory)
     for name in ("config.json", "results.json"):
-        text = (directory / name).read_text().replace("own:", "evil:").replace('"digits"', '"evil:folders"')
+        text = (directory / name).read_text().replace("own:", "evil:")
         (directory / name).write_text(text)
     assert "evil:ViT" in (directory / "config.json").read_text()
     return directory
@@ -325,7 +325,7 @@ def start_from(directory):
 
 def evaluate_converted(directory):
     """Their directory holds "converted" weights, whose model is taken over from config.json."""
-    stored = json.loads((directory / "config.json").read_text()) | {"num_epochs": 0}
+    stored = json.loads((directory / "config.json").read_text()) | {"num_epochs": 0, "init_from": "robust.pt"}
     (directory / "config.json").write_text(json.dumps(stored))
     config = trusting(configure())
     experiment.create(weights.adopt(config, directory), directory)
@@ -339,7 +339,8 @@ def attack_from(directory):
 def evaluate_results_data(directory):
     """As export.robustbench --official does."""
     results = json.loads((directory / "results.json").read_text())
-    experiment.load_data(configs.resolve(configs.ConfigDict(configs.complete(results["config"]))))
+    results["config"]["data"]["name"] = "evil:folders"
+    experiment.load_data(configs.ConfigDict(configs.complete(results["config"])))
 
 
 @pytest.mark.parametrize("use", [start_from, evaluate_converted, attack_from, evaluate_results_data])
@@ -376,7 +377,7 @@ def test_what_cannot_use_it_refuses_without_an_import(theirs, place, use):
 
 def test_a_report_imports_nothing(theirs, place):
     report.write(theirs)
-    assert (theirs / "report").is_dir()
+    assert "evil:sign_noise" in (theirs.parent / "report" / "index.html").read_text()
     assert not (place / "mark").exists()
 
 

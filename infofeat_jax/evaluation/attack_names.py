@@ -129,8 +129,9 @@ def _own(name: str, options: dict[str, Any]) -> Attack:
 
     def attack(forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Images:
         perturbed = function(as_forward(forward), key, images, labels, **options)
-        if jnp.shape(perturbed) != images.shape:
-            raise InvalidInput(f"it returned an array {list(jnp.shape(perturbed))}: expected {list(images.shape)}")
+        if getattr(perturbed, "shape", None) != images.shape:
+            shape = getattr(perturbed, "shape", type(perturbed).__name__)
+            raise InvalidInput(f"it returned {shape}: expected images of shape {images.shape}")
         found = jnp.asarray(perturbed, jnp.float32)
         return threats.project(allowed, images, jnp.where(jnp.isfinite(found), found, images))
 
