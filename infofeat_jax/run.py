@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
-from infofeat_jax import streams, weights
+from infofeat_jax import parts, streams, weights
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation import attack_names, evaluate, robustness
 from infofeat_jax.evaluation.subject import Source, Subject, digest
@@ -173,7 +173,8 @@ def load_source(experiment: Experiment, name: str) -> Source:
         source_directory(experiment.workdir, name),
         images=(experiment.image_shape, experiment.data.num_classes),
     )
-    module = module.clone(dtype=jnp.dtype(config.dtype))
+    if not parts.is_own(config.model.name):
+        module = module.clone(dtype=jnp.dtype(config.dtype))
     forward = Partial(module.apply, devices.replicate(experiment.mesh, variables))
     return Source(forward, digest(variables))
 

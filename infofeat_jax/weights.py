@@ -51,7 +51,7 @@ def load(
     if parts.is_own(name := config["model"]["name"]):
         if images is None:
             raise InvalidInput(f"{path}: its model {name!r} is not of this package: it is used in runs of it alone")
-        module = create(config["model"], images[1])
+        module = create(config["model"], images[1], dtype=config["dtype"])
         check_shapes(str(path), module, variables, images[0])
         return module, variables
     channels, classes = sizes(variables)

@@ -178,7 +178,8 @@ def test_collections_may_have_any_name():
         @nn.compact
         def __call__(self, images, is_training):
             count = self.variable("passes", "count", lambda: jnp.zeros(()))
-            count.value += is_training
+            if is_training:
+                count.value += 1
             return nn.Dense(3)(images.mean((1, 2))), count.value
 
     module, images = own.Own(Counting()), jnp.ones((2, 4, 4, 1))
