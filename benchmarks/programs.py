@@ -71,8 +71,8 @@ def lower(setting: Setting) -> jax.stages.Lowered:
     forward, number = Partial(experiment.module.apply, state.evaluated), jax.ShapeDtypeStruct((), "int32")
     if not spec.is_cascade:
         attack = attack_names.create(spec, budget)
-        compiled = robustness.compile_attack(experiment.module, attack, experiment.mesh)
-        return compiled.lower(state.evaluated, key, (images, labels))
+        compiled = robustness.compile_attack(attack, experiment.mesh)
+        return compiled.lower((forward,), key, (images, labels))
     ball, classes = threat.threat(budget.norm, budget.epsilon), experiment.data.num_classes
     (stage,) = plan(ball, classes, experiment.image_shape[:2], attacks=(spec.attack,)).stages
     images, logits = (
