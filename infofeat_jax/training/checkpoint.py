@@ -4,6 +4,7 @@ Each run has two directories. checkpoints/ holds the state at the end of an epoc
 few and the best are kept. interrupted/ holds the state at which the run was last interrupted, within an epoch.
 """
 
+import logging
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from infofeat_jax.training.seals import EPOCHS, INTERRUPTED, SCORE, SEAL, damage
 from infofeat_jax.types import InvalidInput, RunFailed
 
 OVERHEAD = 2**20  # bytes: ample for the metadata that orbax and file systems add
+# Orbax warns, in a user's notebook too, that a directory is opened for reading only, as was asked.
+logging.getLogger("absl").addFilter(lambda record: "Given directory is read only" not in record.getMessage())
 
 
 class Snapshot(NamedTuple):
