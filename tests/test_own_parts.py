@@ -133,7 +133,7 @@ def test_another_run_starts_from_it_and_is_attacked_from_it(finished, tmp_path):
     source = run.load_source(one, "mine")
     images = jnp.zeros((1, 8, 8, 1))
     np.testing.assert_array_equal(source.forward(images).logits, one.module.apply(started.variables, images).logits)
-    assert run.is_current(finished.parent / "other", "pgd2@mine", source.weights)
+    assert run.is_current(finished.parent / "other", "pgd2@mine", source.digest)
 
 
 def test_a_folder_of_images_is_a_data_set(place, tmp_path):
