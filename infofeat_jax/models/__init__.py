@@ -46,15 +46,15 @@ def create(
     num_classes: int,
     width: int = 0,
     dtype: str = "float32",
-    mean: Normalization | None = None,
-    std: Normalization | None = None,
+    mean: Normalization = 0.5,
+    std: Normalization = 0.5,
     **options,
 ) -> nn.Module:
     """Builds the module `name`: resnet18, preact_resnet18, wrn_D_W such as wrn_28_10, or package.module:name.
 
     `width`: channels of the first stage (ResNets: 64) or of the stem (WideResNets: 16); 0 is that default.
     `dtype`: of the computation, "float32" or "bfloat16"; parameters, statistics and the head are float32.
-    `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel, finite and std above 0; None: 0.5.
+    `mean`, `std`: normalisation of [0, 1] pixels, a number or one a channel, finite and std above 0.
     `options`: further fields of the module, as `activation`, "relu" or "silu", or a ResNet's `blocks`.
     A part of one's own is called with `num_classes`, and with the others only where they differ from their defaults.
     Raises InvalidInput.
@@ -64,10 +64,10 @@ def create(
     if width < 0 or num_classes < 2:
         raise InvalidInput(f"width {width}, num_classes {num_classes}: expected width >= 0, 2 or more classes")
     if parts.is_own(name):
-        given = {"width": width or None, "mean": mean, "std": std, "dtype": None if dtype == "float32" else dtype}
-        chosen = {field: value for field, value in {**given, **options}.items() if value not in (None, False)}
+        defaults = {"width": 0, "mean": 0.5, "std": 0.5, "dtype": "float32", "remat": False}
+        given = {"width": width, "mean": mean, "std": std, "dtype": dtype, **options}
+        chosen = {field: value for field, value in given.items() if field not in defaults or value != defaults[field]}
         return own.create(name, num_classes=num_classes, **chosen)
-    mean, std = 0.5 if mean is None else mean, 0.5 if std is None else std
     _check_normalization("mean", mean, -np.inf)
     _check_normalization("std", std, 0.0)
     _check_blocks(options.get("blocks", (1,)))
