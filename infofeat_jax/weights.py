@@ -16,6 +16,7 @@ from infofeat_jax import config_checks, models
 from infofeat_jax.models import Normalization
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
+from infofeat_jax.training.state import evaluated
 from infofeat_jax.types import InvalidInput
 
 Variables = Mapping[str, PyTree]  # params and batch_stats
@@ -46,7 +47,7 @@ def load(
     if config is None:
         raise InvalidInput(f"{path}: no config.json: expected a run's directory")
     state = checkpoint.read(path, which)
-    variables = {name: state[name] for name in ("params", "batch_stats")}
+    variables = evaluated(state["params"], state["batch_stats"], state.get("average"))
     channels, classes = sizes(variables)
     module = create(config["model"], classes)
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
