@@ -23,10 +23,11 @@ from infofeat_jax.models.pytorch import names
 from infofeat_jax.runtime import signals
 from infofeat_jax.training import checkpoint, loop, optimizers
 from infofeat_jax.training.awp import Awp, create_perturb
-from infofeat_jax.training.state import State, initial_state
+from infofeat_jax.training.state import initial_state
 from infofeat_jax.training.step import gradients, make_step
 from infofeat_jax.types import Stopped
 
+KEY = jax.random.key(0)
 PGD = partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=2, random_start=False)
 BOTH = {"ema": {"decay": 0.2}, "awp": {"gamma": 0.3, "warmup_epochs": 1.0}}
 
@@ -43,7 +44,7 @@ def configured(count: int = 1, mode: str = "jit", **changes) -> experiments.Expe
 
 
 def naive_awp(experiment: experiments.Experiment, gamma: float, warmup: int, count: int):
-    """(loss, parameters, statistics) after `count` steps of SGD, momentum 0.9, decay 0.05, with AWP from `warmup` on."""
+    """(loss, parameters, statistics) after `count` steps of SGD, with AWP from step `warmup` on."""
     state = experiments.create_state(experiment)
     images = to_unit(jnp.asarray(experiment.data.train.images[:16]))
     labels = jnp.asarray(experiment.data.train.labels[:16])
@@ -55,7 +56,7 @@ def naive_awp(experiment: experiments.Experiment, gamma: float, warmup: int, cou
         def tree(flat):
             return {module: {k[1]: v for k, v in flat.items() if k[0] == module} for module in {k[0] for k in flat}}
 
-        x = PGD(partial(experiment.module.apply, {"params": tree(frozen), "batch_stats": stats}), None, images, labels)
+        x = PGD(partial(experiment.module.apply, {"params": tree(frozen), "batch_stats": stats}), KEY, images, labels)
 
         def loss(flat):
             variables = {"params": tree(flat), "batch_stats": stats}
@@ -198,7 +199,7 @@ def recorded():
 def test_awp_takes_the_steps_of_the_authors_code(recorded, name, method, gamma):
     """Two updates. TRADES' statistics differ on purpose: its passes are in the order of its own code, x first."""
     module = models.create("resnet10", num_classes=10, width=16, mean=0.0, std=1.0)
-    given, noise = jnp.asarray(recorded["images_u8"]), recorded["noise"]
+    noise, given, labels = (jnp.asarray(recorded[name]) for name in ("noise", "images_u8", "labels"))
     variables = golden_attacks.network().args[0]
     method = methods.create(method, methods.Options(10, {}))
     method = method._replace(attack=lambda forward, key, images, labels: jnp.clip(images + noise, 0, 1))
@@ -206,13 +207,13 @@ def test_awp_takes_the_steps_of_the_authors_code(recorded, name, method, gamma):
     state = initial_state(module, optimizer, jax.random.key(0), (32, 32, 3), variables)
     step = jax.jit(make_step(module, method, optimizer, awp=Awp(gamma)))
     shift = jax.jit(lambda state: gradients(
-        module, method, state.params, state.variables, state.batch_stats, None, to_unit(given), recorded["labels"],
+        module, method, state.params, state.variables, state.batch_stats, KEY, to_unit(given), labels,
         perturb=create_perturb(Awp(gamma), state.step),
     ).shift)  # fmt: skip
     for number, tolerances in ((1, (1e-5, 2e-5)), (2, (1e-4, 1e-4))):
         part = f"{name}/step{number}"
         check_shift(recorded, part, recorded[f"{name}/diff_keys"], shift(state), gamma)
-        state, values = step(state, (given, jnp.asarray(recorded["labels"])), jax.random.key(0))
+        state, values = step(state, (given, labels), jax.random.key(0))
         np.testing.assert_allclose(values["loss"], recorded[f"{part}/loss"], rtol=tolerances[0])
         found = in_torch(state.variables)
         for key in of(recorded, f"{part}/after/"):

@@ -20,6 +20,9 @@ class Awp(NamedTuple):
     warmup_steps: int = 0  # the first steps, which are taken without
 
 
+WITHOUT = Awp()
+
+
 def create_perturb(awp: Awp, step: Int[Array, ""]) -> Perturb | None:
     """The perturbation of the weights in a step; None without AWP, () being its perturbation."""
 

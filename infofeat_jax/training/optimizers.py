@@ -57,9 +57,9 @@ def onecycle(
 def cyclic(
     learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int
 ) -> optax.Schedule:
-    """One triangle, from 0 to `learning_rate` at two fifths of the steps and back to 0; milestones and decay are unused.
+    """One triangle as in fast adversarial training (Wong et al., 2020); milestones and decay are unused.
 
-    As single-step training has it (Andriushchenko & Flammarion, 2020; de Jorge et al., 2022).
+    From 0 to `learning_rate` at two fifths of the steps, and back to 0.
     """
     del milestones, decay
     total = max(steps_per_epoch * num_epochs, 2)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from infofeat_jax.data import to_unit
 from infofeat_jax.methods import Batch, Method
-from infofeat_jax.training.awp import Awp, Perturb, create_perturb, shifted
+from infofeat_jax.training.awp import WITHOUT, Awp, Perturb, create_perturb, shifted
 from infofeat_jax.training.optimizers import at_step
 from infofeat_jax.training.state import State, move_average
 from infofeat_jax.types import Images, Outputs, PRNGKey
@@ -42,7 +42,7 @@ def make_step(
     *,
     augment: Augment = lambda key, images: images,
     accumulate_steps: int = 1,
-    awp: Awp = Awp(),
+    awp: Awp = WITHOUT,
     ema_decay: float = 0.0,
 ) -> Step:
     """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
@@ -131,9 +131,9 @@ def accumulated_gradients(
 ) -> Gradients:
     """The mean of `one_part` (`gradients` with module and method bound) over `parts` parts of the batch.
 
-    All parts attack the same frozen model, each with its own key, and perturb the weights on their own. BatchNorm's batch statistics and batch-coupled
-    methods see one part; the running statistics are updated by each. Of b examples, part i has i, i + parts, ...,
-    so that every part is spread over all devices.
+    All parts attack the same frozen model, each with its own key. BatchNorm's batch statistics, batch-coupled methods
+    and the perturbation of the weights see one part; the running statistics are updated by each. Of b
+    examples, part i has i, i + parts, ..., so that every part is spread over all devices.
     """
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (images, labels))
 
