@@ -353,7 +353,8 @@ def test_accumulation_moves_the_statistics_with_each_part():
     """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
     plain = without_randomness(create_experiment("madry"))
     images, labels = (array[:8] for array in plain.data.train)
-    half = plain._replace(data=plain.data._replace(train=data.Split(images, labels)))
+    split = data.Split(images, labels)
+    half = without_randomness(plain, batch_size=8)._replace(data=plain.data._replace(train=split))
     twice = data.Split(images.repeat(2, 0), labels.repeat(2, 0))  # parts take every other example
     double = without_randomness(plain, accumulate_steps=2)._replace(data=plain.data._replace(train=twice))
     (one, _), (two, _) = steps(half, 1), steps(double, 1)
