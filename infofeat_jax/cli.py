@@ -72,8 +72,8 @@ def create_and(act: Callable[[Experiment], Any], config: ConfigDict, directory: 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is "evaluate") and evaluates one run, from a resolved and checked configuration."""
+    experiment = experiments.create(config, directory)  # before the directory is made: it may be refused
     with run.own_directory(directory):
-        experiment = experiments.create(config, directory)
         for act in modes(mode).values():
             act(experiment)
 

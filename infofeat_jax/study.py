@@ -107,8 +107,12 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
     other has, trainings first: attacks may be crafted on any run of the study, and such a run is evaluated once these
     are trained. When others have all that is left it waits, since a process that dies leaves its run. Raises Stopped.
     """
-    left, waiting = [Job(index, one, act) for act in acts for index, one in enumerate(planned)], Waiting()
-    while left := [job for job in left if not is_done(job, directory)]:
+    jobs, waiting = [Job(index, one, act) for act in acts for index, one in enumerate(planned)], Waiting()
+    left = [job for job in jobs if not is_done(job, directory)]
+    for index, one in enumerate(planned):
+        if processes.is_writer() and one.name not in {job.planned.name for job in left}:
+            print(f"\n[{index + 1}/{len(planned)}] {one.name}: finished", flush=True)
+    while left:
         untrained = {job.planned.name for job in left if job.act == "train"}
         for job in (job for job in left if not needs(job) & untrained):
             try:
@@ -125,6 +129,7 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                 break
         else:
             waiting.wait()
+        left = [job for job in left if not is_done(job, directory)]
 
 
 def needs(job: Job) -> set[str]:

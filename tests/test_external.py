@@ -49,7 +49,7 @@ def evaluated(directory: pathlib.Path, *, norm: str = "linf", attack: str = "aut
     config.data.name, config.data.validation_size = str(directory / "data.npz"), 1
     config.attack.norm, config.attack.epsilon = norm, 8.0 if norm == "linf" else 127.5
     config = configs.resolve(config)
-    state = ResumeState(4, 0, np.where(robust, ROBUST, 1)[order], moved[order], 9)
+    state = ResumeState(5, np.zeros(COUNT, np.int32), np.where(robust, ROBUST, 1)[order], moved[order], 9, 9)
     name = [] if attack == "autoattack" else [attack]
     autoattack.save(autoattack.Saved(run / f"{attack}.npz", json.dumps(["s", COUNT, *name]), COUNT), state)
     files.write_arrays_atomically(run / "outcomes.npz", {"setting": "s", attack: robust[order]})

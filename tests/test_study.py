@@ -20,7 +20,7 @@ from infofeat_jax.runtime import lock, signals
 from infofeat_jax.types import InvalidInput, Stopped
 
 __all__ = ["main"]
-STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!s]*.py"))
+STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!_s]*.py"))
 
 
 def config(*rows: str, seeds=(0,)):
