@@ -62,8 +62,8 @@ HAND_WRITTEN = [
     ("training/step", "jax.random.fold_in(key, state.step)", "key"),
     (
         "training/step",
-        "to_unit(batch[0]))\n        found",
-        "to_unit(batch[0])); attack_key = augment_key\n        found",
+        "to_unit(batch[0]))\n        one_part",
+        "to_unit(batch[0])); attack_key = augment_key\n        one_part",
     ),
     ("training/step", "jax.random.fold_in(key, index), *part", "key, *part"),
     ("evaluation/robustness", "jax.random.fold_in(key, index), batch", "key, batch"),
