@@ -225,8 +225,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         "eval.attacks", "eval.distances", "eval.validation_attack", "study.rows", "init_from", "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
-        "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm", "study.title",
-        "tensorboard",
+        "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
+        "study.title", "study.paper", "tensorboard",
     }  # fmt: skip
     assert names == set(config_checks.RULES) | checked_elsewhere | free
     assert set(config_checks.ELEMENTS) <= names
