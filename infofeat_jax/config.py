@@ -75,16 +75,24 @@ def default() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, adamw
-    config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine
-    config.optimizer.learning_rate = 0.1  # before the first milestone, for batches of 128: see scaling
+    config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic (one triangle)
+    config.optimizer.learning_rate = 0.1  # the largest of the schedule, for batches of 128: see scaling
     # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
     config.optimizer.momentum = 0.9  # AdamW: beta_1
     config.optimizer.nesterov = False  # Nesterov's momentum
-    config.optimizer.weight_decay = 2e-4  # of all parameters; AdamW: decoupled
+    config.optimizer.weight_decay = 2e-4  # AdamW: decoupled
+    config.optimizer.decay_norm = True  # whether BatchNorm's scales and biases decay, as all other parameters do
     config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
     config.optimizer.decay = 0.1  # the factor at each milestone
+
+    config.ema = ConfigDict()  # exponential moving average of the weights: the model that is validated and evaluated
+    config.ema.decay = 0.0  # such as 0.999; in step n (from 0) at most (1 + n) / (10 + n). 0: no average
+
+    config.awp = ConfigDict()  # adversarial weight perturbation (Wu et al., 2020)
+    config.awp.gamma = 0.0  # its size relative to the weights, such as 0.01, for TRADES 0.005; 0: none
+    config.awp.warmup_epochs = 0.0  # the first epochs, without: 10 for TRADES in the authors' code
 
     config.eval = ConfigDict()
     # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the model of the sibling run RUN

@@ -19,6 +19,7 @@ from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
+from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import make_step
 from infofeat_jax.types import InvalidInput
@@ -47,7 +48,12 @@ class Experiment(NamedTuple):
     @property
     def total_steps(self) -> int:
         """Total number of training steps."""
-        return self.config.num_epochs * steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
+        return self.config.num_epochs * self.epoch_steps
+
+    @property
+    def epoch_steps(self) -> int:
+        """Number of training steps in an epoch."""
+        return steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
 
 
 def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Experiment:
@@ -135,6 +141,7 @@ def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.Gradie
     )  # fmt: skip
     schedule = optimizers.warmed_up(schedule, round(options.warmup_epochs * epoch_steps))
     given = {"momentum": options.momentum, "weight_decay": options.weight_decay, "nesterov": options.nesterov}
+    given["decay_norm"] = options.decay_norm
     return optimizers.create_optimizer(options.name, schedule, **given), schedule
 
 
@@ -150,6 +157,8 @@ def compile_step(experiment: Experiment):
     step = make_step(
         experiment.module, experiment.method, experiment.optimizer, accumulate_steps=config.accumulate_steps,
         augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
+        awp=Awp(float(config.awp.gamma), round(config.awp.warmup_epochs * experiment.epoch_steps)),
+        ema_decay=float(config.ema.decay),
     )  # fmt: skip
     return devices.parallelize_update(step, experiment.mesh, config.parallel)
 
@@ -158,13 +167,15 @@ def create_state(experiment: Experiment) -> State:
     """The initial state on all devices, determined by the seed alone or by the weights to start from."""
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
-    begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given))
+    averaged = bool(experiment.config.ema.decay)
+    begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given, averaged=averaged))
     return devices.replicate(experiment.mesh, begin(key, experiment.initial))
 
 
 def describe_state(experiment: Experiment) -> State:
     """Shapes, dtypes and shardings of the state's arrays, without computing them."""
-    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape)
+    averaged = bool(experiment.config.ema.decay)
+    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape, averaged=averaged)
     return devices.replicated(experiment.mesh, shapes)
 
 

@@ -16,6 +16,7 @@ from infofeat_jax import config_checks, models, parts
 from infofeat_jax.models import Normalization
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
+from infofeat_jax.training.state import evaluated
 from infofeat_jax.types import InvalidInput
 
 Variables = Mapping[str, PyTree]  # params and batch_stats
@@ -65,7 +66,7 @@ def load(
 def read_variables(directory: pathlib.Path, which: str) -> Variables:
     """The weights in a run's checkpoint, whatever its model is. Raises InvalidInput."""
     state = checkpoint.read(directory, which)
-    return {name: state.get(name) or {} for name in ("params", "batch_stats")}
+    return evaluated(state["params"], state.get("batch_stats") or {}, state.get("average"))
 
 
 def check_shapes(path: str, module: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> None:

@@ -154,6 +154,11 @@ def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
         ("study.seeds=(-1,)", "config.study.seeds = (-1,): expected integers, 0 to 4294967295"),
         ("optimizer.milestones=('a',)", "config.optimizer.milestones = ('a',): expected numbers, such as (0.5,)"),
         ("optimizer.milestones=(1e400,)", "config.optimizer.milestones = (inf,): expected increasing epochs above 0"),
+        ("ema.decay=1.0", "config.ema.decay = 1.0: expected at least 0 (no average) and below 1"),
+        ("ema.decay=nan", "config.ema.decay = nan: expected at least 0 (no average) and below 1"),
+        ("awp.gamma=-0.01", "config.awp.gamma = -0.01: expected 0 to 1"),
+        ("awp.warmup_epochs=-1.0", "config.awp.warmup_epochs = -1.0: expected 0 to 1000000"),
+        ("optimizer.decay_norm=2", "decay_norm"),
         ("optimizer.milestones=(3,2)", "config.optimizer.milestones = (3, 2): expected increasing epochs above 0"),
         ("model.width=1000000000", "config.model: resnet18 of width 1000000000 has 2.72e+21 parameters, which take "),
         ("model.name=wrn_100000_1", "a WideResNet's depth is 10, 16, 22, 28, ... up to 1000"),
@@ -220,8 +225,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         "eval.attacks", "eval.distances", "eval.validation_attack", "study.rows", "init_from", "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
-        "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "study.title", "study.paper",
-        "tensorboard",
+        "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
+        "study.title", "study.paper", "tensorboard",
     }  # fmt: skip
     assert names == set(config_checks.RULES) | checked_elsewhere | free
     assert set(config_checks.ELEMENTS) <= names

@@ -298,6 +298,18 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
     assert paper.kind(paper.find_deviations(config, images, paper.TABLES[table])) != ""
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("ema.decay", 0.99), ("awp.gamma", 0.01), ("optimizer.decay_norm", False)]
+)
+def test_a_recipe_is_a_deviation_and_a_run_of_before_there_was_one_is_none(field, value):
+    config = json.loads(configs.to_json(configs.resolve(configs.for_method(configs.default(), "madry"))))
+    section, name = field.split(".")
+    for given, expected in (({}, []), ({name: value}, [field])):
+        kept = {key: other for key, other in config[section].items() if key != name} | given
+        found = paper.find_deviations({**config, section: kept}, 10_000, paper.TABLES["table1"])
+        assert [deviation.field for deviation in found] == expected
+
+
 def test_the_papers_tables_have_a_value_for_every_column():
     for published in paper.TABLES.values():
         for row in published.rows.values():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 import small
+from flax.traverse_util import flatten_dict
 
 from infofeat_jax import attacks, data, methods, models
 from infofeat_jax import config as configs
@@ -183,6 +184,38 @@ def test_cosine_schedule_ends_at_zero():
     np.testing.assert_allclose([schedule(0), schedule(10), schedule(20)], [0.2, 0.1, 0.0], atol=1e-7)
 
 
+def test_onecycle_is_pytorchs_and_cyclic_a_triangle():
+    """Of 40 steps: cosine pieces from 1/25 up in 2.5 %, and down to 1/250,000; lines to two fifths and back."""
+    options = {"learning_rate": 0.2, "milestones": (), "decay": 0.1, "steps_per_epoch": 20, "num_epochs": 4}
+    rates = [float(optimizers.create_schedule("onecycle", **options)(step)) for step in (0, 1, 2, 41, 80, 99)]
+    down = (1 + np.cos(np.pi * 39 / 78)) / 2
+    last = 1 / 25e4
+    np.testing.assert_allclose(rates, 0.2 * np.array([0.04, 0.52, 1, last + (1 - last) * down, last, last]), rtol=1e-4)
+    rates = [float(optimizers.create_schedule("cyclic", **options)(step)) for step in (0, 8, 32, 56, 80)]
+    np.testing.assert_allclose(rates, 0.2 * np.array([0, 0.25, 1, 0.5, 0]), atol=1e-7)
+
+
+@pytest.mark.parametrize("name", optimizers.SCHEDULES)
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_schedules_of_no_or_one_step_are_finite(name, epochs):
+    options = {"learning_rate": 0.2, "milestones": (), "decay": 0.1, "steps_per_epoch": 1, "num_epochs": epochs}
+    assert np.isfinite(optimizers.create_schedule(name, **options)(0))
+
+
+@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+def test_normalisation_can_be_left_out_of_the_decay(name):
+    """Its scales and biases, not the biases of convolutions and linear layers."""
+    variables = jax.device_get(small.network("preact_resnet18")[1]["params"])
+    params = jax.tree.map(jnp.ones_like, {name: variables[name] for name in ("layer1_0", "linear")})
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    for decay_norm in (False, True):
+        optimizer = optimizers.create_optimizer(name, lambda _: 0.1, weight_decay=0.5, decay_norm=decay_norm)
+        changes, _ = optimizer.update(zeros, optimizer.init(params), params)
+        for path, change in flatten_dict(changes).items():
+            decays = decay_norm or not path[-2].startswith("bn")
+            np.testing.assert_allclose(change, -0.05 if decays else 0.0, atol=1e-7, err_msg=str(path))
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_optimizers_by_name(nesterov):
     """One step from zero moments, by hand: SGD with momentum and decay, AdamW."""
@@ -199,7 +232,7 @@ def test_optimizers_by_name(nesterov):
         np.testing.assert_allclose(found["adamw"], p - 0.1 * (np.sign(g) + 0.01 * p), rtol=1e-4)
     with pytest.raises(methods.InvalidInput, match="unknown optimizer 'lion': choose one of adamw, sgd"):
         optimizers.create_optimizer("lion", lambda step: 0.1)
-    with pytest.raises(methods.InvalidInput, match="choose one of cosine, piecewise"):
+    with pytest.raises(methods.InvalidInput, match="choose one of cosine, cyclic, onecycle, piecewise"):
         optimizers.create_schedule("steps")
 
 
@@ -320,7 +353,8 @@ def test_accumulation_moves_the_statistics_with_each_part():
     """Of two equal halves: the gradient is the half's, and the running statistics move twice."""
     plain = without_randomness(create_experiment("madry"))
     images, labels = (array[:8] for array in plain.data.train)
-    half = plain._replace(data=plain.data._replace(train=data.Split(images, labels)))
+    split = data.Split(images, labels)
+    half = without_randomness(plain, batch_size=8)._replace(data=plain.data._replace(train=split))
     twice = data.Split(images.repeat(2, 0), labels.repeat(2, 0))  # parts take every other example
     double = without_randomness(plain, accumulate_steps=2)._replace(data=plain.data._replace(train=twice))
     (one, _), (two, _) = steps(half, 1), steps(double, 1)

@@ -22,6 +22,7 @@ from infofeat_jax.evaluation import autoattack, distances, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
+from infofeat_jax.training.awp import Awp
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
 
@@ -138,15 +139,26 @@ def test_the_optimizer_decays_all_parameters_and_has_its_momentum():
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5), found, expected)
 
 
+def test_normalisation_is_left_out_of_the_decay_on_demand():
+    experiment = create_experiment(**{"optimizer.decay_norm": False})
+    params = {"bn": {"scale": jnp.ones(1), "bias": jnp.ones(1)}, "kernel": jnp.ones(1)}
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    changes, _ = experiment.optimizer.update(nothing, experiment.optimizer.init(params), params)
+    assert changes["bn"] == nothing["bn"]
+    assert changes["kernel"] < 0
+
+
 def test_the_step_is_made_of_the_experiments_parts(monkeypatch):
     seen = {}
     monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(parts=parts, **options))
     monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: seen.update(mesh=mesh, mode=mode))
-    experiment = create_experiment(**{"accumulate_steps": 2, "parallel": "pmap", "batch_size": 16})
+    recipe = {"ema.decay": 0.75, "awp.gamma": 0.03, "awp.warmup_epochs": 4.0}
+    experiment = create_experiment(**{"accumulate_steps": 2, "parallel": "pmap", "batch_size": 16, **recipe})
     experiments.compile_step(experiment)
     assert seen["parts"] == (experiment.module, experiment.method, experiment.optimizer)
     assert seen["augment"].func is augment.crop_and_flip
     assert seen["augment"].keywords == {"padding": 2, "flip": False}
+    assert (seen["awp"], seen["ema_decay"]) == (Awp(0.03, 4), 0.75)
     assert (seen["accumulate_steps"], seen["mode"], seen["mesh"]) == (2, "pmap", experiment.mesh)
 
 

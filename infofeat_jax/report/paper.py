@@ -42,11 +42,17 @@ class PaperTable(NamedTuple):
     columns: tuple[str, ...] = WHITE_BOX
 
 
+# What the paper does without, as did runs of versions that lacked these fields.
+WITHOUT = {
+    "optimizer.name": "sgd", "optimizer.schedule": "piecewise", "optimizer.scaling": "none",
+    "optimizer.warmup_epochs": 0.0, "optimizer.nesterov": False, "optimizer.decay_norm": True, "ema.decay": 0.0,
+    "awp.gamma": 0.0,
+}  # fmt: skip
 CIFAR10 = {
     "data.name": "cifar10", "model.name": "resnet18", "num_epochs": 120, "attack.norm": "linf", "attack.epsilon": 8.0,
-    "eval.step_size": 2.0, "optimizer.learning_rate": 0.1, "optimizer.scaling": "none",
-    "optimizer.warmup_epochs": 0.0, "optimizer.momentum": 0.9, "optimizer.weight_decay": 2e-4,
+    "eval.step_size": 2.0, "optimizer.learning_rate": 0.1, "optimizer.momentum": 0.9, "optimizer.weight_decay": 2e-4,
     "optimizer.milestones": [60.0, 90.0], "optimizer.decay": 0.1, "data.crop_padding": 4, "data.flip": True,
+    **WITHOUT,
 }  # fmt: skip
 WIDE = {"model.name": "wrn_28_10", "num_epochs": 200, "method.label_smoothing": 0.5}
 SVHN = {"data.name": "svhn_cropped", "data.flip": False, "optimizer.learning_rate": 0.01}
@@ -133,7 +139,7 @@ class Deviation(NamedTuple):
 
 def find_deviations(config: Mapping, num_examples: int, table: PaperTable) -> list[Deviation]:
     """How the setting of a run, evaluated on `num_examples` test images, differs from what the paper states."""
-    own, expected = dict(configs.flatten(config)), dict(table.setting)
+    own, expected = WITHOUT | dict(configs.flatten(config)), dict(table.setting)
     method, (train, test) = config["method"]["name"], SIZES[str(table.setting["data.name"])]
     expected |= {"model.width": WIDTHS[str(table.setting["model.name"])], "training images": train, "test images": test}
     own["model.width"] = own["model.width"] or expected["model.width"]

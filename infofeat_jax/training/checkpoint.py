@@ -139,7 +139,7 @@ def _begin(checkpoints: Checkpoints, snapshot: Snapshot) -> ocp.CheckpointManage
             f"no room for the checkpoint of step {step} in {manager.directory}: {need / 2**20:.1f} MiB needed,"
             f" {free / 2**20:.1f} free: free some space, then run the same command again to resume from the last one"
         )
-    manager.save(step, args=ocp.args.StandardSave(state), metrics=None if score is None else {SCORE: score})
+    manager.save(step, args=ocp.args.StandardSave(_stored(state)), metrics=None if score is None else {SCORE: score})
     return manager
 
 
@@ -234,11 +234,18 @@ def _restore(manager: ocp.CheckpointManager, step: int, like: PyTree) -> PyTree:
                 f"{where} does not fit this configuration's model: {len(wrong)} arrays differ, such as"
                 f" {name}: {there.get(name, 'absent')} there, {now.get(name, 'absent')} now"
             )
-        return manager.restore(step, args=ocp.args.StandardRestore(like))
+        found = manager.restore(step, args=ocp.args.StandardRestore(_stored(like)))
+        return found if isinstance(like, dict) else like._replace(**found)
     except InvalidInput:
         raise
     except Exception as error:  # orbax and TensorStore have no common one
         raise InvalidInput(f"{where} cannot be read: {_brief(error)}") from error
+
+
+def _stored(state: PyTree) -> PyTree:
+    """`state`, a dict or a NamedTuple, as a dict without its fields that are (): so versions without them stored it."""
+    fields = state if isinstance(state, dict) else state._asdict()
+    return {name: value for name, value in fields.items() if type(value) is not tuple or value}
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -4,7 +4,7 @@ Adding one adds an entry to OPTIMIZERS or SCHEDULES.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,33 @@ def cosine(
     return optax.cosine_decay_schedule(learning_rate, max(steps_per_epoch * num_epochs, 1))
 
 
+def onecycle(
+    learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int
+) -> optax.Schedule:
+    """PyTorch's OneCycleLR as Wang et al. (2023) use it; milestones and decay are unused.
+
+    Half a cosine up, from a 25th of `learning_rate` to it in 2.5 % of the steps, and half a cosine down to a 250,000th.
+    """
+    del milestones, decay
+    total = max(steps_per_epoch * num_epochs, 2)
+    peak = max(round(0.025 * total), 1)
+    return optax.piecewise_interpolate_schedule("cosine", learning_rate / 25, {peak: 25.0, total: 1 / 25e4})
+
+
+def cyclic(
+    learning_rate: float, milestones: Sequence[float], decay: float, steps_per_epoch: int, num_epochs: int
+) -> optax.Schedule:
+    """One triangle as in fast adversarial training (Wong et al., 2020); milestones and decay are unused.
+
+    From 0 to `learning_rate` at two fifths of the steps, and back to 0.
+    """
+    del milestones, decay
+    total = max(steps_per_epoch * num_epochs, 2)
+    peak = max(round(0.4 * total), 1)
+    up, down = optax.linear_schedule(0.0, learning_rate, peak), optax.linear_schedule(learning_rate, 0.0, total - peak)
+    return optax.join_schedules([up, down], [peak])
+
+
 def scale_rate(rule: str, learning_rate: float, batch_size: int) -> float:
     """The learning rate for batches of `batch_size`, by a rule of SCALINGS, given that for batches of 128.
 
@@ -58,18 +85,34 @@ def warmed_up(schedule: optax.Schedule, steps: int) -> optax.Schedule:
 
 
 def sgd(
-    schedule: optax.Schedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+    schedule: optax.Schedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    decay_norm: bool = True,
 ) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay on all parameters, added to the gradient before momentum."""
-    momentum_or_none = momentum or None
-    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(schedule, momentum_or_none, nesterov))
+    """PyTorch's SGD: weight decay is added to the gradient before momentum."""
+    momentum_or_none, mask = momentum or None, None if decay_norm else outside_norms
+    return optax.chain(optax.add_decayed_weights(weight_decay, mask), optax.sgd(schedule, momentum_or_none, nesterov))
 
 
 def adamw(
-    schedule: optax.Schedule, momentum: float = 0.9, weight_decay: float = 0.0, nesterov: bool = False
+    schedule: optax.Schedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    decay_norm: bool = True,
 ) -> optax.GradientTransformation:
     """Adam with decoupled weight decay (Loshchilov & Hutter, 2019); `momentum` is its beta_1."""
-    return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, nesterov=nesterov)
+    mask = None if decay_norm else outside_norms
+    return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=mask, nesterov=nesterov)
+
+
+def outside_norms(params: PyTree) -> PyTree:
+    """Whether each parameter is outside the normalisation layers: those with a "scale"."""
+    if not isinstance(params, Mapping):
+        return True
+    return {name: "scale" not in params and outside_norms(value) for name, value in params.items()}
 
 
 def at_step(opt_state: PyTree, step: Int[Array, ""]) -> PyTree:
@@ -113,6 +156,8 @@ SCALINGS: dict[str, Callable[[float], float]] = {
     "sqrt": math.sqrt,  # Adam and its relatives (Malladi et al., 2022)
 }
 # (learning_rate, milestones, decay, steps_per_epoch, num_epochs) -> schedule.
-SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {"piecewise": piecewise, "cosine": cosine}
-# (schedule, momentum, weight_decay, nesterov) -> optimizer.
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    "piecewise": piecewise, "cosine": cosine, "onecycle": onecycle, "cyclic": cyclic,
+}  # fmt: skip
+# (schedule, momentum, weight_decay, nesterov, decay_norm) -> optimizer.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adamw": adamw}

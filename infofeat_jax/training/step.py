@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, PyTree
 
 from infofeat_jax.data import to_unit
 from infofeat_jax.methods import Batch, Method
+from infofeat_jax.training.awp import WITHOUT, Awp, Perturb, create_perturb, shifted
 from infofeat_jax.training.optimizers import at_step
-from infofeat_jax.training.state import State
+from infofeat_jax.training.state import State, move_average
 from infofeat_jax.types import Images, Outputs, PRNGKey
 
 Augment = Callable[[PRNGKey, Images], Images]
@@ -25,12 +26,13 @@ Step = Callable[..., tuple[State, Metrics]]  # (state, batch, key, *, average), 
 
 
 class Gradients(NamedTuple):
-    """The gradient of a batch's mean loss, and BatchNorm's statistics after it."""
+    """The gradient of a batch's mean loss at `params` + `shift`, and BatchNorm's statistics after it."""
 
     params: PyTree
     batch_stats: PyTree
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
+    shift: PyTree = ()  # adversarial weight perturbation, if any
 
 
 def make_step(
@@ -40,26 +42,30 @@ def make_step(
     *,
     augment: Augment = lambda key, images: images,
     accumulate_steps: int = 1,
+    awp: Awp = WITHOUT,
+    ema_decay: float = 0.0,
 ) -> Step:
     """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
-    are the batch's mean loss and accuracy on the perturbed images before the update; the loss is NaN if parameters are
-    non-finite after it. With `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of
-    one.
+    are the batch's mean loss and accuracy on the perturbed images before the update, at the perturbed weights if there
+    is AWP; the loss is NaN if parameters are non-finite after it. With `accumulate_steps`, that many parts of a batch
+    are processed in turn, in the memory of one. With `ema_decay` the state has an average of the weights, which moves.
     """
-    one_part = partial(gradients, module, method)
-    whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
 
     def step(state: State, batch, key: PRNGKey, *, average: Average = lambda tree: tree) -> tuple[State, Metrics]:
         augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
         images = augment(augment_key, to_unit(batch[0]))
+        one_part = partial(gradients, module, method, perturb=create_perturb(awp, state.step))
+        whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
         found = average(whole(state.params, state.variables, state.batch_stats, attack_key, images, batch[1]))
         opt_state = at_step(state.opt_state, state.step)
-        changes, opt_state = optimizer.update(found.params, opt_state, state.params)
+        # As in AWP's code, weight decay acts on the perturbed weights, and the update on the unperturbed ones.
+        changes, opt_state = optimizer.update(found.params, opt_state, shifted(state.params, found.shift))
         params = optax.apply_updates(state.params, changes)
         metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
-        return State(state.step + 1, params, found.batch_stats, opt_state), metrics
+        average = move_average(state.average, params, state.step, ema_decay) if ema_decay else state.average
+        return State(state.step + 1, params, found.batch_stats, opt_state, average), metrics
 
     return step
 
@@ -75,11 +81,21 @@ def checked(loss: Float[Array, ""], params: PyTree) -> Float[Array, ""]:
 
 
 def gradients(
-    module: nn.Module, method: Method, params: PyTree, frozen: PyTree, batch_stats: PyTree, key: PRNGKey, images, labels
+    module: nn.Module,
+    method: Method,
+    params: PyTree,
+    frozen: PyTree,
+    batch_stats: PyTree,
+    key: PRNGKey,
+    images,
+    labels,
+    *,
+    perturb: Perturb | None = None,
 ) -> Gradients:
     """Attacks the model with the `frozen` variables, and differentiates the method's loss at `params`.
 
-    `images` float32 [b, h, w, c] in [0, 1], `labels` [b]. `params` are those of `frozen`, or perturbed ones.
+    `images` float32 [b, h, w, c] in [0, 1], `labels` [b]. With `perturb` at `params` plus what it returns, given the
+    gradient at `params` of the same loss; the passes which that takes leave BatchNorm's statistics alone.
     """
     forward = partial(module.apply, frozen)
     perturbed = images if method.attack is None else method.attack(forward, key, images, labels)
@@ -99,8 +115,9 @@ def gradients(
         values, logits = method.loss(train, batch)
         return values.mean(), (logits, statistics[-1])
 
-    (value, (logits, moved)), found = jax.value_and_grad(loss, has_aux=True)(params)
-    return Gradients(found, moved, value, (logits.argmax(-1) == labels).mean())
+    shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
+    (value, (logits, moved)), found = jax.value_and_grad(loss, has_aux=True)(shifted(params, shift))
+    return Gradients(found, moved, value, (logits.argmax(-1) == labels).mean(), shift)
 
 
 def accumulated_gradients(
@@ -115,9 +132,9 @@ def accumulated_gradients(
 ) -> Gradients:
     """The mean of `one_part` (`gradients` with module and method bound) over `parts` parts of the batch.
 
-    All parts attack the same frozen model, each with its own key. BatchNorm's batch statistics and batch-coupled
-    methods see one part; the running statistics are updated by each. Of b examples, part i has i, i + parts, ...,
-    so that every part is spread over all devices.
+    All parts attack the same frozen model, each with its own key. BatchNorm's batch statistics, batch-coupled methods
+    and the perturbation of the weights see one part; the running statistics are updated by each. Of b
+    examples, part i has i, i + parts, ..., so that every part is spread over all devices.
     """
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), (images, labels))
 
