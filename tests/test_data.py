@@ -162,7 +162,7 @@ def test_sizes_that_do_not_fit(npz, arguments, expected):
 def test_unknown_name_lists_the_choices():
     text = message(data.load, "cifar")
     assert "'cifar'" in text
-    assert "cifar10, cifar100, digits, svhn_cropped, or an .npz path" in text
+    assert "cifar10, cifar100, digits, svhn_cropped, an .npz path, or package.module:name" in text
 
 
 @pytest.mark.parametrize(
