@@ -38,7 +38,7 @@ def create_perturb(awp: Awp, step: Int[Array, ""]) -> Perturb | None:
 
 
 def perturbation(params: PyTree, gradient: PyTree, gamma: float) -> PyTree:
-    """What is added to the weights: gamma |w| g / |g| for each kernel, with the norm of the whole array.
+    """What is added to the weights: `gamma |w| g / |g|` for each kernel, with the norm of the whole array.
 
     A kernel is an array of more than one dimension: biases and BatchNorm's scales stay as they are. The authors' code
     takes g as the change by one step of SGD, whose learning rate cancels.
