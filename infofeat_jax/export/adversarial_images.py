@@ -6,7 +6,6 @@ not keep. The official images also tell whether the perturbations are within the
 
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -42,8 +41,8 @@ def read(run: pathlib.Path, results: Mapping[str, Any], attack: str = "autoattac
     if not spec.is_cascade:
         raise InvalidInput(f"attack {attack!r}: only AutoAttack and its stages keep their images")
     latest = results["config"]["eval"]["checkpoint"] == "latest"
-    suffix, stem = "_latest" if latest else "", re.sub(r"[^\w.+-]+", "_", spec.name)
-    path = run / f"{stem}{suffix}.npz"
+    suffix = "_latest" if latest else ""
+    path = run / f"{spec.file_name}{suffix}.npz"
     again = f"evaluate it, with main.py --mode=evaluate --config.eval.attacks=\"('clean','{spec.name}')\""
     saved, outcomes = (_read(file, again) for file in (path, run / f"outcomes{suffix}.npz"))
     try:
