@@ -2,7 +2,7 @@
 
   python benchmarks/accelerator.py --minutes=15 --data=cifar10.npz --out=carried
 
-First (a third of the time, at most 5 minutes) the device's rates, and the speed of training steps, evaluation and
+First (40 % of the time, at most 5 minutes) the device's rates, and the speed of training steps, evaluation and
 AutoAttack. Then ResNet18 is trained with Madry and InfoFeature and evaluated with PGD20 and AutoAttack: the number of
 epochs, the same for both, follows from the measured rates. The same command again goes on with what is left. A part
 that fails is noted, and the next begins. --out receives at most 8 files of at most 16 MB: results.json, accelerator.md,
@@ -28,7 +28,7 @@ from accelerator_parts.state import Call, Options
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NEEDED = ("jax", "flax", "optax", "orbax.checkpoint", "absl", "ml_collections", "jaxtyping", "numpy")
 ENDING = 4.0  # seconds of a call in which nothing computes any more: the page is written, the command ends
-MEASURE = 300.0  # seconds after which no optional measurement begins, if that is less than a third of the time
+MEASURE = 300.0  # seconds after which no optional measurement begins, if that is less than 40 % of the time
 
 
 def main() -> int:
@@ -102,7 +102,7 @@ def schedule(args: argparse.Namespace, began: float, earlier: list[dict]) -> Cal
     seconds, before = 60 * args.minutes, sum(call["seconds"] for call in earlier)
     end = began + seconds - ENDING
     later = max(60 * args.total_minutes - seconds - before, 0.0)
-    measure = max(min(MEASURE, (before + seconds + later) / 3) - before, 0.0)
+    measure = max(min(MEASURE, 0.4 * (before + seconds + later)) - before, 0.0)
     return Call(len(earlier) + 1, began + measure, end - min(max(0.05 * seconds, 6.0), 40.0), end, later)
 
 

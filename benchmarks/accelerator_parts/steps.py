@@ -7,12 +7,10 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from train_step import PASSES, countable, create_experiment
+from train_step import PASSES, create_experiment, forward_flops
 
 from accelerator_parts.hardware import memory_peak
 from infofeat_jax import experiment as experiments
-from infofeat_jax import models
 from infofeat_jax.runtime import devices, memory
 
 
@@ -60,7 +58,7 @@ def measure(network: Network, method: str, dtype: str, matrix: dict, seconds: fl
     took = time_steps(found.step, seconds)
     per_second = network.batch_size / took
     passes = PASSES[method] if network.attack_steps == 7 else 0  # of another attack: not counted
-    reached = passes * forward_flops(network) * per_second / 1e12 / jax.device_count()
+    reached = passes * forward_flops(network.model, network.width) * per_second / 1e12 / jax.device_count()
     return {
         **network._asdict(), "method": method, "dtype": dtype,
         "milliseconds": round(1e3 * took, 3), "images_per_second": round(per_second, 2), **found.seconds,
@@ -81,13 +79,3 @@ def time_steps(step: Callable[[], Any], seconds: float) -> float:
     last = [step() for _ in range(count)][-1]
     jax.block_until_ready(last)
     return (time.perf_counter() - began) / count
-
-
-def forward_flops(network: Network) -> float:
-    """Of one image's forward pass, counted in the program before it is optimised: nothing is compiled."""
-    module = models.create(network.model, num_classes=10, width=network.width)
-    image = jnp.zeros((1, 32, 32, 3))
-    variables = jax.eval_shape(module.init, jax.random.key(0), image)
-    with countable():
-        lowered = jax.jit(lambda v, x: module.apply(v, x).logits).lower(variables, image)
-    return lowered.cost_analysis()["flops"]
