@@ -48,11 +48,19 @@ def test_budgets_are_in_levels_and_options_reach_the_attack():
     assert changed == pgd.keywords | {"step_size": 1 / 255, "epsilon": 4 / 255, "restarts": 3, "num_steps": 7}
     assert create(parse("fgsm"), BUDGET).keywords == {"norm": "linf", "epsilon": 8 / 255}
     assert create(parse("fgsm(step_size=4)"), BUDGET).keywords["step_size"] == 4 / 255
+    for value in ("false", "False"):
+        assert create(parse(f"pgd7(random_start={value})"), BUDGET).keywords["random_start"] is False
     noise = create(parse("noise"), BUDGET)
     assert (noise.func, noise.keywords["num_steps"]) == (attacks.pgd, 0)
     infofeature = create(parse("infofeature7(weight=0.5,distance=l1)"), BUDGET)
     assert infofeature.func is attacks.infofeature
     assert (infofeature.keywords["weight"], infofeature.keywords["distance"]) == (0.5, "l1")
+
+
+@pytest.mark.parametrize("value", ["no", "0", "1", "'false'"])
+def test_a_flag_is_true_or_false(value):
+    with pytest.raises(InvalidInput, match="random_start=.*: expected true or false"):
+        parse(f"pgd7(random_start={value})")
 
 
 def test_every_attack_of_the_library_has_a_name():

@@ -2,7 +2,7 @@
 
     NAME      = ATTACK [STEPS] [(OPTION=VALUE, ...)] [@RUN]
     clean     fgsm     noise     pgd20     cw20     infofeature7     autoattack     apgd-t     fab-t     square
-    pgd20(step_size=1,restarts=5)     fgsm(step_size=4)     square(num_queries=1000)     pgd10@madry-seed0
+    pgd20(step_size=1,random_start=false)     fgsm(step_size=4)     square(num_queries=1000)     pgd10@madry-seed0
     package.module:attack     package.module:attack20(step_size=1,restarts=5)@madry-seed0
 
 STEPS is the number of iterations of an iterated attack; epsilon and step_size are in 8-bit levels; `@RUN` crafts the
@@ -31,6 +31,7 @@ LEVELS = 255.0
 MOST_STEPS = 100_000
 IN_LEVELS = ("epsilon", "step_size")
 COUNTS = ("num_steps", "num_queries", "restarts")
+FLAGS = ("random_start", "clip_start")
 # Attacks whose name is followed by the number of steps.
 ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
 SINGLE = ("clean", "fgsm", "noise")
@@ -202,6 +203,9 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
         value = options.get(option, 1)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_STEPS:
             raise InvalidInput(f"attack {name!r}: {option}={value}: expected a whole number, at most {MOST_STEPS}")
+    for option in FLAGS:
+        if not isinstance(value := options.get(option, True), bool):
+            raise InvalidInput(f"attack {name!r}: {option}={value}: expected true or false")
     if "version" in options and options["version"] not in VERSIONS:
         raise InvalidInput(f"attack {name!r}: version={options['version']}: choose one of {', '.join(VERSIONS)}")
     return tuple(sorted(options.items()))
@@ -209,7 +213,7 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        return ast.literal_eval(text.title() if text.lower() in ("true", "false") else text)
     except (SyntaxError, ValueError):
         return text
 
