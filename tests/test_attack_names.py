@@ -59,7 +59,7 @@ def test_budgets_are_in_levels_and_options_reach_the_attack():
 
 @pytest.mark.parametrize("value", ["no", "0", "1", "'false'"])
 def test_a_flag_is_true_or_false(value):
-    with pytest.raises(InvalidInput, match="random_start=.*: expected true or false"):
+    with pytest.raises(InvalidInput, match=r"random_start=.*: expected true or false"):
         parse(f"pgd7(random_start={value})")
 
 
