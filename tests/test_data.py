@@ -86,6 +86,7 @@ def test_digits_are_those_of_scikit_learn():
 
     loaded = data.load("digits", validation_size=100)
     assert (loaded.name, loaded.num_classes) == ("digits", 10)
+    assert loaded.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     assert [len(split.labels) for split in loaded[:3]] == [1197, 100, 500]
     images = np.concatenate([split.images for split in loaded[:3]])
     assert images.dtype == np.uint8
@@ -137,6 +138,38 @@ def test_no_validation_and_grey_pictures_without_channels(npz):
     assert loaded.train.images.shape == (30, 6, 5, 1)
     assert loaded.validation.images.shape == (0, 6, 5, 1)
     assert rows(loaded.train) == rows(data.Split(source["image_train"], arrays()["label_train"]))
+
+
+# Class names
+
+
+def test_class_names_are_kept_and_count_the_classes(npz):
+    """The fifth class is in no example."""
+    names = ["cat", "dog", "große Fuge", "<b>", "last"]
+    loaded = data.load(npz(class_names=np.array(names)), validation_size=5)
+    assert loaded.class_names == tuple(names)
+    assert all(type(name) is str for name in loaded.class_names)
+    assert loaded.num_classes == 5
+    assert data.load(npz(), validation_size=5).class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b", "c"], "label_train has the label 3, expected 0 to 2"),
+        (["a", "b", "c", "c"], "class_names has 4 names, 3 of them different, for 2 or more classes"),
+        (["a"], "class_names has 1 names, 1 of them different, for 2 or more classes"),
+        (["a", "b", "c", "two\nlines"], r"class_names has 'two\nlines', expected text of 1 to 100 printable"),
+        (["a", "b", "c", ""], "class_names has '', expected text"),
+        (["a", "b", "c", "d" * 101], "class_names has '" + "d" * 100 + "', expected text"),
+        ([b"a", b"b", b"c", b"d"], "class_names has \"b'a'\", expected text"),
+        ([1, 2, 3, 4], "class_names has '1', expected text"),
+        ([["a", "b", "c", "d"]], "class_names has \"['a', 'b', 'c', 'd']\", expected text"),
+        (np.array({}), "class_names cannot be read as a plain array"),
+    ],
+)
+def test_class_names_that_are_none(npz, names, expected):
+    assert expected in message(data.load, npz(class_names=np.asarray(names)), validation_size=5)
 
 
 # Bad input
@@ -251,6 +284,9 @@ def test_names_that_are_no_directories(directory, monkeypatch):
 # TFDS
 
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 def write_tfds(root, splits, file_format="array_record"):
     """Prepares a small cifar10 with TFDS, which would need TensorFlow to encode the images itself."""
     import tensorflow_datasets as tfds
@@ -264,7 +300,7 @@ def write_tfds(root, splits, file_format="array_record"):
 
             def _info(self):
                 features = {"image": tfds.features.Image(shape=(32, 32, 3)), "id": tfds.features.Text()}
-                features["label"] = tfds.features.ClassLabel(num_classes=10)
+                features["label"] = tfds.features.ClassLabel(names=CLASSES)
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _split_generators(self, dl_manager):
@@ -308,6 +344,7 @@ def version(tfds_root):
 
 def check_cifar(loaded):
     assert loaded.num_classes == 10
+    assert loaded.class_names == tuple(CLASSES)
     assert sorted(rows(loaded.train) + rows(loaded.validation)) == rows(CIFAR["train"])
     assert rows(loaded.test) == rows(CIFAR["test"])
 

@@ -34,7 +34,8 @@ def load(
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
 
     Returns:
-      A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes).
+      A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are
+      those of TFDS, of the embedded digits or of the array or item `class_names`, and () where there are none.
 
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
@@ -55,6 +56,7 @@ def load(
         test=Split(source.test.images[:test_size], source.test.labels[:test_size]),
         num_classes=source.num_classes,
         name=name,
+        class_names=source.class_names,
     )
 
 
@@ -74,7 +76,7 @@ def _own(name: str, data_dir: str | None) -> Source:
     if not isinstance(arrays, dict) or not all(isinstance(arrays.get(field), np.ndarray) for field in ARRAYS):
         expected = f"expected a dict of NumPy arrays {', '.join(ARRAYS)}"
         raise InvalidInput(f"config.data.name = {name!r} returned {type(arrays).__name__}: {expected}")
-    return checked_source(name, arrays)
+    return checked_source(name, arrays, class_names=arrays.get("class_names", ()))
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

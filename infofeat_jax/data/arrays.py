@@ -1,5 +1,6 @@
 """Data sets as arrays in memory, and the checks that every source must pass."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import Float32, Int32, UInt8
 from infofeat_jax.types import InvalidInput
 
 MAX_CLASSES = 65_536  # a larger label is a mistake, and would need a classifier too large for any memory
+LONGEST_CLASS = 100  # characters of a class's name
 
 
 class Split(NamedTuple):
@@ -25,6 +27,7 @@ class Dataset(NamedTuple):
     test: Split
     num_classes: int
     name: str
+    class_names: tuple[str, ...] = ()  # one for each class; () if the source names none
 
 
 class Source(NamedTuple):
@@ -33,17 +36,26 @@ class Source(NamedTuple):
     train: Split
     test: Split
     num_classes: int
+    class_names: tuple[str, ...] = ()
 
 
-def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | None = None) -> Source:
+def checked_source(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    num_classes: int | None = None,
+    class_names: Sequence[str] | np.ndarray = (),
+) -> Source:
     """Builds a Source from image_train, label_train, image_test and label_test.
 
     Images are uint8 [n, h, w, c] with 1 to 4 channels, or [n, h, w], which gets a channel axis; labels are
-    integers [n] in [0, num_classes). `num_classes` is by default one more than the largest training label.
+    integers [n] in [0, num_classes). `num_classes` is by default the number of `class_names`, or without these one
+    more than the largest training label.
 
     Raises:
       InvalidInput: an array has the wrong dtype or shape, the arrays disagree, or a label is out of range.
     """
+    class_names = _checked_names(name, class_names, num_classes)
+    num_classes = num_classes or len(class_names) or None
     train = _checked_split(name, arrays, "train", num_classes or MAX_CLASSES)
     num_classes = num_classes or _count_classes(name, train.labels)
     test = _checked_split(name, arrays, "test", num_classes)
@@ -52,7 +64,20 @@ def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | 
             f"{name}: image_train and image_test hold images of different shapes,"
             f" {train.images.shape[1:]} and {test.images.shape[1:]}"
         )
-    return Source(train, test, num_classes)
+    return Source(train, test, num_classes, class_names)
+
+
+def _checked_names(name: str, names: Sequence[str] | np.ndarray, num_classes: int | None) -> tuple[str, ...]:
+    found = np.atleast_1d(names).tolist() if isinstance(names, np.ndarray) else list(names)
+    wrong = [text for text in found if not (isinstance(text, str) and text.isprintable())]
+    wrong += [text for text in found if text not in wrong and not 0 < len(text) <= LONGEST_CLASS]
+    expected = f"text of 1 to {LONGEST_CLASS} printable characters for each class, all different"
+    if wrong:
+        raise InvalidInput(f"{name}: class_names has {str(wrong[0])[:LONGEST_CLASS]!r}, expected {expected}")
+    if found and (len(found) < 2 or len(found) != (num_classes or len(found)) or len(set(found)) < len(found)):
+        count = f"{len(found)} names, {len(set(found))} of them different, for {num_classes or '2 or more'} classes"
+        raise InvalidInput(f"{name}: class_names has {count}: expected {expected}")
+    return tuple(found)
 
 
 def _count_classes(name: str, labels: np.ndarray) -> int:
@@ -63,7 +88,7 @@ def _count_classes(name: str, labels: np.ndarray) -> int:
     return int(labels.max()) + 1
 
 
-def _checked_split(name: str, arrays: dict[str, np.ndarray], split: str, num_classes: int) -> Split:
+def _checked_split(name: str, arrays: Mapping[str, np.ndarray], split: str, num_classes: int) -> Split:
     images = _checked_images(f"{name}: image_{split}", arrays[f"image_{split}"])
     labels = arrays[f"label_{split}"]
     _check_labels(f"{name}: label_{split}", labels, num_classes)

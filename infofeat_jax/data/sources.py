@@ -40,11 +40,13 @@ def digits(data_dir: str | None = None) -> Source:
     arrays = {}
     for split, rows in (("train", order[:DIGITS_TRAIN]), ("test", order[DIGITS_TRAIN:])):
         arrays[f"image_{split}"], arrays[f"label_{split}"] = images[rows], labels[rows]
-    return checked_source("digits", arrays, num_classes=10)
+    return checked_source("digits", arrays, class_names="0123456789")
 
 
 def npz(path: str) -> Source:
     """Reads image_train, label_train, image_test and label_test from an .npz file; nothing is unpickled.
+
+    The array `class_names`, text [k], is optional.
 
     Raises:
       InvalidInput: the file is missing or damaged, or its arrays are not a data set (see `checked_source`).
@@ -58,7 +60,9 @@ def npz(path: str) -> Source:
         archive = _archive(path, opened)
         if missing := [name for name in ARRAYS if name not in archive]:
             raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}")
-        return checked_source(path, {name: _member(path, archive, name) for name in ARRAYS})
+        arrays = {name: _member(path, archive, name) for name in ARRAYS}
+        names = _member(path, archive, "class_names") if "class_names" in archive else ()
+        return checked_source(path, arrays, class_names=names)
 
 
 def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
