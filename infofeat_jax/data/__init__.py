@@ -5,10 +5,14 @@ import os
 import numpy as np
 
 from infofeat_jax import parts, streams
+from infofeat_jax.data.archives import npz
 from infofeat_jax.data.arrays import Dataset, Source, Split, checked_source
+from infofeat_jax.data.folders import folder
 from infofeat_jax.data.pixels import to_unit
-from infofeat_jax.data.sources import ARRAYS, SOURCES, npz
+from infofeat_jax.data.sources import SOURCES
 from infofeat_jax.types import InvalidInput
+
+ARRAYS = ("image_train", "label_train", "image_test", "label_test")
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
 
@@ -25,8 +29,9 @@ def load(
     """Loads a data set into memory.
 
     Args:
-      name: digits, cifar10, cifar100, svhn_cropped, the path of an .npz with image_train, label_train,
-        image_test and label_test, or package.module:name, a function of `data_dir` that returns these in a dict.
+      name: digits, cifar10, cifar100, svhn_cropped; the path of an .npz with image_train, label_train, image_test and
+        label_test, or other usual names (`archives.npz`); the path of a folder with a folder of images for each class
+        (`folders.folder`); or package.module:name, a function of `data_dir` that returns these arrays in a dict.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
@@ -35,7 +40,7 @@ def load(
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are
-      those of TFDS, of the embedded digits or of the array or item `class_names`, and () where there are none.
+      those of TFDS, the folders', or the array or item `class_names`, and () where there are none.
 
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
@@ -65,10 +70,15 @@ def _find(name: str, data_dir: str | None):
         return npz(name)
     if parts.is_own(name):
         return _own(name, data_dir)
-    if name not in SOURCES:
-        choices = ", ".join(sorted(SOURCES))
-        raise InvalidInput(f"unknown data set {name!r}: choose one of {choices}, an .npz path, or package.module:name")
-    return SOURCES[name](data_dir)
+    if name in SOURCES:
+        return SOURCES[name](data_dir)
+    if os.path.isdir(os.path.expanduser(name)):
+        return folder(name)
+    choices = ", ".join(sorted(SOURCES))
+    raise InvalidInput(
+        f"unknown data set {name!r}: choose one of {choices}, the path of an .npz or of a folder of images,"
+        " or package.module:name"
+    )
 
 
 def _own(name: str, data_dir: str | None) -> Source:
@@ -76,7 +86,8 @@ def _own(name: str, data_dir: str | None) -> Source:
     if not isinstance(arrays, dict) or not all(isinstance(arrays.get(field), np.ndarray) for field in ARRAYS):
         expected = f"expected a dict of NumPy arrays {', '.join(ARRAYS)}"
         raise InvalidInput(f"config.data.name = {name!r} returned {type(arrays).__name__}: {expected}")
-    return checked_source(name, arrays, class_names=arrays.get("class_names", ()))
+    chosen = {field: arrays[field] for field in ARRAYS}
+    return checked_source(name, chosen, class_names=arrays.get("class_names", ()))
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

@@ -152,5 +152,5 @@ def _ways(name: str) -> str:
     return (
         f"run `tfds build {name} --file_format=array_record` on a connected machine with TensorFlow and copy"
         " its data_dir here, or set data.name to the path of an .npz with image_train, label_train,"
-        " image_test and label_test, or to digits"
+        " image_test and label_test, to a folder of images, or to digits"
     )
