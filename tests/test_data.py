@@ -221,6 +221,14 @@ def test_without_a_test_split_a_fifth_of_each_class_becomes_one(tmp_path, image,
     assert rows(first.validation) != rows(second.validation)
 
 
+def test_arrays_in_memory(npz):
+    ours, theirs = data.load(npz(), validation_size=9), data.load(renamed("x_{}", "y_{}"), validation_size=9)
+    assert theirs.name == "arrays"
+    jax.tree.map(np.testing.assert_array_equal, ours[:4], theirs[:4])
+    text = message(data.load, renamed("x_{}", "y_{}") | {"x_test": [1, 2]})
+    assert "arrays: x_test is of type list, expected a NumPy array" in text
+
+
 @pytest.mark.parametrize(
     ("members", "expected"),
     [

@@ -1,24 +1,24 @@
 """Image data sets in memory: uint8, channels last, with a validation split held out from the training set."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from infofeat_jax import parts, streams
-from infofeat_jax.data.archives import npz
-from infofeat_jax.data.arrays import Dataset, Source, Split, checked_source
+from infofeat_jax.data.archives import LAYOUT, arranged, npz
+from infofeat_jax.data.arrays import Dataset, Source, Split
 from infofeat_jax.data.folders import folder
 from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.data.sources import SOURCES
 from infofeat_jax.types import InvalidInput
 
-ARRAYS = ("image_train", "label_train", "image_test", "label_test")
-
 __all__ = ["Dataset", "Split", "load", "to_unit"]
 
 
 def load(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     data_dir: str | None = None,
     validation_size: int = 1000,
@@ -31,7 +31,8 @@ def load(
     Args:
       name: digits, cifar10, cifar100, svhn_cropped; the path of an .npz with image_train, label_train, image_test and
         label_test, or other usual names (`archives.npz`); the path of a folder with a folder of images for each class
-        (`folders.folder`); or package.module:name, a function of `data_dir` that returns these arrays in a dict.
+        (`folders.folder`); package.module:name, a function of `data_dir` that returns these arrays in a dict; or the
+        dict itself.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
@@ -45,9 +46,11 @@ def load(
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
     """
-    name = os.fspath(name)
     _check_integer("split_seed", split_seed, 0, None, "a non-negative integer")
-    source = _find(name, data_dir)
+    if isinstance(name, Mapping):
+        name, source = "arrays", arranged("arrays", list(map(str, name)), name.__getitem__)
+    else:
+        source = _find(name := os.fspath(name), data_dir)
     available = len(source.train.labels)
     _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
     rest = available - validation_size
@@ -82,12 +85,10 @@ def _find(name: str, data_dir: str | None):
 
 
 def _own(name: str, data_dir: str | None) -> Source:
-    arrays = parts.call("config.data.name", name, data_dir)
-    if not isinstance(arrays, dict) or not all(isinstance(arrays.get(field), np.ndarray) for field in ARRAYS):
-        expected = f"expected a dict of NumPy arrays {', '.join(ARRAYS)}"
-        raise InvalidInput(f"config.data.name = {name!r} returned {type(arrays).__name__}: {expected}")
-    chosen = {field: arrays[field] for field in ARRAYS}
-    return checked_source(name, chosen, class_names=arrays.get("class_names", ()))
+    arrays, what = parts.call("config.data.name", name, data_dir), f"config.data.name = {name!r}"
+    if not isinstance(arrays, dict):
+        raise InvalidInput(f"{what} returned {type(arrays).__name__}: expected a dict of NumPy arrays {LAYOUT}")
+    return arranged(what, list(map(str, arrays)), arrays.__getitem__)
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

@@ -1,8 +1,10 @@
-"""Data sets in .npz files, under the names that people give to their arrays."""
+"""Data sets as arrays, in memory or in an .npz file, under the names that people give them."""
 
 import os
 import pathlib
-from typing import BinaryIO
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -37,36 +39,43 @@ def npz(path: str) -> Source:
         raise InvalidInput(f"{path}: no such file, or not readable; data.name takes an .npz file with {LAYOUT}")
     with file.open("rb") as opened:  # numpy.load leaves a damaged file open
         archive = _archive(path, opened)
-        called = _layout(path, archive.files)
-        arrays = {name: _joined(path, archive, members) for name, members in called.items()}
-        names = _member(path, archive, "class_names") if "class_names" in archive else ()
-        return checked_source(
-            path, arrays, class_names=names, called={name: " + ".join(members) for name, members in called.items()}
-        )
+        return arranged(path, archive.files, partial(_member, path, archive))
 
 
-def _layout(path: str, members: list[str]) -> dict[str, list[str]]:
+def arranged(name: str, members: Collection[str], read: Callable[[str], Any]) -> Source:
+    """A data set of arrays with these names, whose `members` are obtained by `read`. Raises InvalidInput."""
+    called = _layout(name, members)
+    arrays = {field: _joined(name, found, [read(one) for one in found]) for field, found in called.items()}
+    names = read("class_names") if "class_names" in members else ()
+    return checked_source(
+        name, arrays, class_names=names, called={field: " + ".join(found) for field, found in called.items()}
+    )
+
+
+def _layout(name: str, members: Collection[str]) -> dict[str, list[str]]:
     """The members that make up image_train, label_train, and image_test, label_test if there is a test split."""
     known = {member.lower(): member for member in members}
     for pair in PAIRS:
-        splits = roles([name for name in SPLITS if all(pattern.format(name) in known for pattern in pair)])
+        splits = roles([split for split in SPLITS if all(pattern.format(split) in known for pattern in pair)])
         if all(splits):
             return {
-                f"{kind}_{split}": [known[pattern.format(name)] for name in names]
+                f"{kind}_{split}": [known[pattern.format(published)] for published in names]
                 for split, names in zip(("train", "test"), splits, strict=True)
                 for kind, pattern in zip(("image", "label"), pair, strict=True)
             }
     for image, label in WHOLE:
         if image in known and label in known:
             return {"image_train": [known[image]], "label_train": [known[label]]}
-    raise InvalidInput(f"{path} has {', '.join(members) or 'no arrays'}: expected {LAYOUT}")
+    raise InvalidInput(f"{name} has {', '.join(members) or 'no arrays'}: expected {LAYOUT}")
 
 
-def _joined(path: str, archive: np.lib.npyio.NpzFile, members: list[str]) -> np.ndarray:
-    arrays = [_member(path, archive, name) for name in members]
+def _joined(name: str, members: list[str], arrays: list[Any]) -> np.ndarray:
+    for member, array in zip(members, arrays, strict=True):
+        if not isinstance(array, np.ndarray):
+            raise InvalidInput(f"{name}: {member} is of type {type(array).__name__}, expected a NumPy array")
     if len({array.shape[1:] for array in arrays}) > 1 or (len(arrays) > 1 and not arrays[0].ndim):
-        shapes = ", ".join(f"{name} {array.shape}" for name, array in zip(members, arrays, strict=True))
-        raise InvalidInput(f"{path}: {shapes}: expected examples of the same shape, which are joined for training")
+        shapes = ", ".join(f"{member} {array.shape}" for member, array in zip(members, arrays, strict=True))
+        raise InvalidInput(f"{name}: {shapes}: expected examples of the same shape, which are joined for training")
     return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
