@@ -132,7 +132,7 @@ def test_sizes_keep_the_first_of_the_same_order(npz):
             np.testing.assert_array_equal(small, large[:size])
 
 
-def test_no_validation_and_grey_pictures_without_channels(npz):
+def test_no_validation_and_grey_images_without_channels(npz):
     source = {name: value[..., 0] for name, value in arrays().items() if name.startswith("image")}
     loaded = data.load(npz(**source), validation_size=0)
     assert loaded.train.images.shape == (30, 6, 5, 1)

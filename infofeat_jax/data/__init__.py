@@ -45,6 +45,10 @@ def load(
 
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
+
+    >>> digits = load("digits", validation_size=200)
+    >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
+    ((1097, 8, 8, 1), (200, 8, 8, 1), (500, 8, 8, 1))
     """
     _check_integer("split_seed", split_seed, 0, None, "a non-negative integer")
     if isinstance(name, Mapping):
