@@ -4,7 +4,7 @@ __all__ = ["fit"]
 
 
 def __getattr__(name: str):
-    if name == "fit":  # here: its checkpoints need the extra `train`, which a step does without
+    if name == "fit":  # here: a step does without Orbax, which takes a while to import
         from infofeat_jax.training.fitting import fit
 
         return fit
