@@ -1,11 +1,8 @@
 """The training loop in one call, for a notebook: any Linen module, method and data, without a configuration."""
 
-import json
 import os
 import pathlib
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,14 +19,13 @@ from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models import own
-from infofeat_jax.runtime import devices, files, lock, memory, signals
-from infofeat_jax.training import checkpoint, loop, optimizers, records, validation
+from infofeat_jax.runtime import devices, memory, signals
+from infofeat_jax.training import checkpoint, claim, loop, optimizers, records, validation
 from infofeat_jax.training.awp import WITHOUT, Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Augment, make_step
-from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_count
+from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_count, check_number
 
-FILE = "fit.json"  # what the directory is a training of
 MILESTONES = (0.5, 0.75)  # parts of the training, as the paper's epochs 60 and 90 of 120
 VALIDATED = 250  # images at a time
 
@@ -106,8 +102,9 @@ def fit(
         raise InvalidInput(
             "data has no validation split, which early stopping needs: data.load(..., validation_size=...)"
         )
-    size = {} if step_size is None else {"step_size": step_size}
-    budget = attack_names.Budget(**{"norm": norm, "epsilon": epsilon, "step_size": epsilon / 4} | size)
+    epsilon = check_number("epsilon", epsilon)
+    size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
+    budget = attack_names.Budget(norm, epsilon, size)
     inner = budget._asdict() | {"num_steps": num_steps}
     step = {"accumulate_steps": accumulate_steps, "awp": awp, "ema_decay": ema_decay, "augment": augment or _unchanged}
     schedule = _schedule(learning_rate, steps_per_epoch(len(dataset.train.labels), batch_size), num_epochs)
@@ -122,12 +119,12 @@ def fit(
     name = method if isinstance(method, str) else "a method of one's own"
     rate = learning_rate if isinstance(learning_rate, float | int) else "a schedule"
     setting = inner | {
-        "module": _text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,
+        "module": claim.text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,
         "batch_size": batch_size, "seed": seed, "learning_rate": rate, "accumulate_steps": accumulate_steps,
         "awp": list(awp), "ema_decay": ema_decay, "validation_attack": validation_attack,
     }  # fmt: skip
     workdir, title = pathlib.Path(directory), f"{name}, {type(module).__name__}, {dataset.name}"
-    with _opened(workdir, setting), signals.listening():
+    with claim.claimed(workdir, setting), signals.listening():
         return _train(planned, module, workdir, title)
 
 
@@ -192,36 +189,6 @@ def _check(plan: Plan) -> None:
         raise
     except Exception as error:  # a user's code raises anything
         raise InvalidInput(f"the method with this module, images {list(shape)}: {parts.summary(error)}") from error
-
-
-@contextmanager
-def _opened(workdir: pathlib.Path, setting: Mapping[str, Any]) -> Iterator[None]:
-    """Owns the directory. Raises InvalidInput if it cannot be, or if it holds another training."""
-    if jax.process_count() > 1:
-        raise InvalidInput(f"fit is for one process, not {jax.process_count()}: several take main.py")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"directory {workdir} cannot be made ({error.strerror}): give another one") from None
-    with lock.lock(workdir):
-        stored = files.read_json(workdir / FILE)
-        if stored is None and any(
-            (workdir / name).exists() for name in ("config.json", "checkpoints", "evaluation.json")
-        ):
-            raise InvalidInput(f"{workdir} holds something else: give another directory")
-        for name, value in json.loads(json.dumps(setting)).items():
-            if stored is not None and stored.get(name) != value:
-                raise InvalidInput(
-                    f"{workdir} holds a training with {name} {str(stored.get(name))[:80]}, not {str(value)[:80]}:"
-                    " repeat its arguments to continue it, or give another directory"
-                )
-        files.write_atomically(workdir / FILE, json.dumps(setting, indent=2) + "\n")
-        yield
-
-
-def _text(module: nn.Module) -> str:
-    """The module with its fields, without addresses in memory, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(module).split()))
 
 
 def _unchanged(key: PRNGKey, images: Images) -> Images:
