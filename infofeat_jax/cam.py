@@ -12,7 +12,11 @@ Cam = Float[Array, "b h w k"]
 
 
 def signed_cam(maps: Maps, kernel: Kernel) -> Cam:
-    """Eq. 5: sum_d w_d M_d, the map of Zhou et al. (2016)."""
+    """Eq. 5: sum_d w_d M_d, the map of Zhou et al. (2016).
+
+    >>> signed_cam(jax.numpy.array([[[[1.0, 2.0]]]]), jax.numpy.array([[3.0, -1.0], [-1.0, 0.5]]))
+    Array([[[[1., 0.]]]], dtype=float32)
+    """
     return maps @ kernel
 
 
@@ -21,6 +25,10 @@ def positive_cam(maps: Maps, kernel: Kernel, *, nonnegative_maps: bool = False) 
 
     max(wm, 0) = relu(w) relu(m) + relu(-w) relu(-m), hence two matrix products instead of a
     [b, h, w, d, k] tensor. `nonnegative_maps` (maps after a ReLU) drops the second, which is zero.
+
+    >>> maps, kernel = jax.numpy.array([[[[1.0, 2.0]]]]), jax.numpy.array([[3.0, -1.0], [-1.0, 0.5]])
+    >>> positive_cam(maps, kernel)  # 1 * 3 for the first class, 2 * 0.5 for the second
+    Array([[[[3., 1.]]]], dtype=float32)
     """
     if nonnegative_maps:
         return maps @ jax.nn.relu(kernel)

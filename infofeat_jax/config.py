@@ -47,7 +47,8 @@ def default() -> ConfigDict:
     config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
-    config.data.name = "cifar10"  # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz
+    # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz or of a folder of images
+    config.data.name = "cifar10"
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
     # Selects the held-out images, and those of train_size. Separate from `seed`, so that runs started from each other's
     # weights are validated on images that none of them was trained on. None: 0

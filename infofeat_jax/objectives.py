@@ -13,7 +13,12 @@ from infofeat_jax.types import InvalidInput, Labels, Objective, Outputs, PerExam
 
 
 def cross_entropy(perturbed: Outputs, clean: Outputs, labels: Labels) -> PerExample:
-    """-log softmax(z)_y, the objective of PGD (Madry et al., 2018)."""
+    """-log softmax(z)_y, the objective of PGD (Madry et al., 2018).
+
+    >>> outputs = Outputs(jnp.array([[2.0, 2.0]]))
+    >>> cross_entropy(outputs, outputs, jnp.array([0]))
+    Array([0.6931472], dtype=float32)
+    """
     del clean
     return optax.softmax_cross_entropy_with_integer_labels(perturbed.logits, labels)
 
@@ -40,7 +45,11 @@ def misclassified(logits: Float[Array, "b k"], labels: Labels) -> Bool[Array, " 
 
 
 def logit_margin(logits: Float[Array, "b k"], labels: Labels) -> PerExample:
-    """z_y - max_{j != y} z_j: negative where the example is misclassified."""
+    """z_y - max_{j != y} z_j: negative where the example is misclassified.
+
+    >>> logit_margin(jnp.array([[3.0, 1.0], [0.0, 2.0]]), jnp.array([0, 0]))
+    Array([ 2., -2.], dtype=float32)
+    """
     is_label = jax.nn.one_hot(labels, logits.shape[-1], dtype=bool)
     return label_logit(logits, labels) - jnp.where(is_label, -jnp.inf, logits).max(-1)
 

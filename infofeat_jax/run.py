@@ -17,12 +17,12 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax import parts, streams, weights
 from infofeat_jax.data import Split
-from infofeat_jax.evaluation import attack_names, evaluate, robustness
+from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.evaluation.subject import Source, Subject, digest
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.report import terminal
 from infofeat_jax.runtime import devices, files, lock, memory, processes
-from infofeat_jax.training import checkpoint, loop, records
+from infofeat_jax.training import checkpoint, loop, records, validation
 from infofeat_jax.training.state import State
 from infofeat_jax.types import InUse, InvalidInput
 
@@ -103,17 +103,12 @@ def create_training(experiment: Experiment) -> loop.Training:
 
 def create_validations(experiment: Experiment) -> dict[str, loop.Validation]:
     """The functions that classify the held-out images, clean and under config.eval.validation_attack."""
-    config, mesh = experiment.config, experiment.mesh
+    config = experiment.config
     spec = attack_names.parse(config.eval.validation_attack)
-    attacks = {"clean": None, "robust": attack_names.create(spec, experiments.create_budget(config))}
-    key, split, size = streams.key(config.seed, "validation"), experiment.data.validation, config.eval.batch_size
-
-    def validate(one_batch: robustness.OneBatch, state: State) -> Iterator:
-        forwards = (Partial(experiment.module.apply, state.evaluated),)
-        return robustness.dispatched(one_batch, mesh, forwards, key, split, size)
-
-    compiled = {name: robustness.compile_attack(attack, mesh) for name, attack in attacks.items()}
-    return {name: partial(validate, one_batch) for name, one_batch in compiled.items()}
+    return validation.create(
+        experiment.module, attack_names.create(spec, experiments.create_budget(config)), experiment.data.validation,
+        experiment.mesh, seed=config.seed, batch_size=config.eval.batch_size,
+    )  # fmt: skip
 
 
 def is_trained(experiment: Experiment) -> bool:

@@ -44,6 +44,9 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
     `bounds` are rounded to float32, as the pixels are.
 
     Raises InvalidInput for an unknown norm, an epsilon < 0 or of the wrong shape, or empty or non-finite bounds.
+
+    >>> threat("l2", 0.5)
+    Threat(norm='l2', epsilon=0.5, bounds=(0.0, 1.0))
     """
     check_choice("norm", norm, NORMS)
     epsilon = _round_down(check_number("epsilon", epsilon, batch=batch, unit=UNIT))
@@ -51,7 +54,12 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:
-    """Projects onto ball and box (linf, l1: exactly; l2: the ball, then the box); never outside either."""
+    """Projects onto ball and box (linf, l1: exactly; l2: the ball, then the box); never outside either.
+
+    >>> images = jnp.full((1, 1, 2, 1), 0.1)
+    >>> project(threat("linf", 0.25), images, images + jnp.array([[[[0.5], [-0.2]]]])).ravel().round(2)
+    Array([0.35, 0.  ], dtype=float32)
+    """
     inside = NORMS[threat.norm].project(images, perturbed, threat.epsilon, threat.bounds)
     return jnp.clip(inside, *threat.bounds)
 
@@ -70,7 +78,11 @@ def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, 
 
 
 def size(norm: str, displacement: Images) -> PerExample:
-    """The norm of each example's displacement, [b]."""
+    """The norm of each example's displacement, [b].
+
+    >>> size("l1", jnp.array([[[[0.5], [-0.25]]]]))
+    Array([0.75], dtype=float32)
+    """
     return NORMS[norm].size(displacement)
 
 

@@ -38,6 +38,7 @@ SERVER = """
 import json, os, runpy, signal, sys
 import jax
 from infofeat_jax import cli, command
+from infofeat_jax.export import convert
 for line in sys.stdin:
     asked = json.loads(line)
     if not (child := os.fork()):
@@ -49,14 +50,19 @@ signal.alarm(300)
 for number, path in enumerate(asked["files"]):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
 jax.config.update("jax_num_cpu_devices", asked["devices"])
-sys.argv = ["main.py", *asked["flags"]]
-runpy.run_path("main.py", run_name="__main__")
+sys.argv = [asked["program"], *asked["flags"]]
+os.chdir(asked["folder"])
+if asked["program"].endswith(".py"):
+    runpy.run_path(asked["program"], run_name="__main__")
+else:
+    sys.modules.pop(asked["program"], None)
+    runpy.run_module(asked["program"], run_name="__main__")
 """
 
 
 @pytest.fixture(scope="module")
 def main(tmp_path_factory):
-    """Runs main.py with the given flags in a process of its own; returns the finished process."""
+    """Runs main.py, or another `program`, with the given flags in a process of its own; returns it when finished."""
     cache = tmp_path_factory.mktemp("compiled")
     outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("stdout", "stderr")]
     server = subprocess.Popen(
@@ -64,10 +70,11 @@ def main(tmp_path_factory):
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    def run(*flags, check=True, devices=1):
+    def run(*flags, check=True, devices=1, program="main.py", folder=ROOT):
         for path in outputs:
             path.write_text("")
         asked = {"flags": flags, "devices": devices, "files": [os.devnull, *map(str, outputs)]}
+        asked |= {"program": program, "folder": str(folder)}
         print(json.dumps(asked), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
         process = subprocess.CompletedProcess(flags, code, *(path.read_text() for path in outputs))

@@ -86,6 +86,7 @@ def test_digits_are_those_of_scikit_learn():
 
     loaded = data.load("digits", validation_size=100)
     assert (loaded.name, loaded.num_classes) == ("digits", 10)
+    assert loaded.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
     assert [len(split.labels) for split in loaded[:3]] == [1197, 100, 500]
     images = np.concatenate([split.images for split in loaded[:3]])
     assert images.dtype == np.uint8
@@ -131,12 +132,118 @@ def test_sizes_keep_the_first_of_the_same_order(npz):
             np.testing.assert_array_equal(small, large[:size])
 
 
-def test_no_validation_and_grey_pictures_without_channels(npz):
+def test_no_validation_and_grey_images_without_channels(npz):
     source = {name: value[..., 0] for name, value in arrays().items() if name.startswith("image")}
     loaded = data.load(npz(**source), validation_size=0)
     assert loaded.train.images.shape == (30, 6, 5, 1)
     assert loaded.validation.images.shape == (0, 6, 5, 1)
     assert rows(loaded.train) == rows(data.Split(source["image_train"], arrays()["label_train"]))
+
+
+# Class names
+
+
+def test_class_names_are_kept_and_count_the_classes(npz):
+    """The fifth class is in no example."""
+    names = ["cat", "dog", "große Fuge", "<b>", "last"]
+    loaded = data.load(npz(class_names=np.array(names)), validation_size=5)
+    assert loaded.class_names == tuple(names)
+    assert all(type(name) is str for name in loaded.class_names)
+    assert loaded.num_classes == 5
+    assert data.load(npz(), validation_size=5).class_names == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["a", "b", "c"], "label_train has the label 3, expected 0 to 2"),
+        (["a", "b", "c", "c"], "class_names has 4 names, 3 of them different, for 2 or more classes"),
+        (["a"], "class_names has 1 names, 1 of them different, for 2 or more classes"),
+        (["a", "b", "c", "two\nlines"], r"class_names has 'two\nlines', expected text of 1 to 100 printable"),
+        (["a", "b", "c", ""], "class_names has '', expected text"),
+        (["a", "b", "c", "d" * 101], "class_names has '" + "d" * 100 + "', expected text"),
+        ([b"a", b"b", b"c", b"d"], "class_names has \"b'a'\", expected text"),
+        ([1, 2, 3, 4], "class_names has '1', expected text"),
+        ([["a", "b", "c", "d"]], "class_names has \"['a', 'b', 'c', 'd']\", expected text"),
+        (np.array({}), "class_names cannot be read as a plain array"),
+    ],
+)
+def test_class_names_that_are_none(npz, names, expected):
+    assert expected in message(data.load, npz(class_names=np.asarray(names)), validation_size=5)
+
+
+# Other names of arrays
+
+
+def renamed(image, label, train="train", test="test", **more):
+    """The arrays under other names; `more` for those that are not there otherwise."""
+    own = arrays()
+    found = {image.format(train): own["image_train"], label.format(train): own["label_train"]}
+    return found | {image.format(test): own["image_test"], label.format(test): own["label_test"], **more}
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("{}_images", "{}_labels"), ("images_{}", "labels_{}"), ("{}_x", "{}_y")],
+)
+def test_the_usual_names_of_arrays(tmp_path, npz, image, label):
+    np.savez(tmp_path / "other.npz", **renamed(image, label), unrelated=np.zeros(3))
+    ours, theirs = (data.load(path, validation_size=9) for path in (npz(), tmp_path / "other.npz"))
+    jax.tree.map(np.testing.assert_array_equal, ours[:4], theirs[:4])
+
+
+def test_a_published_validation_split_is_trained_on_with_labels_in_a_column(tmp_path):
+    """As MedMNIST's: [n, 1]. Without a test split, it is the test split."""
+    own = arrays()
+    more = {"val_images": create_images(7, seed=2), "val_labels": np.arange(7)[:, None] % 4}
+    found = {name: value[:, None] if "label" in name else value for name, value in renamed(PLURAL, LABELS).items()}
+    np.savez(tmp_path / "three.npz", **found, **more)
+    loaded = data.load(tmp_path / "three.npz", validation_size=9)
+    expected = np.concatenate([own["image_train"], more["val_images"]]), [*own["label_train"], *np.arange(7) % 4]
+    assert sorted(rows(loaded.train) + rows(loaded.validation)) == rows(expected)
+    assert rows(loaded.test) == rows((own["image_test"], own["label_test"]))
+    np.savez(tmp_path / "two.npz", **renamed(PLURAL, LABELS, test="val"))
+    jax.tree.map(np.testing.assert_array_equal, data.load(tmp_path / "two.npz", validation_size=9).test, loaded.test)
+
+
+PLURAL, LABELS = "{}_images", "{}_labels"
+
+
+@pytest.mark.parametrize(("image", "label"), [("images", "labels"), ("X", "y"), ("data", "target")])
+def test_without_a_test_split_a_fifth_of_each_class_becomes_one(tmp_path, image, label):
+    everything = create_images(53), np.sort(np.arange(53) % 4)
+    np.savez(tmp_path / "whole.npz", **{image: everything[0], label: everything[1]})
+    first, second = (data.load(tmp_path / "whole.npz", validation_size=9, split_seed=seed) for seed in (0, 1))
+    assert sorted(rows(first.train) + rows(first.validation) + rows(first.test)) == rows(everything)
+    assert all(2 <= count <= 4 for count in np.bincount(first.test.labels, minlength=4))
+    assert list(first.test.labels) != sorted(first.test.labels)  # the first 1000 are not of one class
+    jax.tree.map(np.testing.assert_array_equal, first.test, second.test)
+    assert rows(first.validation) != rows(second.validation)
+
+
+def test_arrays_in_memory(npz):
+    ours, theirs = data.load(npz(), validation_size=9), data.load(renamed("x_{}", "y_{}"), validation_size=9)
+    assert theirs.name == "arrays"
+    jax.tree.map(np.testing.assert_array_equal, ours[:4], theirs[:4])
+    text = message(data.load, renamed("x_{}", "y_{}") | {"x_test": [1, 2]})
+    assert "arrays: x_test is of type list, expected a NumPy array" in text
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ({"images": create_images(4), "labels": np.arange(4)}, "has 4 images: expected 5 or more, of which a fifth"),
+        ({"images": create_images(30)}, "has images: expected image_train, label_train, image_test and"),
+        (renamed("x_{}", "y_{}", x_val=create_images(3, (6, 6, 3)), y_val=np.zeros(3, int)), "x_val (3, 6, 6, 3)"),
+        (renamed("x_{}", "y_{}", x_val=np.array(1), y_val=np.array(1)), "x_train (30, 6, 5, 3), x_val (): expected"),
+        (renamed("x_{}", "y_{}") | {"x_test": create_images(12) / 255}, "x_test has dtype float64, expected uint8"),
+        (renamed("x_{}", "y_{}") | {"y_train": np.zeros(29, int)}, "x_train has 30 images but"),
+        (renamed("x_{}", "y_{}") | {"y_train": np.zeros(30, int)}, "y_train holds the label 0 alone"),
+    ],
+)
+def test_other_names_in_messages(tmp_path, members, expected):
+    np.savez(tmp_path / "other.npz", **members)
+    assert expected in message(data.load, tmp_path / "other.npz", validation_size=5)
 
 
 # Bad input
@@ -162,7 +269,7 @@ def test_sizes_that_do_not_fit(npz, arguments, expected):
 def test_unknown_name_lists_the_choices():
     text = message(data.load, "cifar")
     assert "'cifar'" in text
-    assert "cifar10, cifar100, digits, svhn_cropped, an .npz path, or package.module:name" in text
+    assert "cifar10, cifar100, digits, svhn_cropped, the path of an .npz or of a folder of images, or pack" in text
 
 
 @pytest.mark.parametrize(
@@ -170,17 +277,17 @@ def test_unknown_name_lists_the_choices():
     [
         (
             {"image_test": None, "label_test": None},
-            "lacks image_test, label_test; it has image_train, label_t",
+            "has image_train, label_train: expected image_train, label_train, image_test and label_test (or x_train, ",
         ),
         ({"image_train": create_images(30) / 255}, "image_train has dtype float64, expected uint8"),
         ({"image_train": create_images(30, (3, 6, 5))}, "image_train has shape (30, 3, 6, 5), expected"),
         ({"image_train": create_images(30, ())}, "image_train has shape (30,), expected [n, h, w]"),
-        ({"image_test": create_images(12, (6, 6, 3))}, "different shapes, (6, 5, 3) and (6, 6, 3)"),
+        ({"image_test": create_images(12, (6, 6, 3))}, "images have different shapes, (6, 5, 3) and (6, 6, 3)"),
         ({"image_test": create_images(0)}, "image_test is empty"),
         ({"label_train": np.zeros(0, int)}, "label_train is empty"),
-        ({"label_train": np.zeros(29, int)}, "image_train has 30 images but label_train 29"),
+        ({"label_train": np.zeros(29, int)}, "image_train has 30 images but {path}: label_train has 29"),
         ({"label_train": np.zeros(30)}, "label_train is float64 of shape (30,), expected integers"),
-        ({"label_train": np.zeros((30, 1), int)}, "label_train is int64 of shape (30, 1), expected integers"),
+        ({"label_train": np.zeros((30, 2), int)}, "label_train is int64 of shape (30, 2), expected integers"),
         ({"label_train": np.full(30, -2)}, "label_train has the label -2, expected 0 to"),
         ({"label_train": np.full(30, 2**40)}, "label_train has the label 1099511627776, expected 0 to"),
         ({"label_test": np.arange(12) % 5}, "label_test has the label 4, expected 0 to 3"),
@@ -196,7 +303,7 @@ def test_arrays_that_are_no_data_set(npz, changes, expected):
     path = npz(**changes)
     text = message(data.load, path, validation_size=5)
     assert path in text
-    assert expected in text
+    assert expected.replace("{path}", path) in text
 
 
 def truncated_npz():
@@ -234,7 +341,7 @@ def test_a_damaged_array_is_named(npz):
 def test_missing_npz(tmp_path):
     text = message(data.load, str(tmp_path / "no.npz"))
     assert "no.npz: no such file, or not readable" in text
-    assert "image_train, label_train, image_test, label_test" in text
+    assert "image_train, label_train, image_test and label_test (or x_train, y_train ..., or train_images, t" in text
 
 
 @pytest.mark.parametrize("name", ["a" * 300 + ".npz", "~nobody-here/set.npz", "\0.npz", "set.npz/set.npz"])
@@ -251,6 +358,9 @@ def test_names_that_are_no_directories(directory, monkeypatch):
 # TFDS
 
 
+CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
 def write_tfds(root, splits, file_format="array_record"):
     """Prepares a small cifar10 with TFDS, which would need TensorFlow to encode the images itself."""
     import tensorflow_datasets as tfds
@@ -264,7 +374,7 @@ def write_tfds(root, splits, file_format="array_record"):
 
             def _info(self):
                 features = {"image": tfds.features.Image(shape=(32, 32, 3)), "id": tfds.features.Text()}
-                features["label"] = tfds.features.ClassLabel(num_classes=10)
+                features["label"] = tfds.features.ClassLabel(names=CLASSES)
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _split_generators(self, dl_manager):
@@ -308,6 +418,7 @@ def version(tfds_root):
 
 def check_cifar(loaded):
     assert loaded.num_classes == 10
+    assert loaded.class_names == tuple(CLASSES)
     assert sorted(rows(loaded.train) + rows(loaded.validation)) == rows(CIFAR["train"])
     assert rows(loaded.test) == rows(CIFAR["test"])
 

@@ -92,7 +92,7 @@ def test_the_table_as_text_and_as_html(result):
 
 RNG = np.random.default_rng(0)
 KERNEL, HEAD = RNG.normal(size=(3, 3, 3, 6)).astype(np.float32), RNG.normal(size=(6, 4)).astype(np.float32)
-PICTURES = RNG.uniform(size=(6, 7, 7, 3)).astype(np.float32)
+RANDOM_IMAGES = RNG.uniform(size=(6, 7, 7, 3)).astype(np.float32)
 
 
 def plain(images, kernel=KERNEL, head=HEAD, layout="NHWC"):
@@ -122,7 +122,7 @@ class AskingNnx(Nnx):
         return super().__call__(jnp.zeros_like(images) if train else images)
 
 
-def called(model, images=PICTURES, labels=None):
+def called(model, images=RANDOM_IMAGES, labels=None):
     """(the logits as the evaluation sees them, the notes)."""
     ready = given.read(model)
     way = calling.find(ready, images.shape[1:])
@@ -136,15 +136,15 @@ def called(model, images=PICTURES, labels=None):
 
 def test_a_linen_module_with_its_variables():
     module = Linen()
-    variables = module.init(jax.random.key(0), PICTURES)
+    variables = module.init(jax.random.key(0), RANDOM_IMAGES)
     variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
     logits, notes = called((module, variables))
-    np.testing.assert_allclose(logits, module.apply(variables, PICTURES, train=False), atol=1e-5)
+    np.testing.assert_allclose(logits, module.apply(variables, RANDOM_IMAGES, train=False), atol=1e-5)
     assert notes == ["the model is called with train=False, for evaluation"]
     ours = small.TinyNet()  # returns Outputs; its train is False by default
-    weights = ours.init(jax.random.key(0), jnp.asarray(PICTURES))
+    weights = ours.init(jax.random.key(0), jnp.asarray(RANDOM_IMAGES))
     logits, notes = called((ours, weights))
-    np.testing.assert_allclose(logits, ours.apply(weights, jnp.asarray(PICTURES)).logits, atol=1e-5)
+    np.testing.assert_allclose(logits, ours.apply(weights, jnp.asarray(RANDOM_IMAGES)).logits, atol=1e-5)
     assert notes == []
 
 
@@ -155,7 +155,7 @@ def test_an_nnx_model_in_training_mode_is_evaluated_in_evaluation_mode_and_left_
     assert notes == ["the NNX model is in training mode; it is evaluated as after model.eval()"]
     assert not model.norm.use_running_average
     model.eval()
-    np.testing.assert_allclose(logits, model(PICTURES), atol=1e-5)
+    np.testing.assert_allclose(logits, model(RANDOM_IMAGES), atol=1e-5)
     assert called(model)[1] == []
     asked, notes = called(AskingNnx())
     np.testing.assert_array_equal(asked, called(Nnx())[0])
@@ -164,12 +164,12 @@ def test_an_nnx_model_in_training_mode_is_evaluated_in_evaluation_mode_and_left_
 
 def test_a_function_of_a_linen_module_has_its_weights_as_leaves():
     module = Linen()
-    variables = module.init(jax.random.key(0), PICTURES, train=False)
+    variables = module.init(jax.random.key(0), RANDOM_IMAGES, train=False)
     for function in (partial(module.apply, variables, train=False), partial(module.bind(variables), train=False)):
         call = given.read(function).call
         leaves = jax.tree.leaves(variables) if function.args else []  # of a bound method, they are constants
         assert len(jax.tree.leaves(call)) == len(leaves)
-        np.testing.assert_array_equal(call(PICTURES), function(PICTURES))
+        np.testing.assert_array_equal(call(RANDOM_IMAGES), function(RANDOM_IMAGES))
     keyed = given.read(partial(lambda key, images: images + jax.random.uniform(key), jax.random.key(0)))
     assert jax.tree.leaves(keyed.call) == []
 
@@ -192,7 +192,7 @@ def test_an_equinox_model_of_single_images_channels_first():
 
     model = Equinox(jax.random.key(0))
     logits, notes = called(model)
-    expected = jax.vmap(eqx.nn.inference_mode(model))(PICTURES.transpose(0, 3, 1, 2))
+    expected = jax.vmap(eqx.nn.inference_mode(model))(RANDOM_IMAGES.transpose(0, 3, 1, 2))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     assert notes == [
         "the Equinox model is in training mode; it is evaluated in equinox.nn.inference_mode",
@@ -205,7 +205,7 @@ def test_an_equinox_model_with_batch_norm_and_its_state():
     norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", mode="batch")
     model = eqx.nn.Sequential([norm, eqx.nn.Lambda(lambda image: image.mean((1, 2)))])
     logits, _ = called((model, state))
-    (moved, deviation), zero = np.split(logits, 2), PICTURES.mean((1, 2))
+    (moved, deviation), zero = np.split(logits, 2), RANDOM_IMAGES.mean((1, 2))
     np.testing.assert_allclose(np.concatenate([moved, deviation]), zero, rtol=1e-4)  # initial statistics
 
 
@@ -219,15 +219,15 @@ def test_an_equinox_model_with_batch_norm_and_its_state():
 )
 def test_how_a_function_takes_its_images(model, expected):
     logits, notes = called(model)
-    np.testing.assert_allclose(logits, plain(PICTURES), atol=0.05 if "float16" in expected else 1e-5)
+    np.testing.assert_allclose(logits, plain(RANDOM_IMAGES), atol=0.05 if "float16" in expected else 1e-5)
     assert notes == [f"the model gets its images {expected}"]
 
 
 def test_a_model_that_expects_0_to_255_gets_that():
     levels = lambda x: plain(jnp.floor(x) / 255)  # noqa: E731
-    labels = np.asarray(plain(PICTURES).argmax(-1))
+    labels = np.asarray(plain(RANDOM_IMAGES).argmax(-1))
     logits, notes = called(levels, labels=labels)
-    np.testing.assert_allclose(logits, plain(np.floor(255 * PICTURES) / 255), atol=1e-5)
+    np.testing.assert_allclose(logits, plain(np.floor(255 * RANDOM_IMAGES) / 255), atol=1e-5)
     assert notes == ["the model gets its images in 0 to 255"]
     assert called(plain, labels=labels)[1] == []
 
@@ -237,8 +237,8 @@ def test_two_to_a_thousand_classes_and_logits_of_low_precision(classes):
     head = RNG.normal(size=(6, classes)).astype(np.float32)
     standard = lambda x: (x - x.mean((1, 2, 3), keepdims=True)) / x.std((1, 2, 3), keepdims=True)  # noqa: E731
     model = lambda x: plain(standard(x), head=head).astype(jnp.bfloat16)  # noqa: E731
-    labels = np.asarray(jax.jit(model)(PICTURES).argmax(-1))
-    found = evaluate(model, PICTURES, labels, names=("clean", "apgd-dlr(num_steps=2)"), epsilon=0.3)
+    labels = np.asarray(jax.jit(model)(RANDOM_IMAGES).argmax(-1))
+    found = evaluate(model, RANDOM_IMAGES, labels, names=("clean", "apgd-dlr(num_steps=2)"), epsilon=0.3)
     assert found.accuracy["clean"] == 1 > found.accuracy["apgd-dlr(num_steps=2)"]
 
 
@@ -273,7 +273,7 @@ def training_nnx():
         ("resnet18.pt", {}, "the model is of type str: expected a function"),
         (
             training_nnx(),
-            {"images": PICTURES, "labels": Y[:6] * 0},
+            {"images": RANDOM_IMAGES, "labels": Y[:6] * 0},
             "<lambda> cannot be called .* give the model itself",
         ),
         (lambda x: x @ jnp.ones((7, 3)), {}, r"<lambda> cannot be called with images \[b, 4, 4, 2\]: TypeError"),
@@ -398,7 +398,7 @@ def test_the_directory_becomes_the_report_page_of_a_run(tmp_path, capsys):
 
 def test_the_batch_is_lowered_until_its_gradient_fits(monkeypatch):
     """Against the memory of the gradient as compiled here; the eight devices of the tests share a batch."""
-    split = evaluator.pixels.read(np.repeat(PICTURES, 64, 0), np.zeros(384, np.int32))[0]
+    split = evaluator.pixels.read(np.repeat(RANDOM_IMAGES, 64, 0), np.zeros(384, np.int32))[0]
     forward = jax.tree_util.Partial(plain)
 
     def needed(count):

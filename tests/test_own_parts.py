@@ -29,7 +29,7 @@ BUDGET = attack_names.Budget("linf", 8 / 255, 2 / 255)
 EVIL = """
 import pathlib
 pathlib.Path({mark!r}).touch()
-from own import ViT, folders, pairing, sign_noise
+from own import ViT, tables, pairing, sign_noise
 """
 WRONG = """
 import flax.linen as nn
@@ -136,17 +136,17 @@ def test_another_run_starts_from_it_and_is_attacked_from_it(finished, tmp_path):
     assert run.is_current(finished.parent / "other", "pgd2@mine", source.digest)
 
 
-def test_a_folder_of_images_is_a_data_set(place, tmp_path):
-    for split, count in (("train", 3), ("test", 1)):
-        for label, name in enumerate(("cat", "dog")):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                Image.fromarray(np.full((4, 4, 3), 100 * label + index, np.uint8)).save(folder / f"{index}.png")
-    parts.trust("own:folders")
-    loaded = data.load("own:folders", data_dir=str(tmp_path), validation_size=1)
-    assert (loaded.num_classes, loaded.name, loaded.test.images.shape) == (2, "own:folders", (2, 4, 4, 3))
-    np.testing.assert_array_equal(loaded.train.images[:, 0, 0, 0] >= 100, loaded.train.labels == 1)
+def test_tables_of_files_are_a_data_set(place, tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        for index in range(count):
+            Image.fromarray(np.full((4, 4, 3), index, np.uint8)).save(tmp_path / f"{split}{index}.png")
+        lines = [f"{split}{index}.png,{('cat', 'dog')[index % 2]}\n" for index in range(count)]
+        (tmp_path / f"{split}.csv").write_text("".join(lines))
+    parts.trust("own:tables")
+    loaded = data.load("own:tables", data_dir=str(tmp_path), validation_size=1)
+    assert (loaded.num_classes, loaded.name, loaded.test.images.shape) == (2, "own:tables", (2, 4, 4, 3))
+    assert loaded.class_names == ("cat", "dog")
+    np.testing.assert_array_equal(loaded.train.images[:, 0, 0, 0] % 2, loaded.train.labels)
 
 
 # Models.
@@ -340,7 +340,7 @@ def attack_from(directory):
 def evaluate_results_data(directory):
     """As export.robustbench --official does."""
     results = json.loads((directory / "results.json").read_text())
-    results["config"]["data"]["name"] = "evil:folders"
+    results["config"]["data"]["name"] = "evil:tables"
     experiment.load_data(configs.ConfigDict(configs.complete(results["config"])))
 
 
@@ -402,8 +402,8 @@ def test_the_command_trusts_what_it_is_given(monkeypatch, tmp_path):
         monkeypatch.setattr(f"infofeat_jax.cli.{name}", lambda *given: None)
     config = configs.default()
     config.model.name, config.study.rows = "own:ViT", ("a: method.name=own:pairing",)
-    cli.execute(config, "x.py", workdir=str(tmp_path), mode="report", hosts=("", 0, -1), trust=["evil:folders"])
-    assert parts._trusted >= {"own:ViT", "own:pairing", "evil:folders"}
+    cli.execute(config, "x.py", workdir=str(tmp_path), mode="report", hosts=("", 0, -1), trust=["evil:tables"])
+    assert parts._trusted >= {"own:ViT", "own:pairing", "evil:tables"}
 
 
 def test_what_is_trusted_is_a_name():

@@ -60,6 +60,17 @@ def test_the_package_alone_gives_the_public_library():
     assert shown.split() == [*expected.split(), "True"]
 
 
+def test_the_command_without_the_extra_says_what_to_install():
+    code = "import sys; sys.modules['ml_collections'] = None; from infofeat_jax.__main__ import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"error: the command needs more than the library \(.*ml_collections.*\): pip install .*\n", done.stderr
+    )
+
+
 def test_importing_the_library_leaves_the_devices_to_be_chosen():
     shown = run("import infofeat_jax, jax; jax.config.update('jax_num_cpu_devices', 3); print(jax.device_count())")
     assert shown.strip() == "3"

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays as arrays_of
 
 from infofeat_jax import checks, cli, data, weights
 from infofeat_jax import config as configs
-from infofeat_jax.data import sources
+from infofeat_jax.data import archives
 from infofeat_jax.evaluation import autoattack
 from infofeat_jax.runtime import files, lock
 from infofeat_jax.types import InvalidInput
@@ -78,7 +78,7 @@ def test_any_arrays_are_a_data_set_or_one_line(**members):
 
 def test_an_array_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     (tmp_path / "x.npz").write_bytes(VALID)
-    monkeypatch.setattr(sources, "MAX_BYTES", 100)
+    monkeypatch.setattr(archives, "MAX_BYTES", 100)
     with pytest.raises(InvalidInput, match=r"image_train .* it takes 0 GiB: expected at most 0"):
         data.load(tmp_path / "x.npz")
 

@@ -117,6 +117,13 @@ def autoattack(
     Returns misclassified images where they were found; the others are returned unchanged, as are those that are
     already misclassified. A NaN among the logits counts as misclassified. There are at most as many targets as wrong
     classes; with fewer than four classes DLR falls back as described in `objectives`. Raises InvalidInput.
+
+    >>> import jax.numpy as jnp
+    >>> model = lambda images: jnp.stack([images.mean((1, 2, 3)), 0.6 - images.mean((1, 2, 3))], -1)  # light, dark
+    >>> images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> found = autoattack(model, jax.random.key(0), images, labels, epsilon=0.25, attacks=("apgd-ce",))
+    >>> bool(jnp.abs(found - images).max() <= 0.25), model(found).argmax(-1)
+    (True, Array([1], dtype=int32))
     """
     if any(isinstance(value, jax.core.Tracer) for value in (key, images, labels, epsilon)):
         raise InvalidInput("autoattack's loop runs on the host: call it outside of jit, vmap, scan and the like")

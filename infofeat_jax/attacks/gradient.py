@@ -23,6 +23,12 @@ def fgsm(
     """Fast gradient sign method (Goodfellow et al., 2015): one step on cross-entropy.
 
     `step_size` is epsilon unless given (Wong et al., 2020, use 1.25 epsilon with a random start).
+
+    >>> import jax.numpy as jnp
+    >>> model = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)  # light, dark
+    >>> images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> fgsm(model, jax.random.key(0), images, labels, epsilon=0.25).ravel().round(2)
+    Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
     """
     step_size = epsilon if step_size is None else step_size
     return projected_ascent(
@@ -35,7 +41,14 @@ def pgd(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
     step_size: Budget = 2 / 255, num_steps: int = 20, targeted: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """Projected gradient descent (Madry et al., 2018): steps on cross-entropy from a random start."""
+    """Projected gradient descent (Madry et al., 2018): steps on cross-entropy from a random start.
+
+    >>> import jax.numpy as jnp
+    >>> model = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)  # light, dark
+    >>> images, labels = jnp.full((1, 2, 2, 1), 0.5), jnp.array([0])
+    >>> pgd(model, jax.random.key(0), images, labels, epsilon=0.25, step_size=0.1).ravel().round(2)
+    Array([0.25, 0.25, 0.25, 0.25], dtype=float32)
+    """
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         targeted=targeted, objective=_directed(objectives.cross_entropy, targeted), **options,

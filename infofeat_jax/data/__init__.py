@@ -1,20 +1,24 @@
 """Image data sets in memory: uint8, channels last, with a validation split held out from the training set."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from infofeat_jax import parts, streams
-from infofeat_jax.data.arrays import Dataset, Source, Split, checked_source
+from infofeat_jax.data.archives import LAYOUT, arranged, npz
+from infofeat_jax.data.arrays import Dataset, Source, Split
+from infofeat_jax.data.folders import folder
 from infofeat_jax.data.pixels import to_unit
-from infofeat_jax.data.sources import ARRAYS, SOURCES, npz
+from infofeat_jax.data.sources import SOURCES
 from infofeat_jax.types import InvalidInput
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
 
 
 def load(
-    name: str | os.PathLike[str],
+    name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     data_dir: str | None = None,
     validation_size: int = 1000,
@@ -25,8 +29,10 @@ def load(
     """Loads a data set into memory.
 
     Args:
-      name: digits, cifar10, cifar100, svhn_cropped, the path of an .npz with image_train, label_train,
-        image_test and label_test, or package.module:name, a function of `data_dir` that returns these in a dict.
+      name: digits, cifar10, cifar100, svhn_cropped; the path of an .npz with image_train, label_train, image_test and
+        label_test, or other usual names (`archives.npz`); the path of a folder with a folder of images for each class
+        (`folders.folder`); package.module:name, a function of `data_dir` that returns these arrays in a dict; or the
+        dict itself.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
@@ -34,14 +40,21 @@ def load(
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
 
     Returns:
-      A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes).
+      A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are
+      those of TFDS, the folders', or the array or item `class_names`, and () where there are none.
 
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
+
+    >>> digits = load("digits", validation_size=200)
+    >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
+    ((1097, 8, 8, 1), (200, 8, 8, 1), (500, 8, 8, 1))
     """
-    name = os.fspath(name)
     _check_integer("split_seed", split_seed, 0, None, "a non-negative integer")
-    source = _find(name, data_dir)
+    if isinstance(name, Mapping):
+        name, source = "arrays", arranged("arrays", list(map(str, name)), name.__getitem__)
+    else:
+        source = _find(name := os.fspath(name), data_dir)
     available = len(source.train.labels)
     _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
     rest = available - validation_size
@@ -55,6 +68,7 @@ def load(
         test=Split(source.test.images[:test_size], source.test.labels[:test_size]),
         num_classes=source.num_classes,
         name=name,
+        class_names=source.class_names,
     )
 
 
@@ -63,18 +77,22 @@ def _find(name: str, data_dir: str | None):
         return npz(name)
     if parts.is_own(name):
         return _own(name, data_dir)
-    if name not in SOURCES:
-        choices = ", ".join(sorted(SOURCES))
-        raise InvalidInput(f"unknown data set {name!r}: choose one of {choices}, an .npz path, or package.module:name")
-    return SOURCES[name](data_dir)
+    if name in SOURCES:
+        return SOURCES[name](data_dir)
+    if os.path.isdir(os.path.expanduser(name)):
+        return folder(name)
+    choices = ", ".join(sorted(SOURCES))
+    raise InvalidInput(
+        f"unknown data set {name!r}: choose one of {choices}, the path of an .npz or of a folder of images,"
+        " or package.module:name"
+    )
 
 
 def _own(name: str, data_dir: str | None) -> Source:
-    arrays = parts.call("config.data.name", name, data_dir)
-    if not isinstance(arrays, dict) or not all(isinstance(arrays.get(field), np.ndarray) for field in ARRAYS):
-        expected = f"expected a dict of NumPy arrays {', '.join(ARRAYS)}"
-        raise InvalidInput(f"config.data.name = {name!r} returned {type(arrays).__name__}: {expected}")
-    return checked_source(name, arrays)
+    arrays, what = parts.call("config.data.name", name, data_dir), f"config.data.name = {name!r}"
+    if not isinstance(arrays, dict):
+        raise InvalidInput(f"{what} returned {type(arrays).__name__}: expected a dict of NumPy arrays {LAYOUT}")
+    return arranged(what, list(map(str, arrays)), arrays.__getitem__)
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

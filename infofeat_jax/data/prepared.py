@@ -80,14 +80,15 @@ def _read(name: str, directory: pathlib.Path) -> Source:
         arrays = {}
         for split in ("train", "test"):
             arrays[f"image_{split}"], arrays[f"label_{split}"] = _decode(builder, split)
-        num_classes = builder.info.features["label"].num_classes
+        label = builder.info.features["label"]
+        num_classes, names = label.num_classes, label.names
     except ImportError as error:
         raise InvalidInput(
             f"data set {name!r} cannot be read ({summary(error)}): run {installation.command('train')}"
         ) from error
     except Exception as error:  # TFDS, array_record and Pillow share no documented type
         raise _broken(name, directory, summary(error)) from error
-    return checked_source(name, arrays, num_classes)
+    return checked_source(name, arrays, num_classes, names)
 
 
 def _decode(builder, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -151,5 +152,5 @@ def _ways(name: str) -> str:
     return (
         f"run `tfds build {name} --file_format=array_record` on a connected machine with TensorFlow and copy"
         " its data_dir here, or set data.name to the path of an .npz with image_train, label_train,"
-        " image_test and label_test, or to digits"
+        " image_test and label_test, to a folder of images, or to digits"
     )

@@ -66,6 +66,12 @@ def evaluate(
 
     Uses all devices of this process. Raises InvalidInput before anything expensive is computed. Host memory: a copy of
     the images for each attack.
+
+    >>> model = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)  # light, dark
+    >>> images, labels = jnp.linspace(0, 1, 40).reshape(10, 2, 2, 1), jnp.arange(10) < 5
+    >>> result = evaluate(model, images, labels.astype(int), epsilon=0.2, attacks=("clean", "pgd20"), progress=False)
+    >>> result.accuracy["clean"], result.accuracy["pgd20"]
+    (1.0, 0.6)
     """
     _check_alone()
     specs, mesh = _check_names(attacks), devices.mesh()

@@ -13,7 +13,11 @@ _FLOOR = 0.01
 
 
 def smooth(labels: Labels, num_classes: int, strength: float) -> Probabilities:
-    """1 - strength for the label, the rest evenly for the others, as in Feature Scattering and Bag of Tricks."""
+    """1 - strength for the label, the rest evenly for the others, as in Feature Scattering and Bag of Tricks.
+
+    >>> smooth(jnp.array([1]), 3, 0.5)
+    Array([[0.25, 0.5 , 0.25]], dtype=float32)
+    """
     others = strength / (num_classes - 1)
     return jax.nn.one_hot(labels, num_classes) * (1 - strength - others) + others
 

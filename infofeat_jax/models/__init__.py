@@ -58,6 +58,13 @@ def create(
     `options`: further fields of the module, as `activation`, "relu" or "silu", or a ResNet's `blocks`.
     A part of one's own is called with `num_classes`, and with the others only where they differ from their defaults.
     Raises InvalidInput.
+
+    >>> import jax
+    >>> module = create("wrn_10_1", num_classes=10)
+    >>> images = jnp.zeros((2, 8, 8, 1))
+    >>> variables = jax.jit(module.init)(jax.random.key(0), images)
+    >>> module.apply(variables, images).logits.shape
+    (2, 10)
     """
     if dtype not in ("float32", "bfloat16"):
         raise InvalidInput(f"unknown dtype {dtype!r}: choose float32 or bfloat16")

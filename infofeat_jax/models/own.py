@@ -52,6 +52,18 @@ class Own(nn.Module):
         return {name: value != train for name, value in MODES.items() if name in accepted}
 
 
+def adapted(module: nn.Module) -> nn.Module:
+    """A module of this package as it is, and any other as `Own`."""
+    return module if type(module).__module__.startswith(f"{__package__}.") else Own(module)
+
+
+def natural(module: nn.Module, variables: Mapping[str, PyTree]) -> dict[str, PyTree]:
+    """The variables of the `adapted` module as those of the module that it was made from."""
+    if not isinstance(module, Own):
+        return dict(variables)
+    return {"params": variables["params"], **variables.get("batch_stats", {})}
+
+
 def create(name: str, **options) -> Own:
     """The module that "package.module:name" returns for `num_classes` and other `options`. Raises InvalidInput."""
     module = parts.call(FIELD, name, **options)

@@ -7,7 +7,10 @@ steps, where the state can be saved. A second signal ends the process immediatel
 import math
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,6 +34,25 @@ def listen() -> None:
     signal.signal(signal.SIGINT, note)
     if not several:
         signal.signal(signal.SIGTERM, note)
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Records signals until the end of the block, then as before: for code that goes on after it, as in a notebook.
+
+    Outside the main thread, where Python allows no handlers, nothing is recorded.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    listen()
+    try:
+        yield
+    finally:
+        _asked["stop"] = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop_at(moment: float = math.inf) -> None:

@@ -1,0 +1,136 @@
+"""Data sets in folders of images: one folder for each class."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from infofeat_jax import installation
+from infofeat_jax.data.arrays import MAX_BYTES, Source, checked_source, fixed_order, roles, summary
+from infofeat_jax.types import InvalidInput
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow's others include PostScript, a program
+DEEP = ("I", "F")  # modes of more than 8 bits begin with these
+LAYOUT = (
+    "expected FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png, of which a fifth becomes the"
+    f" test split ({', '.join(SUFFIXES)}; folders in a CLASS are searched too)"
+)
+Labelled = list[tuple[pathlib.Path, int]]
+
+
+def folder(path: str) -> Source:
+    """Reads a folder of images of one size. A class is called as its folder.
+
+    Classes are in the folders train and test (or val, where there is no test; else val is joined with train), or in the
+    folder itself: then a fifth of each class becomes the test split. They are numbered in alphabetical order, or
+    numerical, if all names are numbers. Images become greyscale if all are, and RGB otherwise; transparency is dropped.
+    The order of the test images is random, but always the same.
+
+    Raises:
+      InvalidInput: Pillow is not installed, folders are arranged differently, or images have different sizes, more than
+        8 bits, or cannot be read.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise InvalidInput(f"{path}: images need Pillow ({error}): run {installation.command('train')}") from error
+    root = pathlib.Path(os.path.expanduser(path))
+    names, splits = _find(path, root)
+    files = [labelled for split in splits.values() for labelled in split]
+    mode, shape = _common(path, files, _each(partial(_header, Image), files))
+    if len(files) * np.prod(shape, dtype=np.int64) > MAX_BYTES:
+        raise InvalidInput(f"{path}: {len(files)} images {list(shape)}: expected at most {MAX_BYTES / 2**30:.0f} GiB")
+    arrays = {}
+    for split, labelled in splits.items():
+        images = np.empty((len(labelled), *shape), np.uint8)
+        list(_each(partial(_decode, Image, mode), labelled, images))
+        order = fixed_order(len(labelled)) if split == "test" else slice(None)
+        arrays[f"image_{split}"] = images[order]
+        arrays[f"label_{split}"] = np.array([label for _, label in labelled])[order]
+    return checked_source(path, arrays, class_names=names)
+
+
+def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]]:
+    """The classes' names, and the files of the splits with their labels."""
+    try:
+        train, test = roles(_folders(root))
+        splits = {"train": train, "test": test} if train and test else {"train": ["."]}
+        inside = {split: [root / name for name in names] for split, names in splits.items()}
+        names = sorted({name for part in inside["train"] for name in _folders(part)}, key=_place)
+        if unknown := {name for part in inside.get("test", ()) for name in _folders(part)} - {*names}:
+            raise InvalidInput(f"{path}: class {min(unknown)!r} of {test[0]} is not in {train[0]}: {LAYOUT}")
+        found = {split: _files(folders, names) for split, folders in inside.items()}
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {summary(error)}") from None
+    counts = np.bincount([label for _, label in found["train"]], minlength=len(names))
+    if len(names) < 2 or not all(found.values()) or not counts.all():
+        empty = f", but class {names[counts.argmin()]!r} has no images" if names and not counts.all() else ""
+        shown = ", ".join(map(repr, names[:5])) + (" ..." if len(names) > 5 else "")
+        raise InvalidInput(f"{path} has the classes {shown or 'none'}{empty}: {LAYOUT}")
+    return names, found
+
+
+def _folders(folder: pathlib.Path) -> list[str]:
+    return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
+
+
+def _place(name: str) -> tuple[bool, int, str]:
+    """Numbers in their order, then the other names in theirs."""
+    number = name.isascii() and name.isdigit()
+    return not number, int(name) if number else 0, name
+
+
+def _files(folders: list[pathlib.Path], names: list[str]) -> Labelled:
+    return [
+        (file, label)
+        for label, name in enumerate(names)
+        for folder in folders
+        for file in sorted((folder / name).rglob("*"))
+        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    ]
+
+
+def _each(read: Callable, files: Labelled, *others: Iterable) -> Iterator:
+    with ThreadPoolExecutor() as threads:  # Pillow decodes without the interpreter's lock
+        yield from threads.map(read, (file for file, _ in files), *others)
+
+
+def _header(pillow, file: pathlib.Path) -> tuple[str, tuple[int, int]]:
+    """The mode, and (width, height)."""
+    try:
+        with pillow.open(file, formats=FORMATS) as image:
+            return image.mode, image.size
+    except Exception as error:  # Pillow documents no common type
+        raise _unreadable(file, error) from None
+
+
+def _decode(pillow, mode: str, file: pathlib.Path, out: np.ndarray) -> None:
+    try:
+        with pillow.open(file, formats=FORMATS) as image:
+            whole = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of transparent palettes
+            out[...] = np.asarray(whole.convert(mode)).reshape(out.shape)
+    except Exception as error:
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(file: pathlib.Path, error: Exception) -> InvalidInput:
+    return InvalidInput(f"{str(file)!r} cannot be read as an image: {summary(error)}")
+
+
+def _common(path: str, files: Labelled, headers: Iterable) -> tuple[str, tuple[int, int, int]]:
+    """The mode that all images are converted to, and their shape."""
+    first, modes = None, set()
+    for (file, _), (mode, size) in zip(files, headers, strict=True):
+        first = first or (file, size)
+        if size != first[1]:
+            sizes = [f"{str(name)!r} {width} x {height}" for name, (width, height) in (first, (file, size))]
+            raise InvalidInput(f"{path}: images of different sizes, {' and '.join(sizes)}: resize them to one size")
+        if mode.startswith(DEEP):
+            raise InvalidInput(f"{str(file)!r} has more than 8 bits (mode {mode}): convert it to 8 bits")
+        modes.add(mode)
+    width, height = first[1]
+    return ("L", (height, width, 1)) if modes <= {"L", "1"} else ("RGB", (height, width, 3))

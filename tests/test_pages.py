@@ -1,0 +1,77 @@
+"""The command blocks of the README and the first pages, in the order in which a reader meets them, in one folder."""
+
+import json
+import re
+import shlex
+
+import pytest
+from processes import ROOT, main  # noqa: F401 - a fixture
+
+PAGES = ("README.md", "docs/quickstart.md", "docs/how-to/evaluate.md", "docs/how-to/pytorch.md")
+# Of a small network on few images, for one epoch.
+TINY = (
+    "--config.model.name=wrn_10_1", "--config.model.width=4", "--config.num_epochs=1", "--config.data.train_size=128",
+    "--config.data.test_size=20", "--config.attack.num_steps=1", "--config.optimizer.milestones=()",
+    "--config.eval.validation_attack=fgsm", "--config.eval.probe_examples=0", "--config.eval.cam_images=2",
+    "--config.eval.batch_size=20",
+)  # fmt: skip
+FEW = {"autoattack": "apgd-ce(num_steps=2)", "pgd50": "pgd2", "infofeature20": "infofeature2"}
+
+
+def commands(page: str) -> list[list[str]]:
+    """The words of each command in the page's blocks of commands; without installations."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    parts = [part for line in lines for part in line.split("&&")]
+    found = [shlex.split(part, comments=True) for part in parts]
+    return [words for words in found if words and words[0] != "pip"]
+
+
+def reduced(words: list[str]) -> tuple[str, list[str]]:
+    """(program, flags) of a command at a small size: `python main.py ...` or `python -m package.module ...`."""
+    assert words[0] == "python", words
+    program, flags = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
+    if program == "main.py" and "--mode=report" not in flags:
+        given = [flag for flag in flags if flag.startswith("--config.eval.attacks=")]
+        for name, cheap in FEW.items():
+            given = [flag.replace(f"'{name}'", f"'{cheap}'") for flag in given]
+        others = [flag for flag in flags if not flag.startswith("--config.eval.attacks=")]
+        flags = [*others, *TINY, *(given or ["--config.eval.attacks=('clean','pgd2')"])]
+    return program, flags
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the commands run: it has what a checkout has at its root."""
+    path = tmp_path_factory.mktemp("checkout")
+    for name in ("main.py", "configs"):
+        (path / name).symlink_to(ROOT / name)
+    return path
+
+
+def test_the_pages_commands_run_one_after_the_other(main, folder):  # noqa: F811
+    """Then what they lead to: the converted weights evaluated, and a report of all of it."""
+    ran = [words for page in PAGES for words in commands(page) if words[1:3] != ["-m", "pytest"]]
+    converted = ["python", "main.py", "--config=digits", "--mode=evaluate", "--workdir=runs/digits/converted"]
+    reports = [["python", "main.py", "--config=configs/digits.py", "--mode=report"]]
+    assert len(ran) >= 10
+    for words in [*ran, converted, *reports]:
+        program, flags = reduced(words)
+        main(*flags, program=program, folder=folder)
+    runs = folder / "runs" / "digits"
+    names = {path.parent.name: json.loads(path.read_text()) for path in runs.glob("*/results.json")}
+    assert set(names) == {"infofeature", "standard", "robust", "finetuned", "converted"}
+    assert names["converted"]["clean"] == names["robust"]["clean"] == names["infofeature"]["clean"]
+    page = (runs / "report" / "index.html").read_text()
+    assert all(name in page for name in ("finetuned", "converted"))
+    assert (folder / "robust.stablehlo").stat().st_size > 0
+    assert not (ROOT / "runs" / "digits" / "converted").exists()
+
+
+def test_the_commands_of_a_page_are_found():
+    """Blocks, line continuations, comments, several in a line, quotes."""
+    assert ["python", "-m", "pytest"] in commands("README.md")
+    assert ["python", "main.py", "--config=configs/digits.py"] in commands("README.md")
+    attacks = "--config.eval.attacks=('clean','pgd50','infofeature20')"
+    assert attacks in commands("docs/how-to/evaluate.md")[0]
+    assert commands("docs/how-to/pytorch.md")[0][-1] == "robust.npz"
