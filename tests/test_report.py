@@ -28,6 +28,7 @@ from infofeat_jax.report import (
     collect,
     estimate,
     figures,
+    finding,
     markup,
     notes,
     page,
@@ -221,7 +222,7 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     monkeypatch.setenv("COLUMNS", "120")
     terminal.show(tmp_path)
     assert "first 200 images 95.0 60.0 58.0 55.0 54.5" in re.sub(" +", " ", capsys.readouterr().out)
-    assert "first 200 images" in markup.to_markdown("", [table])
+    assert "first 200 images" in markup.to_markdown("", "", [table])
     path = tmp_path / "madry-seed0" / "results.json"
     path.write_text(json.dumps(results | {"common": common | {"pgd20": 1.5}}))
     (gap,) = collect.collect(tmp_path).rows[0].gaps
@@ -230,6 +231,70 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     table = tables.accuracy_table(collect.collect(tmp_path))
     assert table.lines[0].cells[-1].value == "54.5"
     assert any(note.startswith("Worst case:") for note in table.notes)
+
+
+# The finding
+
+
+def study_of(directory: pathlib.Path, accuracies: dict[str, dict[str, float]], examples: int = 2000) -> runs.Study:
+    for method, values in accuracies.items():
+        results = create_results(create_config(method), values)
+        results["examples"] = dict.fromkeys(values, examples)
+        write_run(directory / method, create_config(method), results)
+    return collect.collect(directory)
+
+
+def test_the_most_robust_method_is_named_if_the_intervals_are_apart(tmp_path):
+    """PGD20 would say Madry, CW20 leaves less but Standard lacks it; AutoAttack decides where all have it."""
+    values = {
+        "madry": {"clean": 0.8, "pgd20": 0.6, "autoattack": 0.4},
+        "alp": {"clean": 0.8, "pgd20": 0.5, "autoattack": 0.5},
+        "standard": {"clean": 0.9, "noise": 0.0, "pgd20": 0.1, "cw20": 0.0, "autoattack": 0.0, "fgsm(epsilon=99)": 0.0},
+    }  # fmt: skip
+    low, high = scipy.stats.binomtest(1000, 2000).proportion_ci(0.95, method="wilson")
+    second = scipy.stats.binomtest(800, 2000).proportion_ci(0.95, method="wilson")
+    assert finding.finding(study_of(tmp_path / "a", values)) == (
+        f"ALP is the most robust under AutoAttack, the strongest attack that all have: 50.0 % [{100 * low:.1f},"
+        f" {100 * high:.1f}] of 2,000 test images; next is Madry with 40.0 % [{100 * second.low:.1f},"
+        f" {100 * second.high:.1f}]. One run each: the randomness of training is not covered."
+    )
+    without = {method: {name: v for name, v in own.items() if name != "autoattack"} for method, own in values.items()}
+    assert finding.finding(study_of(tmp_path / "b", without)).startswith("Madry is the most robust under PGD20, the")
+    alone = finding.finding(study_of(tmp_path / "c", {"standard": values["standard"]}))
+    assert alone == "Standard classifies 0.0 % [0.0, 0.2] of 2,000 test images correctly under AutoAttack."
+
+
+def test_methods_with_overlapping_intervals_are_not_told_apart(tmp_path):
+    """On 100 images 40 % and 35 % overlap, on 2,000 not; 5 % is below both."""
+    values = {"madry": {"autoattack": 0.4}, "alp": {"autoattack": 0.35}, "standard": {"autoattack": 0.05}}
+    text = finding.finding(study_of(tmp_path / "few", values, 100))
+    assert "Madry (40.0 % [30.9, 49.8]) and ALP (35.0 % [26.4, 44.7]) cannot be told apart on 100 test images" in text
+    assert "Less robust: Standard. Reduced scale: few test images. One run each" in text
+    assert finding.finding(study_of(tmp_path / "many", values)).startswith("Madry is the most robust under AutoAttack")
+
+
+def test_the_finding_says_what_limits_it(study, tmp_path):
+    text = finding.finding(collect.collect(study))  # the interval of Madry's three seeds, 45 to 57, holds InfoFeature's
+    assert text.startswith(
+        "Under CW20, the strongest attack that all have, Madry (48.0 % ±9.0) and InfoFeature (45.0 %"
+    )
+    assert "Reduced scale: less than the paper's setting. Flagged (see there): InfoFeature." in text
+    assert "One run each" not in text
+    apart = study_of(tmp_path / "apart", {"madry": {"clean": 0.8, "fgsm": 0.3}, "alp": {"clean": 0.8, "pgd20": 0.3}})
+    assert finding.finding(apart) == finding.NO_ATTACK
+    assert finding.finding(runs.Study(tmp_path, "", "", [], [])) == "There is no finished run yet."
+
+
+def test_a_warning_is_on_the_page_once(study, written):
+    """The few images concern two tables, the flags a run's own entry too; they are at the head alone."""
+    text = (written / "index.html").read_text()
+    head, rest = text.split("</header>")
+    for warning in ("Few images: AutoAttack on 200 only", "leaves &lt;b&gt;12 points", "Data: JPEG", "Reduced setting"):
+        assert head.count(warning) == 1, warning
+        assert warning not in rest, warning
+    assert finding.finding(collect.collect(study)) in html.unescape(head)
+    everything = notes.few_images(study_of(study.parent / "few", {"madry": {"clean": 0.8, "pgd20": 0.5}}, 100))
+    assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
 
 
 def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(study):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jinja2
 
 from infofeat_jax.report import cam_images, figures, notes, provenance, tables
+from infofeat_jax.report.finding import finding
 from infofeat_jax.report.runs import RunRecord, Study
 
 HEADINGS = {
@@ -76,11 +77,14 @@ def to_html(
     """The page; every text from outside is escaped."""
     loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    warnings = list_warnings(study, all_tables)
     return environment.get_template("page.html").render(
         study=study,
         summary=f"{notes.setting_line(study)}. {len(study.runs)} finished runs in {study.directory.name}/.",
-        warnings=list_warnings(study, all_tables),
-        tables=all_tables,
+        finding=finding(study),
+        flags=notes.flags(study),
+        warnings=warnings,
+        tables=[table._replace(notes=[note for note in table.notes if note not in warnings]) for table in all_tables],
         headings=HEADINGS,
         figures=[drawing.image for drawing in plots],
         cam_images=[(run, drawing.image) for run, drawing in maps],
@@ -90,12 +94,12 @@ def to_html(
 
 
 def list_warnings(study: Study, all_tables: list[tables.Table]) -> list[str]:
-    """What a reader needs before any of the numbers: reduced settings, few images, gaps, the runs' own flags."""
+    """What a reader needs before any of the numbers, besides the runs' flags: reduced settings, few images, gaps."""
     remarks = notes.warnings(note for table in all_tables for note in table.notes)
     gaps = [run for row in study.rows for run in row.gaps]
     if gaps:
         remarks.append(f"{len(gaps)} of {len(gaps) + len(study.runs)} runs do not count: see the marked lines.")
-    return [*dict.fromkeys(remarks), *notes.flags(study)]
+    return list(dict.fromkeys(remarks))
 
 
 def data_uri(content: bytes, kind: str) -> str:
