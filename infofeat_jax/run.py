@@ -144,7 +144,8 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
         describe_setting(experiment, variables, len(split.labels)),
         source=cache(partial(load_source, experiment)),
         seed=config.seed, batch_size=options.batch_size, autoattack_examples=options.autoattack_examples,
-        probe_examples=options.probe_examples, cam_images=options.cam_images, suffix=suffix,
+        probe_examples=options.probe_examples, cam_images=options.cam_images,
+        class_names=experiment.data.class_names, suffix=suffix,
     )  # fmt: skip
 
 

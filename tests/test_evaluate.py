@@ -233,6 +233,11 @@ def test_cam_images_are_what_the_network_sees(directory):
     the_run = make(directory / "target", attacks=("clean",))
     run.evaluate_run(the_run)
     with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
+        earlier = {name: value for name, value in kept.items() if name != "class_names"}
+        assert kept["class_names"].tolist() == [str(digit) for digit in range(10)]
+    np.savez(the_run.workdir / "cam_images.npz", **earlier)  # as written before it held the names
+    run.evaluate_run(the_run)
+    with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
         images, perturbed, labels = (jnp.asarray(kept[name]) for name in ("images", "perturbed", "labels"))
         for name, x in (("clean", images), ("perturbed", perturbed)):
             outputs = forward(the_run)(x)
@@ -240,6 +245,7 @@ def test_cam_images_are_what_the_network_sees(directory):
             label_maps = np.stack([cam[..., label] for cam, label in zip(outputs.cam, labels, strict=True)])
             np.testing.assert_allclose(kept[f"cam_{name}"], label_maps, atol=1e-5)
         assert images.shape == perturbed.shape == (3, 8, 8, 1)
+        assert len(kept["class_names"]) == 10
         assert 0 < np.abs(perturbed - images).max() <= kept["epsilon"] == 48 / 255
 
 

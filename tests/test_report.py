@@ -9,6 +9,7 @@ import math
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -26,6 +27,7 @@ from infofeat_jax.report import (
     cam_images,
     cells,
     collect,
+    compare,
     estimate,
     figures,
     finding,
@@ -292,7 +294,7 @@ def test_a_warning_is_on_the_page_once(study, written):
     for warning in ("Few images: AutoAttack on 200 only", "leaves &lt;b&gt;12 points", "Data: JPEG", "Reduced setting"):
         assert head.count(warning) == 1, warning
         assert warning not in rest, warning
-    assert finding.finding(collect.collect(study)) in html.unescape(head)
+    assert finding.finding(collect.collect(study)) in html.unescape(head).replace("\N{NO-BREAK SPACE}", " ")
     everything = notes.few_images(study_of(study.parent / "few", {"madry": {"clean": 0.8, "pgd20": 0.5}}, 100))
     assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
 
@@ -657,12 +659,15 @@ class Elements(html.parser.HTMLParser):
 def test_the_page_needs_nothing_else(written):
     text = (written / "index.html").read_text()
     elements = Elements(text).found
-    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed"}
+    assert not {tag for tag, _ in elements} & {"link", "iframe", "object", "embed"}
+    assert not [attributes for tag, attributes in elements if tag == "script" and "src" in attributes]
     resources = [a[name] for _, a in elements for name in ("src", "srcset", "href", "data") if name in a]
     assert len(resources) > 8
     for resource in resources:
         assert resource.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#"))
-    assert not re.search(r"https?://|file:|url\(|@import", re.sub(r"base64,[\w+/=]+", "", text))
+    assert not re.search(
+        r"https?://|file:|url\(|@import|import\(|fetch\(|XMLHttpRequest", re.sub(r"base64,[\w+/=]+", "", text)
+    )
     for resource in resources:
         if "svg+xml" in resource:
             svg = base64.b64decode(resource.partition(",")[2]).decode()
@@ -675,7 +680,7 @@ def test_text_from_outside_is_escaped(written):
     text = (written / "index.html").read_text()
     assert "Rows &amp; &lt;script&gt;alert(1)&lt;/script&gt;_%" in text
     assert "leaves &lt;b&gt;12 points&lt;/b&gt; more" in text
-    assert "<script" not in text
+    assert len(re.findall("<script", text)) == 2  # the page's own: what it works on, and what it does
     assert "<b>" not in text
 
 
@@ -700,7 +705,7 @@ def test_the_tables_agree_with_the_results(study, written):
     html_row = re.search(
         r'<tr class="row"><th scope="row">InfoFeature</th>(.*)</tr>', (written / "index.html").read_text()
     )
-    html_cells = re.findall(r"<td>([\d.]+)", html_row[1])
+    html_cells = re.findall(r"<td[^>]*>([\d.]+)", html_row[1])
     for name, column in {"clean": "clean", "pgd20": "PGD20", "autoattack": "AutoAttack"}.items():
         index = header.index(column)
         expected = f"{100 * results[name]:.1f}"
@@ -753,8 +758,12 @@ def test_the_plots_show_the_measured_values(study):
     pgd = panels[0].lines[0]
     np.testing.assert_array_equal(pgd.get_xdata(), [1, 2, 3, 5, 7, 10, 20])
     np.testing.assert_allclose(pgd.get_ydata(), [59, 58, 57, 55, 55, 50, 50])
-    assert overview.get_legend_handles_labels()[1] == ["PGD7", "PGD20", "CW20"]  # what both rows have
-    np.testing.assert_allclose(overview.containers[1][0].get_xdata(), [53, 50])
+    attacks = ["FGSM", "PGD7", "PGD20", "CW20", "InfoFeature10", "AutoAttack"]
+    assert overview.get_legend_handles_labels()[1] == attacks
+    np.testing.assert_allclose(overview.containers[2][0].get_xdata(), [53, 50])
+    np.testing.assert_allclose(
+        overview.containers[5][0].get_xdata(), [40]
+    )  # Madry lacks it, and is shown with the rest
 
 
 def test_validation_curves_are_means_over_seeds(tmp_path):
@@ -777,12 +786,61 @@ def test_the_cam_images_are_the_recorded_ones():
     apart = arrays["perturbed"][1] - arrays["images"][1]
     np.testing.assert_allclose(difference[::factor, ::factor], np.broadcast_to(0.5 + 4 * apart, (8, 8, 3)), atol=1e-6)
     assert all(one.shape == clean.shape and one.min() >= 0 and one.max() <= 1 for one in maps)
-    height, width = 3 * len(clean) + 2 * cam_images.GAP, 5 * len(clean) + 4 * cam_images.GAP
-    assert cam_images.mosaic(arrays).shape == (height, width, 4)
-    assert cam_images.predictions(arrays, 1) == "label 1\nclean: predicted 1\nadversarial: predicted 7"
+    strip = cam_images.strip([clean, attacked, difference])
+    assert strip.shape == (len(clean), 3 * len(clean) + 2 * cam_images.GAP, 4)
+    with Image.open(io.BytesIO(cam_images.to_png(strip))) as image:
+        np.testing.assert_allclose(np.asarray(image)[:, : len(clean), :3] / 255, clean, atol=1 / 255)
+        assert not np.asarray(image)[:, len(clean) : len(clean) + cam_images.GAP, 3].any()
     grey = np.full((8, 8, 3), 0.5)
     bright = cam_images.overlay(grey, np.array([[0.0, 1.0]]))
     assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("names", "before", "after", "words"),
+    [
+        (["cat", "dog", "deer"], 0, 1, "cat, taken for dog"),
+        (["cat", "dog", "deer"], 0, 0, "cat, recognised"),
+        (["cat", "dog", "deer"], 1, 1, "cat, taken for dog even unattacked"),
+        (["cat", "dog", "deer"], 1, 2, "cat, taken for deer; unattacked, for dog"),
+        (["cat", "dog", "deer"], 2, 0, "cat, recognised; unattacked, for deer"),
+        ([], 0, 7, "0, taken for 7"),
+        (["cat"], 0, 7, "cat, taken for 7"),
+        (None, 0, 7, "0, taken for 7"),
+    ],
+)
+def test_what_an_image_is_taken_for_is_said_by_name(names, before, after, words):
+    arrays = create_cam_images() | {"predicted_clean": np.array([before]), "predicted_perturbed": np.array([after])}
+    if names is not None:
+        arrays["class_names"] = np.array(names, np.str_)
+    assert cam_images.predictions(arrays, 0) == words
+
+
+def test_the_perturbation_is_amplified_until_it_is_legible(tmp_path):
+    """A few pixels that change by more do not leave the rest grey; the factor is said."""
+    arrays = create_cam_images()
+    arrays["images"], rest = np.full_like(arrays["images"], 0.5), 0.02
+    arrays["perturbed"] = arrays["images"] + rest
+    arrays["perturbed"][0, 0, 0] = 1.0
+    assert cam_images.amplification(arrays) == pytest.approx(25)
+    assert cam_images.titles(arrays)[2] == "perturbation \N{MULTIPLICATION SIGN}25"
+    assert "perturbation \N{MULTIPLICATION SIGN}25." in cam_images.caption(arrays)
+    np.testing.assert_allclose(cam_images.tiles(arrays, 1)[2], 1.0, atol=1e-6)
+    np.savez(simple_run(tmp_path) / "cam_images.npz", **arrays)
+    assert "perturbation \N{MULTIPLICATION SIGN}25" in report.write(tmp_path).read_text()
+
+
+def test_names_from_outside_are_text_on_the_page_and_in_the_figures(tmp_path):
+    """Neither markup, nor what Matplotlib would take for a formula."""
+    names = ["<b>cat</b>", "$\\frac{x$", "</script>"] + [f"$unbalanced {index}" for index in range(7)]
+    run = write_run(tmp_path / "$x_1$<i>", create_config(), create_results(create_config(), MEASURED))
+    np.savez(run / "cam_images.npz", **create_cam_images() | {"class_names": np.array(names)})
+    np.savez(run / "outcomes.npz", pgd20=np.arange(2000) < 1000)
+    shutil.copytree(run, tmp_path / "</script>x")
+    text = report.write(tmp_path).read_text()
+    assert "&lt;b&gt;cat&lt;/b&gt;, taken for $unbalanced 4" in text
+    assert not re.search(r"<b>|<i>|</script>x", text)
+    assert text.count("</script>") == 2
 
 
 @pytest.mark.parametrize("name", ["cam_images.npz", "pictures.npz"])
@@ -790,10 +848,11 @@ def test_cam_images_that_cannot_be_read_are_left_out(tmp_path, name):
     run = simple_run(tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
         (run / name).write_bytes(content)
-        assert page.draw_cam_images(collect.collect(tmp_path)) == []
-    for lacking in ({"labels": np.array(3)}, {"images": np.zeros((0, 8, 8, 1))}, {"perturbed": np.zeros((2, 8, 8, 1))}):
+        assert page.draw_panels(collect.collect(tmp_path)) == []
+    for lacking in ({"labels": np.array(3)}, {"images": np.zeros((0, 8, 8, 1))}, {"perturbed": np.zeros((2, 8, 8, 1))},
+                    {"labels": np.zeros(3)}):  # fmt: skip
         np.savez(run / name, **create_cam_images() | lacking)
-        assert page.draw_cam_images(collect.collect(tmp_path)) == []
+        assert page.draw_panels(collect.collect(tmp_path)) == []
 
 
 def test_cam_images_of_earlier_runs_are_read_too(tmp_path):
@@ -802,8 +861,8 @@ def test_cam_images_of_earlier_runs_are_read_too(tmp_path):
     np.savez(run / "pictures.npz", **create_cam_images() | {"attack": np.array("earlier7")})
 
     def shown() -> str:
-        ((_, drawing),) = page.draw_cam_images(collect.collect(tmp_path))
-        return drawing.image.caption
+        (panel,) = page.draw_panels(collect.collect(tmp_path))
+        return panel.caption
 
     assert "earlier7" in shown()
     np.savez(run / "cam_images.npz", **create_cam_images())
@@ -875,6 +934,97 @@ def test_a_narrow_terminal_cuts_no_number(tmp_path, monkeypatch, capsys, columns
     terminal.show(tmp_path)
     line = next(line for line in capsys.readouterr().out.splitlines() if "Madry" in line)
     assert line.split()[1:] == ["11.1", "22.2", "33.3", "44.4", "11.1"]  # the last: worst case
+
+
+# Two runs, image by image
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path):
+    """A is right on images 0 to 9 alone, B on 10 to 11 alone, both on 12 to 19. By hand: p = 2 (1 + 12 + 66) / 2^12."""
+    correct = np.zeros((2, 40), bool)
+    correct[0, :10], correct[1, 10:12], correct[:, 12:20] = True, True, True
+    for method, values in zip(("madry", "alp"), correct, strict=True):
+        config, accuracies = create_config(method), {"clean": 0.9, "pgd20": float(values.mean())}
+        results = create_results(config, accuracies, examples=dict.fromkeys(accuracies, 40))
+        run = write_run(tmp_path / method, config, results)
+        np.savez(run / "outcomes.npz", pgd20=values, clean=np.arange(40) < 36, setting="...")
+    the_study = collect.collect(tmp_path)
+    (table,) = compare.tables(the_study)
+    assert table.title == "Of 40 test images: right under PGD20 in the line's run, wrong in the column's"
+    assert {line.label: [cell.value for cell in line.cells] for line in table.lines} == {
+        "ALP": [tables.NONE, "2"], "Madry": ["10", tables.NONE],
+    }  # fmt: skip
+    assert table.lines[0].cells[1].detail == table.lines[1].cells[0].detail == "p 0.039"
+    assert compare.mcnemar(*correct) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert compare.mcnemar(correct[0], correct[0]) == 1.0
+    text = report.write(tmp_path).read_text()
+    stored = json.loads(re.search(r'id="outcomes">(.*)</script>', text)[1])
+    assert (stored["attack"], stored["count"]) == ("PGD20", 40)
+    for method, values in zip(("madry", "alp"), correct, strict=True):
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(stored["runs"][method]), np.uint8))[:40]
+        np.testing.assert_array_equal(bits, values)
+    assert "Image by image" in text
+
+
+@pytest.mark.parametrize("values", [np.arange(2000) < 900, np.arange(1999) < 1000, np.full(2000, 0.5), np.array(True)])
+def test_outcomes_of_another_evaluation_are_not_compared(tmp_path, values):
+    """results.json says 0.5 of 2,000: other outcomes are of before or after it."""
+    for seed, own in enumerate((np.arange(2000) < 1000, values)):
+        config = create_config(seed=seed)
+        run = write_run(tmp_path / f"madry-seed{seed}", config, create_results(config, {"pgd20": 0.5}))
+        np.savez(run / "outcomes.npz", pgd20=own)
+    assert compare.outcomes(collect.collect(tmp_path)) == ("", {})
+    np.savez(run / "outcomes.npz", pgd20=np.arange(2000) >= 1000)
+    assert list(compare.outcomes(collect.collect(tmp_path))[1]) == ["madry-seed0", "madry-seed1"]
+    assert compare.tables(collect.collect(tmp_path)) == []  # one row
+    (run / "outcomes.npz").write_bytes(b"PK\x03\x04 torn")
+    assert compare.outcomes(collect.collect(tmp_path)) == ("", {})
+
+
+# The script of the page, in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome", "chromium-browser"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_the_script_sorts_and_compares(study, tmp_path):
+    """In a copy of the page that clicks on headings, and chooses two runs, by itself."""
+    directory = shutil.copytree(study, tmp_path / "copy")
+    for name, first in {"infofeature-seed0": 0, "madry-seed1": 20}.items():
+        values = np.zeros(2000, bool)
+        count = round(2000 * json.loads((directory / name / "results.json").read_text())["cw20"])
+        values[first : first + count] = True
+        np.savez(directory / name / "outcomes.npz", cw20=values)
+    clicks = """<script>
+      const groups = () => [...document.querySelectorAll("#accuracy tbody")];
+      const rows = () => groups().map(group => group.rows[0].cells[0].textContent);
+      const click = index => document.querySelectorAll("#accuracy thead button")[index].click();
+      const said = [rows()];
+      for (const index of [2, 2, 8, 8, 0]) { click(index); said.push(rows()); }
+      said.push(document.querySelector("#compare p").textContent);
+      document.body.dataset.said = JSON.stringify(said);
+    </script></body>"""
+    page_path = report.write(directory)
+    page_path.write_text(page_path.read_text().replace("</body>", clicks))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    process = subprocess.run(
+        [*command, "--dump-dom", f"file://{page_path}"], capture_output=True, text=True, timeout=600, check=True
+    )
+    (said,) = [attributes["data-said"] for tag, attributes in Elements(process.stdout).found if tag == "body"]
+    *orders, words = json.loads(said)
+    assert orders == [
+        ["Madry", "InfoFeature", "ALP"],
+        ["Madry", "InfoFeature", "ALP"],  # by clean accuracy; a row without any is last
+        ["InfoFeature", "Madry", "ALP"],
+        ["InfoFeature", "Madry", "ALP"],  # by AutoAttack, which InfoFeature alone has
+        ["InfoFeature", "Madry", "ALP"],
+        ["Madry", "InfoFeature", "ALP"],  # restored
+    ]
+    assert words == (
+        "Of 2000 test images, under CW20 880 are classified correctly by both, 60 by madry-seed1 only"
+        f" (numbers {', '.join(map(str, range(900, 940)))}, \N{HORIZONTAL ELLIPSIS}, from 0), 20 by infofeature-seed0"
+        f" only (numbers {', '.join(map(str, range(20)))}, from 0), 1040 by neither."
+    )
 
 
 def test_plotting_libraries_are_imported_for_a_report_only():
