@@ -20,7 +20,7 @@ from infofeat_jax.data import Split
 from infofeat_jax.evaluation import attack_names, evaluate, robustness
 from infofeat_jax.evaluation.subject import Source, Subject, digest
 from infofeat_jax.experiment import Experiment
-from infofeat_jax.report import terminal
+from infofeat_jax.report import collect, terminal
 from infofeat_jax.runtime import devices, files, lock, memory, processes
 from infofeat_jax.training import checkpoint, loop, records
 from infofeat_jax.training.state import State
@@ -56,7 +56,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
     if processes.is_writer():
         files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-        terminal.show(workdir)
+        terminal.show(collect.collect_run(workdir))
     return results
 
 

@@ -4,6 +4,7 @@ import base64
 import html
 import html.parser
 import io
+import itertools
 import json
 import math
 import pathlib
@@ -222,7 +223,7 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     assert same.cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
     assert any("among the first 200 images, which all attacks saw" in note for note in table.notes)
     monkeypatch.setenv("COLUMNS", "120")
-    terminal.show(tmp_path)
+    terminal.show(collect.collect(tmp_path))
     assert "first 200 images 95.0 60.0 58.0 55.0 54.5" in re.sub(" +", " ", capsys.readouterr().out)
     assert "first 200 images" in markup.to_markdown("", "", [table])
     path = tmp_path / "madry-seed0" / "results.json"
@@ -498,7 +499,7 @@ def test_results_that_are_no_object_are_a_gap(tmp_path, text):
     (run / "results.json").write_text(text)
     (run / "metrics.jsonl").write_text("3\n[]\n" + '{"epoch": "x"}\n' + '"epoch"\n')
     assert gaps(tmp_path)["madry-seed0"].startswith("results.json is damaged: ")
-    terminal.show(run)
+    terminal.show(collect.collect_run(run))
 
 
 @pytest.mark.parametrize(
@@ -926,14 +927,67 @@ def test_the_terminal_shows_rows_and_gaps(study, capsys):
     assert str(study / "report" / "index.html") in lines.replace("\n", "")
 
 
-@pytest.mark.parametrize("columns", [30, 60, 200])
-def test_a_narrow_terminal_cuts_no_number(tmp_path, monkeypatch, capsys, columns):
+LONG = "/somewhere/far/away/where/the/data/are/cifar10_with_all_that_belongs_to_it.npz"
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 200])
+def test_a_table_breaks_between_columns_and_loses_none(tmp_path, monkeypatch, capsys, columns):
+    """Also where the output is no terminal, as here; the title is as wide as the terminal, not as the table."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    values = {name: 0.111 * (index + 1) for index, name in enumerate(("clean", "pgd20", "cw20", "infofeature20"))}
-    write_run(tmp_path / "madry", create_config(), create_results(create_config(), values))
-    terminal.show(tmp_path)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "Madry" in line)
-    assert line.split()[1:] == ["11.1", "22.2", "33.3", "44.4", "11.1"]  # the last: worst case
+    attacks = ("clean", "pgd20", "cw20", "infofeature20", "autoattack", "pgd20(restarts=5,step_size=0.5)")
+    values = {name: 0.111 * (index + 1) for index, name in enumerate(attacks)}
+    write_run(tmp_path / "madry", create_config(), create_results(create_config(), values, data=LONG))
+    terminal.show(collect.collect(tmp_path))
+    shown = capsys.readouterr().out.split("\n")
+    table = shown[shown.index("") :]
+    numbers = [line.split()[1:] for line in table if line.startswith("Madry")]
+    assert list(itertools.chain(*numbers)) == [
+        "11.1",
+        "22.2",
+        "66.6",
+        "33.3",
+        "44.4",
+        "55.5",
+        "11.1",
+    ]  # the last: worst case
+    heads = [line.split() for line in table if line and "Madry" not in line and not line.startswith("\u2500")]
+    for word in (
+        "method",
+        "clean",
+        "PGD20",
+        "(restarts=5,",
+        "step_size=0.5)",
+        "CW20",
+        "InfoFeature20",
+        "AutoAttack",
+        "case",
+    ):
+        assert any(word in head for head in heads), word
+    assert all(len(line) <= columns or line == LONG + ";" for line in shown)
+    title = shown[: shown.index("")]
+    assert " ".join(title).startswith(f"Accuracy in % on 2,000 test images of {LONG}; linf epsilon 8/255, attack")
+    assert all(len(line) + 1 + len(after.split()[0]) > columns for line, after in itertools.pairwise(title))
+    assert (len(numbers) == 1) == (columns == 200)
+
+
+def test_evaluating_a_run_shows_that_run_and_the_report_its_neighbours(tmp_path, capsys):
+    run = simple_run(tmp_path)
+    write_run(tmp_path / "trades-seed0", create_config("trades"), None)
+    terminal.show(collect.collect_run(run))
+    alone = capsys.readouterr().out
+    assert "Madry" in alone
+    assert "trades" not in alone
+    assert alone.count("Accuracy in %") == alone.count("Madry") == 1
+    report.write(run)
+    assert "trades: trades-seed0: not evaluated" in capsys.readouterr().out
+
+
+def test_the_finding_is_on_the_terminal_too(study, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    terminal.show(collect.collect(study))
+    shown = capsys.readouterr().out.split("\n")
+    assert shown.count(finding.finding(collect.collect(study))) == 1
+    assert len([line for line in shown if line.startswith("warning: Few images")]) == 1
 
 
 # Two runs, image by image

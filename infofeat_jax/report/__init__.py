@@ -15,7 +15,7 @@ def write(directory: str | pathlib.Path) -> pathlib.Path:
     last. Returns the page's path. Raises InvalidInput.
     """
     study = collect.collect(pathlib.Path(directory))
-    terminal.show_study(study)
+    terminal.show(study)
     output = study.directory / "report"
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
