@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 from functools import partial
 
@@ -227,6 +228,16 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
     np.testing.assert_array_equal(labels, target.data.test.labels[:4])
     np.testing.assert_allclose(logits, forward(target)(images).logits, rtol=1e-5)
     assert budget == {"norm": "linf", "epsilon": 48 / 255, "step_size": 12 / 255}
+
+
+def test_an_evaluation_prints_its_own_run(tmp_path, directory, capsys):
+    target = make(directory / "target")
+    for name in ("own", "beside"):
+        shutil.copytree(target.workdir, tmp_path / name)
+    run.evaluate_run(make(tmp_path / "own", attacks=("clean",), cam_images=0))
+    shown = capsys.readouterr().out
+    assert shown.count("own: evaluated before the end of its training") == 1
+    assert "beside" not in shown
 
 
 def test_cam_images_are_what_the_network_sees(directory):

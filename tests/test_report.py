@@ -1008,7 +1008,7 @@ def test_two_runs_are_compared_image_by_image(tmp_path):
     assert {line.label: [cell.value for cell in line.cells] for line in table.lines} == {
         "ALP": [tables.NONE, "2"], "Madry": ["10", tables.NONE],
     }  # fmt: skip
-    assert table.lines[0].cells[1].detail == table.lines[1].cells[0].detail == "p 0.039"
+    assert table.lines[0].cells[1].detail == table.lines[1].cells[0].detail == "(p 0.039)"
     assert compare.mcnemar(*correct) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
     assert compare.mcnemar(correct[0], correct[0]) == 1.0
     text = report.write(tmp_path).read_text()

@@ -59,7 +59,7 @@ def cell(own: Outcome, other: Outcome) -> Cell:
     if own is other:
         return Cell(NONE)
     p = mcnemar(own, other)
-    return Cell(f"{(own & ~other).sum()}", "p < 0.001" if p < 0.001 else f"p {p:.3f}")
+    return Cell(f"{(own & ~other).sum()}", "(p < 0.001)" if p < 0.001 else f"(p {p:.3f})")
 
 
 def mcnemar(one: Outcome, other: Outcome) -> float:
