@@ -470,13 +470,14 @@ def test_what_is_being_done_is_said_again_at_intervals(capsys, monkeypatch):
 def test_a_long_compilation_is_not_silent(capsys, monkeypatch):
     """Nothing is reported while it lasts."""
     monkeypatch.setattr(console, "BETWEEN", 0.0)
-    said = ""
+    said, end = "", time.monotonic() + 60
     with console.progress(1) as show:
         show(0, "pgd9: compiling", "a line")
-        while "pgd9: compiling; " not in said:
+        while "pgd9: compiling; " not in said and time.monotonic() < end:
             time.sleep(0.05)
             said += capsys.readouterr().err
-    assert said.startswith("a line\npgd9: compiling; 1 s so far\n")
+    assert said.startswith("a line\npgd9: compiling; ")
+    assert " so far\n" in said
 
 
 def test_results_json_holds_what_the_result_does(tmp_path):
