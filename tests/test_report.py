@@ -300,6 +300,17 @@ def test_a_warning_is_on_the_page_once(study, written):
     assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
 
 
+def test_many_flags_leave_the_page_its_head(tmp_path):
+    """The first five are in sight, the others one click away, and all are there."""
+    results = create_results(create_config(), MEASURED, flags=[f"flag {index}" for index in range(12)])
+    write_run(tmp_path / "madry", create_config(), results)
+    the_study = collect.collect(tmp_path)
+    head = page.to_html(the_study, tables.create(the_study), [], []).split("</header>")[0]
+    in_sight, rest = head.split("<details><summary>7 more</summary>")
+    assert in_sight.count("madry: flag") == 5
+    assert rest.count("madry: flag") == 7
+
+
 def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(study):
     everything = {table.name: table for table in tables.create(collect.collect(study))}
     columns = ["seeds", "clean", "noise", "FGSM", "PGD7", "PGD20", "CW20", "InfoFeature10", "AutoAttack"]
