@@ -184,8 +184,7 @@ def steps(
     if state.stage > len(plan.stages):
         return
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    sizes = survivors.batch_sizes(batch_size, len(labels), mesh.size if mesh else 1)
-    data = Data(forward, images, labels, np.empty(0), sizes, mesh)
+    data = Data(forward, images, labels, np.empty(0), batch_size, mesh)
     logits = []
     for rows, some_logits, wrong in _predictions(plan, data, images, np.arange(len(labels))):
         logits.append(some_logits)
@@ -261,9 +260,10 @@ def _predictions(
     plan: Plan, data: Data, images: np.ndarray, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (rows, their logits, whether misclassified) of images[rows], in batches of the larger size."""
-    for start in range(0, len(rows), data.sizes[0]):
-        some = rows[start : start + data.sizes[0]]
-        inputs = (survivors.place(data.mesh, array[np.resize(some, data.sizes[0])]) for array in (images, data.labels))
+    size, _ = survivors.batch_sizes(data.batch_size, len(data.labels), data.mesh.size if data.mesh else 1)
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        inputs = (survivors.place(data.mesh, array[np.resize(some, size)]) for array in (images, data.labels))
         logits, wrong = devices.fetch(plan.predict(data.forward, *inputs))
         yield some, logits[: len(some)], wrong[: len(some)]
 
