@@ -20,7 +20,7 @@ from infofeat_jax.data import Split
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.evaluation.subject import Source, Subject, digest
 from infofeat_jax.experiment import Experiment
-from infofeat_jax.report import terminal
+from infofeat_jax.report import collect, terminal
 from infofeat_jax.runtime import devices, files, lock, memory, processes
 from infofeat_jax.training import checkpoint, loop, records, validation
 from infofeat_jax.training.state import State
@@ -56,7 +56,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
     if processes.is_writer():
         files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
-        terminal.show(workdir)
+        terminal.show(collect.collect_run(workdir))
     return results
 
 
@@ -139,7 +139,8 @@ def create_subject(experiment: Experiment, variables: PyTree, suffix: str = "") 
         describe_setting(experiment, variables, len(split.labels)),
         source=cache(partial(load_source, experiment)),
         seed=config.seed, batch_size=options.batch_size, autoattack_examples=options.autoattack_examples,
-        probe_examples=options.probe_examples, cam_images=options.cam_images, suffix=suffix,
+        probe_examples=options.probe_examples, cam_images=options.cam_images,
+        class_names=experiment.data.class_names, suffix=suffix,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import json
 import pathlib
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from infofeat_jax import config as configs
 from infofeat_jax import config_checks, run
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report import collect, paper
-from infofeat_jax.runtime import files, lock, processes, signals
+from infofeat_jax.runtime import console, files, lock, processes, signals
 from infofeat_jax.types import InUse, InvalidInput, Stopped, check_choice
 
 EXAMPLE = "method.weight=0.5"
@@ -108,6 +108,7 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
     are trained. When others have all that is left it waits, since a process that dies leaves its run. Raises Stopped.
     """
     jobs, waiting = [Job(index, one, act) for act in acts for index, one in enumerate(planned)], Waiting()
+    seconds: dict[str, list[float]] = {}  # what the jobs of this process took, by act
     left = [job for job in jobs if not is_done(job, directory)]
     for index, one in enumerate(planned):
         if processes.is_writer() and one.name not in {job.planned.name for job in left}:
@@ -119,8 +120,11 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                 with run.own_directory(directory / job.planned.name):
                     if not is_done(job, directory):  # another process has just done it
                         if processes.is_writer():
-                            print(f"\n[{job.index + 1}/{len(planned)}] {job.planned.name}: {job.act}", flush=True)
+                            said = f"{job.planned.name}: {job.act}{time_left(seconds, left)}"
+                            print(f"\n[{job.index + 1}/{len(planned)}] {said}", flush=True)
+                        began = time.monotonic()
                         acts[job.act](job.planned.config, directory / job.planned.name)
+                        seconds.setdefault(job.act, []).append(time.monotonic() - began)
             except InUse as error:
                 waiting.note(job.planned.name, error)
             else:
@@ -130,6 +134,16 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
         else:
             waiting.wait()
         left = [job for job in left if not is_done(job, directory)]
+
+
+def time_left(seconds: Mapping[str, Sequence[float]], left: Sequence[Job]) -> str:
+    """What a study still takes if each job takes as long as those before it; "" if there were none."""
+    acts = [job.act for job in left]
+    known = [sum(seconds[act]) / len(seconds[act]) for act in acts if act in seconds]
+    if not known:
+        return ""
+    bound = "about" if len(known) == len(acts) else "more than"  # evaluations come after all trainings
+    return f" ({bound} {console.in_words(sum(known))} left for the study)"
 
 
 def needs(job: Job) -> set[str]:

@@ -105,7 +105,7 @@ def test_a_study_is_one_command_and_goes_on(main, tmp_path):
     rows = {row: json.loads(path.read_text()) for row, path in results.items()}
     assert [rows[row]["config"]["method"]["name"] for row in rows] == ["standard", "infofeature"]
     assert rows["standard"]["fgsm@standard-seed0"] < rows["standard"]["finished"] == 1
-    jobs = [line for line in first.stdout.splitlines() if line.startswith("[")]
+    jobs = [line.partition(" (")[0] for line in first.stdout.splitlines() if line.startswith("[")]
     assert jobs == [f"[{i + 1}/2] {row}-seed0: {job}" for job in ("train", "evaluate") for i, row in enumerate(results)]
     assert (tmp_path / "study" / "report" / "index.html").read_text().endswith("</html>")
     results["weak"].unlink()

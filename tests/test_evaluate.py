@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 from functools import partial
 
@@ -229,8 +230,23 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
     assert budget == {"norm": "linf", "epsilon": 48 / 255, "step_size": 12 / 255}
 
 
+def test_an_evaluation_prints_its_own_run(tmp_path, directory, capsys):
+    target = make(directory / "target")
+    for name in ("own", "beside"):
+        shutil.copytree(target.workdir, tmp_path / name)
+    run.evaluate_run(make(tmp_path / "own", attacks=("clean",), cam_images=0))
+    shown = capsys.readouterr().out
+    assert shown.count("own: evaluated before the end of its training") == 1
+    assert "beside" not in shown
+
+
 def test_cam_images_are_what_the_network_sees(directory):
     the_run = make(directory / "target", attacks=("clean",))
+    run.evaluate_run(the_run)
+    with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
+        earlier = {name: value for name, value in kept.items() if name != "class_names"}
+        assert kept["class_names"].tolist() == [str(digit) for digit in range(10)]
+    np.savez(the_run.workdir / "cam_images.npz", **earlier)  # as written before it held the names
     run.evaluate_run(the_run)
     with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
         images, perturbed, labels = (jnp.asarray(kept[name]) for name in ("images", "perturbed", "labels"))
@@ -240,6 +256,7 @@ def test_cam_images_are_what_the_network_sees(directory):
             label_maps = np.stack([cam[..., label] for cam, label in zip(outputs.cam, labels, strict=True)])
             np.testing.assert_allclose(kept[f"cam_{name}"], label_maps, atol=1e-5)
         assert images.shape == perturbed.shape == (3, 8, 8, 1)
+        assert len(kept["class_names"]) == 10
         assert 0 < np.abs(perturbed - images).max() <= kept["epsilon"] == 48 / 255
 
 

@@ -442,6 +442,44 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_what_is_being_done_is_said_again_at_intervals(capsys, monkeypatch):
+    """After 30 s, or a twentieth of the time so far; with the time left or else the time so far; a line counts too."""
+    now = [1000.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    lines = console._Lines()
+
+    def after(seconds: float) -> str:
+        now[0] += seconds
+        lines.remind()
+        return capsys.readouterr().err
+
+    assert after(20) == ""
+    assert after(11) == f"{console.STARTING}; 31 s so far\n"
+    lines.show(1, "autoattack: fab-t", left=7200.0)
+    assert after(29) == ""
+    assert after(2) == "autoattack: fab-t, unchanged for 31 s; at most 2.0 h left\n"
+    lines.show(2, "autoattack: square", "a line", left=600.0, bound="about")
+    assert capsys.readouterr().err == "a line\n"
+    now[0] += 5990
+    lines.show(3, "autoattack: square", left=500.0, bound="about")
+    assert capsys.readouterr().err == "autoattack: square; about 8 min left\n"
+    assert after(300) == ""  # a twentieth of 6,000 s is more
+    assert after(50) == "autoattack: square, unchanged for 6 min; about 8 min left\n"
+
+
+def test_a_long_compilation_is_not_silent(capsys, monkeypatch):
+    """Nothing is reported while it lasts."""
+    monkeypatch.setattr(console, "BETWEEN", 0.0)
+    said, end = "", time.monotonic() + 60
+    with console.progress(1) as show:
+        show(0, "pgd9: compiling", "a line")
+        while "pgd9: compiling; " not in said and time.monotonic() < end:
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+    assert said.startswith("a line\npgd9: compiling; ")
+    assert " so far\n" in said
+
+
 def test_results_json_holds_what_the_result_does(tmp_path):
     found = evaluate(directory=tmp_path / "b")
     stored = json.loads((tmp_path / "b" / "results.json").read_text())

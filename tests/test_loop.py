@@ -15,6 +15,7 @@ from infofeat_jax import experiment as experiments
 from infofeat_jax import run as runs
 from infofeat_jax.runtime import memory, signals
 from infofeat_jax.training import checkpoint, health, keeper, loop
+from infofeat_jax.training.pace import Pace
 from infofeat_jax.training.step import checked
 from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
@@ -299,13 +300,31 @@ def test_collapse_of_robust_accuracy(method, history, now, collapsed):
     fake.add = lambda snapshot, last: kept.append(snapshot)
     earlier = [{"epoch": 1} | dict(zip(names, rates, strict=True)) for rates in history]
     write = lambda step, values: written.append(values)  # noqa: E731
-    reporting = loop.Reporting(fake, write, lambda *texts: None, frozenset(), earlier)
+    reporting = loop.Reporting(fake, write, lambda *texts: None, frozenset(), earlier, Pace(9))
     training = runs.create_training(create_experiment(method))
     loop.finish_epoch(
         training, reporting, experiments.create_state(create_experiment(method)), correct, loop.Stretch(2, 4)
     )
     assert written[0].get("catastrophic_overfitting", False) is collapsed
     assert kept[0].score == now[0 if method == "standard" else 1]  # what early stopping judges by
+
+
+def test_the_time_left_of_a_training():
+    """100 steps, 10 an epoch: 2 s a step, 30 s of validation, 20 s of compilation in the first."""
+    pace = Pace(100)
+    assert pace.left(1, 500.0) == (None, "at least")  # all before is compilation
+    assert pace.left(6, 510.0) == (94 * 2, "at least")
+    pace.validate(10, 568.0)
+    bound = 90 * (568 - 500) / 9  # with 50 s of validation every 9 steps
+    assert pace.left(10, 568.0) == (pytest.approx(bound), "at most")
+    assert pace.left(15, 578.0) == (pytest.approx(bound * 85 / 90), "at most")
+    pace.validate(20, 618.0)
+    assert pace.left(20, 618.0) == (pytest.approx(8 * 50), "about")  # 8 epochs of 50 s
+    pace.validate(30, 668.0)
+    assert pace.left(35, 678.0) == (pytest.approx(6.5 * 50), "about")
+    resumed = Pace(100)
+    assert resumed.left(91, 50.0) == (None, "at least")
+    assert resumed.left(93, 54.0) == (7 * 2, "at least")
 
 
 def test_the_template_of_a_restored_state_is_the_state():

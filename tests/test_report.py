@@ -4,11 +4,13 @@ import base64
 import html
 import html.parser
 import io
+import itertools
 import json
 import math
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -26,8 +28,10 @@ from infofeat_jax.report import (
     cam_images,
     cells,
     collect,
+    compare,
     estimate,
     figures,
+    finding,
     markup,
     notes,
     page,
@@ -219,9 +223,9 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     assert same.cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
     assert any("among the first 200 images, which all attacks saw" in note for note in table.notes)
     monkeypatch.setenv("COLUMNS", "120")
-    terminal.show(tmp_path)
+    terminal.show(collect.collect(tmp_path))
     assert "first 200 images 95.0 60.0 58.0 55.0 54.5" in re.sub(" +", " ", capsys.readouterr().out)
-    assert "first 200 images" in markup.to_markdown("", [table])
+    assert "first 200 images" in markup.to_markdown("", "", [table])
     path = tmp_path / "madry-seed0" / "results.json"
     path.write_text(json.dumps(results | {"common": common | {"pgd20": 1.5}}))
     (gap,) = collect.collect(tmp_path).rows[0].gaps
@@ -230,6 +234,81 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     table = tables.accuracy_table(collect.collect(tmp_path))
     assert table.lines[0].cells[-1].value == "54.5"
     assert any(note.startswith("Worst case:") for note in table.notes)
+
+
+# The finding
+
+
+def study_of(directory: pathlib.Path, accuracies: dict[str, dict[str, float]], examples: int = 2000) -> runs.Study:
+    for method, values in accuracies.items():
+        results = create_results(create_config(method), values)
+        results["examples"] = dict.fromkeys(values, examples)
+        write_run(directory / method, create_config(method), results)
+    return collect.collect(directory)
+
+
+def test_the_most_robust_method_is_named_if_the_intervals_are_apart(tmp_path):
+    """PGD20 would say Madry, CW20 leaves less but Standard lacks it; AutoAttack decides where all have it."""
+    values = {
+        "madry": {"clean": 0.8, "pgd20": 0.6, "autoattack": 0.4},
+        "alp": {"clean": 0.8, "pgd20": 0.5, "autoattack": 0.5},
+        "standard": {"clean": 0.9, "noise": 0.0, "pgd20": 0.1, "cw20": 0.0, "autoattack": 0.0, "fgsm(epsilon=99)": 0.0},
+    }  # fmt: skip
+    low, high = scipy.stats.binomtest(1000, 2000).proportion_ci(0.95, method="wilson")
+    second = scipy.stats.binomtest(800, 2000).proportion_ci(0.95, method="wilson")
+    assert finding.finding(study_of(tmp_path / "a", values)) == (
+        f"ALP is the most robust under AutoAttack, the strongest attack that all have: 50.0 % [{100 * low:.1f},"
+        f" {100 * high:.1f}] of 2,000 test images; next is Madry with 40.0 % [{100 * second.low:.1f},"
+        f" {100 * second.high:.1f}]. One run each: the randomness of training is not covered."
+    )
+    without = {method: {name: v for name, v in own.items() if name != "autoattack"} for method, own in values.items()}
+    assert finding.finding(study_of(tmp_path / "b", without)).startswith("Madry is the most robust under PGD20, the")
+    alone = finding.finding(study_of(tmp_path / "c", {"standard": values["standard"]}))
+    assert alone == "Standard classifies 0.0 % [0.0, 0.2] of 2,000 test images correctly under AutoAttack."
+
+
+def test_methods_with_overlapping_intervals_are_not_told_apart(tmp_path):
+    """On 100 images the intervals of 40 % and 25 % overlap, on 2,000 not; 5 % is below both."""
+    values = {"madry": {"autoattack": 0.4}, "alp": {"autoattack": 0.25}, "standard": {"autoattack": 0.05}}
+    text = finding.finding(study_of(tmp_path / "few", values, 100))
+    assert "Madry (40.0 % [30.9, 49.8]) and ALP (25.0 % [17.5, 34.3]) cannot be told apart on 100 test images" in text
+    assert "Less robust: Standard. Reduced scale: few test images. One run each" in text
+    assert finding.finding(study_of(tmp_path / "many", values)).startswith("Madry is the most robust under AutoAttack")
+
+
+def test_the_finding_says_what_limits_it(study, tmp_path):
+    text = finding.finding(collect.collect(study))  # the interval of Madry's three seeds, 45 to 57, holds InfoFeature's
+    assert text.startswith(
+        "Under CW20, the strongest attack that all have, Madry (48.0 % ±9.0) and InfoFeature (45.0 %"
+    )
+    assert "Reduced scale: less than the paper's setting. Flagged (see there): InfoFeature." in text
+    assert "One run each" not in text
+    apart = study_of(tmp_path / "apart", {"madry": {"clean": 0.8, "fgsm": 0.3}, "alp": {"clean": 0.8, "pgd20": 0.3}})
+    assert finding.finding(apart) == finding.NO_ATTACK
+    assert finding.finding(runs.Study(tmp_path, "", "", [], [])) == "There is no finished run yet."
+
+
+def test_a_warning_is_on_the_page_once(study, written):
+    """The few images concern two tables, the flags a run's own entry too; they are at the head alone."""
+    text = (written / "index.html").read_text()
+    head, rest = text.split("</header>")
+    for warning in ("Few images: AutoAttack on 200 only", "leaves &lt;b&gt;12 points", "Data: JPEG", "Reduced setting"):
+        assert head.count(warning) == 1, warning
+        assert warning not in rest, warning
+    assert finding.finding(collect.collect(study)) in html.unescape(head).replace("\N{NO-BREAK SPACE}", " ")
+    everything = notes.few_images(study_of(study.parent / "few", {"madry": {"clean": 0.8, "pgd20": 0.5}}, 100))
+    assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
+
+
+def test_many_flags_leave_the_page_its_head(tmp_path):
+    """The first five are in sight, the others one click away, and all are there."""
+    results = create_results(create_config(), MEASURED, flags=[f"flag {index}" for index in range(12)])
+    write_run(tmp_path / "madry", create_config(), results)
+    the_study = collect.collect(tmp_path)
+    head = page.to_html(the_study, tables.create(the_study), [], []).split("</header>")[0]
+    in_sight, rest = head.split("<details><summary>7 more</summary>")
+    assert in_sight.count("madry: flag") == 5
+    assert rest.count("madry: flag") == 7
 
 
 def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(study):
@@ -431,7 +510,7 @@ def test_results_that_are_no_object_are_a_gap(tmp_path, text):
     (run / "results.json").write_text(text)
     (run / "metrics.jsonl").write_text("3\n[]\n" + '{"epoch": "x"}\n' + '"epoch"\n')
     assert gaps(tmp_path)["madry-seed0"].startswith("results.json is damaged: ")
-    terminal.show(run)
+    terminal.show(collect.collect_run(run))
 
 
 @pytest.mark.parametrize(
@@ -592,12 +671,15 @@ class Elements(html.parser.HTMLParser):
 def test_the_page_needs_nothing_else(written):
     text = (written / "index.html").read_text()
     elements = Elements(text).found
-    assert not {tag for tag, _ in elements} & {"script", "link", "iframe", "object", "embed"}
+    assert not {tag for tag, _ in elements} & {"link", "iframe", "object", "embed"}
+    assert not [attributes for tag, attributes in elements if tag == "script" and "src" in attributes]
     resources = [a[name] for _, a in elements for name in ("src", "srcset", "href", "data") if name in a]
     assert len(resources) > 8
     for resource in resources:
         assert resource.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#"))
-    assert not re.search(r"https?://|file:|url\(|@import", re.sub(r"base64,[\w+/=]+", "", text))
+    assert not re.search(
+        r"https?://|file:|url\(|@import|import\(|fetch\(|XMLHttpRequest", re.sub(r"base64,[\w+/=]+", "", text)
+    )
     for resource in resources:
         if "svg+xml" in resource:
             svg = base64.b64decode(resource.partition(",")[2]).decode()
@@ -610,7 +692,7 @@ def test_text_from_outside_is_escaped(written):
     text = (written / "index.html").read_text()
     assert "Rows &amp; &lt;script&gt;alert(1)&lt;/script&gt;_%" in text
     assert "leaves &lt;b&gt;12 points&lt;/b&gt; more" in text
-    assert "<script" not in text
+    assert len(re.findall("<script", text)) == 2  # the page's own: what it works on, and what it does
     assert "<b>" not in text
 
 
@@ -635,7 +717,7 @@ def test_the_tables_agree_with_the_results(study, written):
     html_row = re.search(
         r'<tr class="row"><th scope="row">InfoFeature</th>(.*)</tr>', (written / "index.html").read_text()
     )
-    html_cells = re.findall(r"<td>([\d.]+)", html_row[1])
+    html_cells = re.findall(r"<td[^>]*>([\d.]+)", html_row[1])
     for name, column in {"clean": "clean", "pgd20": "PGD20", "autoattack": "AutoAttack"}.items():
         index = header.index(column)
         expected = f"{100 * results[name]:.1f}"
@@ -688,8 +770,12 @@ def test_the_plots_show_the_measured_values(study):
     pgd = panels[0].lines[0]
     np.testing.assert_array_equal(pgd.get_xdata(), [1, 2, 3, 5, 7, 10, 20])
     np.testing.assert_allclose(pgd.get_ydata(), [59, 58, 57, 55, 55, 50, 50])
-    assert overview.get_legend_handles_labels()[1] == ["PGD7", "PGD20", "CW20"]  # what both rows have
-    np.testing.assert_allclose(overview.containers[1][0].get_xdata(), [53, 50])
+    attacks = ["FGSM", "PGD7", "PGD20", "CW20", "InfoFeature10", "AutoAttack"]
+    assert overview.get_legend_handles_labels()[1] == attacks
+    np.testing.assert_allclose(overview.containers[2][0].get_xdata(), [53, 50])
+    np.testing.assert_allclose(
+        overview.containers[5][0].get_xdata(), [40]
+    )  # Madry lacks it, and is shown with the rest
 
 
 def test_validation_curves_are_means_over_seeds(tmp_path):
@@ -712,12 +798,61 @@ def test_the_cam_images_are_the_recorded_ones():
     apart = arrays["perturbed"][1] - arrays["images"][1]
     np.testing.assert_allclose(difference[::factor, ::factor], np.broadcast_to(0.5 + 4 * apart, (8, 8, 3)), atol=1e-6)
     assert all(one.shape == clean.shape and one.min() >= 0 and one.max() <= 1 for one in maps)
-    height, width = 3 * len(clean) + 2 * cam_images.GAP, 5 * len(clean) + 4 * cam_images.GAP
-    assert cam_images.mosaic(arrays).shape == (height, width, 4)
-    assert cam_images.predictions(arrays, 1) == "label 1\nclean: predicted 1\nadversarial: predicted 7"
+    strip = cam_images.strip([clean, attacked, difference])
+    assert strip.shape == (len(clean), 3 * len(clean) + 2 * cam_images.GAP, 4)
+    with Image.open(io.BytesIO(cam_images.to_png(strip))) as image:
+        np.testing.assert_allclose(np.asarray(image)[:, : len(clean), :3] / 255, clean, atol=1 / 255)
+        assert not np.asarray(image)[:, len(clean) : len(clean) + cam_images.GAP, 3].any()
     grey = np.full((8, 8, 3), 0.5)
     bright = cam_images.overlay(grey, np.array([[0.0, 1.0]]))
     assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
+
+
+@pytest.mark.parametrize(
+    ("names", "before", "after", "words"),
+    [
+        (["cat", "dog", "deer"], 0, 1, "cat, taken for dog"),
+        (["cat", "dog", "deer"], 0, 0, "cat, recognised"),
+        (["cat", "dog", "deer"], 1, 1, "cat, taken for dog even unattacked"),
+        (["cat", "dog", "deer"], 1, 2, "cat, taken for deer; unattacked, for dog"),
+        (["cat", "dog", "deer"], 2, 0, "cat, recognised; unattacked, for deer"),
+        ([], 0, 7, "0, taken for 7"),
+        (["cat"], 0, 7, "cat, taken for 7"),
+        (None, 0, 7, "0, taken for 7"),
+    ],
+)
+def test_what_an_image_is_taken_for_is_said_by_name(names, before, after, words):
+    arrays = create_cam_images() | {"predicted_clean": np.array([before]), "predicted_perturbed": np.array([after])}
+    if names is not None:
+        arrays["class_names"] = np.array(names, np.str_)
+    assert cam_images.predictions(arrays, 0) == words
+
+
+def test_the_perturbation_is_amplified_until_it_is_legible(tmp_path):
+    """A few pixels that change by more do not leave the rest grey; the factor is said."""
+    arrays = create_cam_images()
+    arrays["images"], rest = np.full_like(arrays["images"], 0.5), 0.02
+    arrays["perturbed"] = arrays["images"] + rest
+    arrays["perturbed"][0, 0, 0] = 1.0
+    assert cam_images.amplification(arrays) == pytest.approx(25)
+    assert cam_images.titles(arrays)[2] == "perturbation \N{MULTIPLICATION SIGN}25"
+    assert "perturbation \N{MULTIPLICATION SIGN}25." in cam_images.caption(arrays)
+    np.testing.assert_allclose(cam_images.tiles(arrays, 1)[2], 1.0, atol=1e-6)
+    np.savez(simple_run(tmp_path) / "cam_images.npz", **arrays)
+    assert "perturbation \N{MULTIPLICATION SIGN}25" in report.write(tmp_path).read_text()
+
+
+def test_names_from_outside_are_text_on_the_page_and_in_the_figures(tmp_path):
+    """Neither markup, nor what Matplotlib would take for a formula."""
+    names = ["<b>cat</b>", "$\\frac{x$", "</script>"] + [f"$unbalanced {index}" for index in range(7)]
+    run = write_run(tmp_path / "$x_1$<i>", create_config(), create_results(create_config(), MEASURED))
+    np.savez(run / "cam_images.npz", **create_cam_images() | {"class_names": np.array(names)})
+    np.savez(run / "outcomes.npz", cw20=np.arange(2000) < 900)
+    shutil.copytree(run, tmp_path / "<!--<script>")  # would hide the end of the script that it stands in
+    text = report.write(tmp_path).read_text()
+    assert "&lt;b&gt;cat&lt;/b&gt;, taken for $unbalanced 4" in text
+    assert not re.search(r"<b>|<i>|<!--", text)
+    assert text.count("<script") == text.count("</script>") == 2
 
 
 @pytest.mark.parametrize("name", ["cam_images.npz", "pictures.npz"])
@@ -725,10 +860,11 @@ def test_cam_images_that_cannot_be_read_are_left_out(tmp_path, name):
     run = simple_run(tmp_path)
     for content in (b"", b"PK\x03\x04 torn"):
         (run / name).write_bytes(content)
-        assert page.draw_cam_images(collect.collect(tmp_path)) == []
-    for lacking in ({"labels": np.array(3)}, {"images": np.zeros((0, 8, 8, 1))}, {"perturbed": np.zeros((2, 8, 8, 1))}):
+        assert page.draw_panels(collect.collect(tmp_path)) == []
+    for lacking in ({"labels": np.array(3)}, {"images": np.zeros((0, 8, 8, 1))}, {"perturbed": np.zeros((2, 8, 8, 1))},
+                    {"labels": np.zeros(3)}):  # fmt: skip
         np.savez(run / name, **create_cam_images() | lacking)
-        assert page.draw_cam_images(collect.collect(tmp_path)) == []
+        assert page.draw_panels(collect.collect(tmp_path)) == []
 
 
 def test_cam_images_of_earlier_runs_are_read_too(tmp_path):
@@ -737,8 +873,8 @@ def test_cam_images_of_earlier_runs_are_read_too(tmp_path):
     np.savez(run / "pictures.npz", **create_cam_images() | {"attack": np.array("earlier7")})
 
     def shown() -> str:
-        ((_, drawing),) = page.draw_cam_images(collect.collect(tmp_path))
-        return drawing.image.caption
+        (panel,) = page.draw_panels(collect.collect(tmp_path))
+        return panel.caption
 
     assert "earlier7" in shown()
     np.savez(run / "cam_images.npz", **create_cam_images())
@@ -802,14 +938,158 @@ def test_the_terminal_shows_rows_and_gaps(study, capsys):
     assert str(study / "report" / "index.html") in lines.replace("\n", "")
 
 
-@pytest.mark.parametrize("columns", [30, 60, 200])
-def test_a_narrow_terminal_cuts_no_number(tmp_path, monkeypatch, capsys, columns):
+LONG = "/somewhere/far/away/where/the/data/are/cifar10_with_all_that_belongs_to_it.npz"
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 200])
+def test_a_table_breaks_between_columns_and_loses_none(tmp_path, monkeypatch, capsys, columns):
+    """Also where the output is no terminal, as here; the title is as wide as the terminal, not as the table."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    values = {name: 0.111 * (index + 1) for index, name in enumerate(("clean", "pgd20", "cw20", "infofeature20"))}
-    write_run(tmp_path / "madry", create_config(), create_results(create_config(), values))
-    terminal.show(tmp_path)
-    line = next(line for line in capsys.readouterr().out.splitlines() if "Madry" in line)
-    assert line.split()[1:] == ["11.1", "22.2", "33.3", "44.4", "11.1"]  # the last: worst case
+    attacks = ("clean", "pgd20", "cw20", "infofeature20", "autoattack", "pgd20(restarts=5,step_size=0.5)")
+    values = {name: 0.111 * (index + 1) for index, name in enumerate(attacks)}
+    write_run(tmp_path / "madry", create_config(), create_results(create_config(), values, data=LONG))
+    terminal.show(collect.collect(tmp_path))
+    shown = capsys.readouterr().out.split("\n")
+    table = shown[shown.index("") :]
+    numbers = [line.split()[1:] for line in table if line.startswith("Madry")]
+    assert list(itertools.chain(*numbers)) == [
+        "11.1",
+        "22.2",
+        "66.6",
+        "33.3",
+        "44.4",
+        "55.5",
+        "11.1",
+    ]  # the last: worst case
+    heads = [line.split() for line in table if line and "Madry" not in line and not line.startswith("\u2500")]
+    for word in (
+        "method",
+        "clean",
+        "PGD20",
+        "(restarts=5,",
+        "step_size=0.5)",
+        "CW20",
+        "InfoFeature20",
+        "AutoAttack",
+        "case",
+    ):
+        assert any(word in head for head in heads), word
+    assert all(len(line) <= columns or line == LONG + ";" for line in shown)
+    title = shown[: shown.index("")]
+    assert " ".join(title).startswith(f"Accuracy in % on 2,000 test images of {LONG}; linf epsilon 8/255, attack")
+    assert all(len(line) + 1 + len(after.split()[0]) > columns for line, after in itertools.pairwise(title))
+    assert (len(numbers) == 1) == (columns == 200)
+
+
+def test_evaluating_a_run_shows_that_run_and_the_report_its_neighbours(tmp_path, capsys):
+    run = simple_run(tmp_path)
+    write_run(tmp_path / "trades-seed0", create_config("trades"), None)
+    terminal.show(collect.collect_run(run))
+    alone = capsys.readouterr().out
+    assert "Madry" in alone
+    assert "trades" not in alone
+    assert alone.count("Accuracy in %") == alone.count("Madry") == 1
+    report.write(run)
+    assert "trades: trades-seed0: not evaluated" in capsys.readouterr().out
+
+
+def test_the_finding_is_on_the_terminal_too(study, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    terminal.show(collect.collect(study))
+    shown = capsys.readouterr().out.split("\n")
+    assert shown.count(finding.finding(collect.collect(study))) == 1
+    assert len([line for line in shown if line.startswith("warning: Few images")]) == 1
+
+
+# Two runs, image by image
+
+
+def test_two_runs_are_compared_image_by_image(tmp_path):
+    """A is right on images 0 to 9 alone, B on 10 to 11 alone, both on 12 to 19. By hand: p = 2 (1 + 12 + 66) / 2^12."""
+    correct = np.zeros((2, 40), bool)
+    correct[0, :10], correct[1, 10:12], correct[:, 12:20] = True, True, True
+    for method, values in zip(("madry", "alp"), correct, strict=True):
+        config, accuracies = create_config(method), {"clean": 0.9, "pgd20": float(values.mean())}
+        results = create_results(config, accuracies, examples=dict.fromkeys(accuracies, 40))
+        run = write_run(tmp_path / method, config, results)
+        np.savez(run / "outcomes.npz", pgd20=values, clean=np.arange(40) < 36, setting="...")
+    the_study = collect.collect(tmp_path)
+    (table,) = compare.tables(the_study)
+    assert table.title == "Of 40 test images: right under PGD20 in the line's run, wrong in the column's"
+    assert {line.label: [cell.value for cell in line.cells] for line in table.lines} == {
+        "ALP": [tables.NONE, "2"], "Madry": ["10", tables.NONE],
+    }  # fmt: skip
+    assert table.lines[0].cells[1].detail == table.lines[1].cells[0].detail == "(p 0.039)"
+    assert compare.mcnemar(*correct) == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    assert compare.mcnemar(correct[0], correct[0]) == 1.0
+    text = report.write(tmp_path).read_text()
+    stored = json.loads(re.search(r'id="outcomes">(.*)</script>', text)[1])
+    assert (stored["attack"], stored["count"]) == ("PGD20", 40)
+    for method, values in zip(("madry", "alp"), correct, strict=True):
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(stored["runs"][method]), np.uint8))[:40]
+        np.testing.assert_array_equal(bits, values)
+    assert "Image by image" in text
+
+
+@pytest.mark.parametrize("values", [np.arange(2000) < 900, np.arange(1999) < 1000, np.full(2000, 0.5), np.array(True)])
+def test_outcomes_of_another_evaluation_are_not_compared(tmp_path, values):
+    """results.json says 0.5 of 2,000: other outcomes are of before or after it."""
+    for seed, own in enumerate((np.arange(2000) < 1000, values)):
+        config = create_config(seed=seed)
+        run = write_run(tmp_path / f"madry-seed{seed}", config, create_results(config, {"pgd20": 0.5}))
+        np.savez(run / "outcomes.npz", pgd20=own)
+    assert compare.outcomes(collect.collect(tmp_path)) == ("", {})
+    np.savez(run / "outcomes.npz", pgd20=np.arange(2000) >= 1000)
+    assert list(compare.outcomes(collect.collect(tmp_path))[1]) == ["madry-seed0", "madry-seed1"]
+    assert compare.tables(collect.collect(tmp_path)) == []  # one row
+    (run / "outcomes.npz").write_bytes(b"PK\x03\x04 torn")
+    assert compare.outcomes(collect.collect(tmp_path)) == ("", {})
+
+
+# The script of the page, in a browser
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome", "chromium-browser"))), None)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium")
+def test_the_script_sorts_and_compares(study, tmp_path):
+    """In a copy of the page that clicks on headings, and chooses two runs, by itself."""
+    directory = shutil.copytree(study, tmp_path / "copy")
+    for name, first in {"infofeature-seed0": 0, "madry-seed1": 20}.items():
+        values = np.zeros(2000, bool)
+        count = round(2000 * json.loads((directory / name / "results.json").read_text())["cw20"])
+        values[first : first + count] = True
+        np.savez(directory / name / "outcomes.npz", cw20=values)
+    clicks = """<script>
+      const groups = () => [...document.querySelectorAll("#accuracy tbody")];
+      const rows = () => groups().map(group => group.rows[0].cells[0].textContent);
+      const click = index => document.querySelectorAll("#accuracy thead button")[index].click();
+      const said = [rows()];
+      for (const index of [2, 2, 8, 8, 0]) { click(index); said.push(rows()); }
+      said.push(document.querySelector("#compare p").textContent);
+      document.body.dataset.said = JSON.stringify(said);
+    </script></body>"""
+    page_path = report.write(directory)
+    page_path.write_text(page_path.read_text().replace("</body>", clicks))
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}"]
+    process = subprocess.run(
+        [*command, "--dump-dom", f"file://{page_path}"], capture_output=True, text=True, timeout=600, check=True
+    )
+    (said,) = [attributes["data-said"] for tag, attributes in Elements(process.stdout).found if tag == "body"]
+    *orders, words = json.loads(said)
+    assert orders == [
+        ["Madry", "InfoFeature", "ALP"],
+        ["Madry", "InfoFeature", "ALP"],  # by clean accuracy; a row without any is last
+        ["InfoFeature", "Madry", "ALP"],
+        ["InfoFeature", "Madry", "ALP"],  # by AutoAttack, which InfoFeature alone has
+        ["InfoFeature", "Madry", "ALP"],
+        ["Madry", "InfoFeature", "ALP"],  # restored
+    ]
+    assert words == (
+        "Of 2000 test images, under CW20 880 are classified correctly by both, 60 by madry-seed1 only"
+        f" (numbers {', '.join(map(str, range(900, 940)))}, \N{HORIZONTAL ELLIPSIS}, from 0), 20 by infofeature-seed0"
+        f" only (numbers {', '.join(map(str, range(20)))}, from 0), 1040 by neither."
+    )
 
 
 def test_plotting_libraries_are_imported_for_a_report_only():

@@ -150,6 +150,27 @@ def test_all_runs_are_trained_before_the_first_is_evaluated(tmp_path, monkeypatc
     assert order == [*(("train", name) for name in names), *(("evaluate", name) for name in names), ("report", "study")]
 
 
+def test_the_time_left_of_a_study(tmp_path, monkeypatch, capsys):
+    """Trainings of 60 s and evaluations of 200 s, of two runs, by a clock that only they move."""
+    now, planned = [0.0], study.plan(config("standard", "madry"))
+    monkeypatch.setattr(study.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(study, "is_done", lambda job, directory: False)
+
+    def take(seconds):
+        def act(*given):
+            now[0] += seconds
+
+        return act
+
+    study.run_all(planned, tmp_path, {"train": take(60), "evaluate": take(200)})
+    assert [line for line in capsys.readouterr().out.splitlines() if line] == [
+        "[1/2] standard-seed0: train",
+        "[2/2] madry-seed0: train (more than 60 s left for the study)",
+        "[1/2] standard-seed0: evaluate",
+        "[2/2] madry-seed0: evaluate (about 3 min left for the study)",
+    ]
+
+
 def test_a_run_that_another_process_has_is_left_for_later(tmp_path, monkeypatch, capsys):
     """It is done once the other lets go of it, and what is crafted on it after that; the waiting is said once."""
     crafted = "crafted: method.name=madry eval.attacks=('clean','pgd2@standard-seed0')"

@@ -23,7 +23,8 @@ def keep(subject: Subject) -> int:
     if not subject.cam_images or not _returns_maps(subject):
         return 0
     path = subject.workdir / "cam_images.npz"  # one file for the report, whichever checkpoint
-    if processes.is_writer() and files.read_arrays(path, subject.setting) is None:
+    # Files of earlier versions lack the names.
+    if processes.is_writer() and "class_names" not in (files.read_arrays(path, subject.setting) or {}):
         files.write_arrays_atomically(path, create(subject) | {"setting": subject.setting})
     return min(subject.cam_images, len(subject.split.labels))
 
@@ -37,7 +38,8 @@ def create(subject: Subject) -> dict[str, np.ndarray]:
     """The arrays that the report needs, for the first `cam_images` test images.
 
     images, perturbed [n, h, w, c] in [0, 1]; cam_clean, cam_perturbed [n, h', w'], the map of the label;
-    labels, predicted_clean, predicted_perturbed [n]; attack and epsilon (in [0, 1] pixel units).
+    labels, predicted_clean, predicted_perturbed [n]; attack and epsilon (in [0, 1] pixel units); class_names [k], or
+    [0] if the data have none.
     """
     count = min(subject.cam_images, len(subject.split.labels))
     images, labels = to_unit(jnp.asarray(subject.split.images[:count])), jnp.asarray(subject.split.labels[:count])
@@ -57,4 +59,5 @@ def create(subject: Subject) -> dict[str, np.ndarray]:
         "predicted_clean": before.logits.argmax(-1), "predicted_perturbed": after.logits.argmax(-1),
     }  # fmt: skip
     named = {"attack": f"infofeature{STEPS}", "epsilon": subject.budget.epsilon}
+    named["class_names"] = np.array(subject.class_names, np.str_)
     return {name: np.asarray(value) for name, value in (arrays | named).items()}

@@ -62,11 +62,14 @@ def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[st
     return summarise(subject, measure(subject, wanted))
 
 
-def summarise(subject: Subject, measured: Measured) -> dict[str, Any]:
+def summarise(subject: Subject, measured: Measured, *, progress: bool = True) -> dict[str, Any]:
     """What results.json says about the measurements: accuracies, and all SUMMARIES."""
     results = {name: float(outcome.mean()) for name, outcome in measured.attacks.items()}
-    for name, summarise in SUMMARIES.items():
-        results[name] = summarise(subject, measured)
+    active = progress and processes.is_writer()
+    with console.progress(len(SUMMARIES), active=active, lasting=False) as show:  # the flags take gradients
+        for index, (name, summarise) in enumerate(SUMMARIES.items()):
+            show(index, f"summary: {name}")
+            results[name] = summarise(subject, measured)
     return results
 
 
@@ -95,6 +98,8 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
         if name not in before
     }
     with console.progress(len(names), active=progress and processes.is_writer()) as show:
+        if subject.suffix:
+            show(0, "", f"{subject.suffix.strip('_')} checkpoint:")
         if advice := advise(subject):
             show(0, "", advice)
         for index, name in enumerate(names):
@@ -108,11 +113,13 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
                     reports.append(pace.Report(name, share, time.perf_counter() - start))
                 show(index + share, f"{name}: {text}", left=pace.left(reports, costs))
 
+            tell("compiling")
             measured.values[name] = measure_one(subject, name, tell)
             measured.seconds[name] = round(time.perf_counter() - start, 2)
             measured.sources.update(source_digests(subject, [name]))
             save(subject, measured)
-            show(index + 1, name, f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)")
+            line = f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)"
+            show(index + 1, name, line, left=pace.left(reports, costs))
     return measured
 
 

@@ -44,6 +44,7 @@ class Subject(NamedTuple):
     autoattack_examples: int = 0  # the first n images for AutoAttack and its stages; 0: all
     probe_examples: int = 32  # the first n images for the flags; 0: none
     cam_images: int = 8  # the first n images, whose class activation maps are saved
+    class_names: tuple[str, ...] = ()  # for display; () if the data have none
     suffix: str = ""  # of file names, where one run's directory holds the results of two checkpoints
     keep_adversarial: bool = False  # every attack's images are stored in a file of its own, as AutoAttack's are
 

@@ -90,7 +90,8 @@ def evaluate(
             batch_size=size, cam_images=0, keep_adversarial=True,
         )  # fmt: skip
         measured = measurements.measure(subject, [spec.name for spec in specs], progress=progress)
-        results = storage.complete(measurements.summarise(subject, measured), setting, mesh)
+        results = measurements.summarise(subject, measured, progress=progress)
+        results = storage.complete(results, setting, mesh)
         storage.write(workdir, results)
         found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
     adversarial = {

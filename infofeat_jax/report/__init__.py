@@ -15,7 +15,7 @@ def write(directory: str | pathlib.Path) -> pathlib.Path:
     last. Returns the page's path. Raises InvalidInput.
     """
     study = collect.collect(pathlib.Path(directory))
-    terminal.show_study(study)
+    terminal.show(study)
     output = study.directory / "report"
     try:
         (output / "figures").mkdir(parents=True, exist_ok=True)
@@ -33,13 +33,18 @@ def write(directory: str | pathlib.Path) -> pathlib.Path:
 
 def create_files(study: Study) -> dict[str, str | bytes]:
     """{path: content} of the report, the page last."""
-    from infofeat_jax.report import markup, page, tables  # here: Matplotlib and SciPy take a second to import
+    from infofeat_jax.report import (
+        compare,
+        finding,
+        markup,
+        page,
+        tables,
+    )  # here: Matplotlib and SciPy take a second to import
 
-    all_tables = tables.create(study)
-    plots, maps = page.draw_figures(study), page.draw_cam_images(study)
-    drawings = [*plots, *(drawing for _, drawing in maps)]
-    return {f"figures/{name}": content for drawing in drawings for name, content in drawing.files.items()} | {
-        "table.md": markup.to_markdown(study.title, all_tables),
+    all_tables = [*tables.create(study), *compare.tables(study)]
+    plots, panels = page.draw_figures(study), page.draw_panels(study)
+    return {f"figures/{name}": content for drawing in (*plots, *panels) for name, content in drawing.files.items()} | {
+        "table.md": markup.to_markdown(study.title, finding.finding(study), all_tables),
         "table.tex": markup.to_latex(study.title, all_tables),
-        "index.html": page.to_html(study, all_tables, plots, maps),
+        "index.html": page.to_html(study, all_tables, plots, panels),
     }

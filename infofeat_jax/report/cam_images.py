@@ -1,7 +1,8 @@
 """Figures of test images before and after the attack, with the class activation maps (CAMs) of their labels."""
 
+import io
 import pathlib
-import zipfile
+import textwrap
 from collections.abc import Mapping
 
 import matplotlib
@@ -10,31 +11,50 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from PIL import Image
 
+from infofeat_jax.report.runs import read_arrays
+
 TILE = 96  # pixels
 GAP = 6
 MARGIN, TITLES, DPI = 150, 30, 100  # for the text on the left and above; pixels per inch
+LINE = 24  # characters on the left
+LEGIBLE = 0.99  # the share of a run's changes of a pixel that the amplified perturbation shows without clipping
 MAP_WEIGHT = 0.55  # of the map's colour over the grey image
 COLUMNS = ("clean", "adversarial", "perturbation", "CAM, clean", "CAM, adversarial")
 NEEDED = ("images", "perturbed", "cam_clean", "cam_perturbed", "labels", "predicted_clean", "predicted_perturbed")
+# Of runs of versions that did not record them.
+CLASS_NAMES = {
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
 RGBImage = Float[np.ndarray, "height width 3"]
 Tile = Float[np.ndarray, "tile_height tile_width 3"]
 
 
 def load(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The arrays of a run's cam_images.npz; {} if it is missing or not readable as such."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = dict(saved)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}
+    arrays = read_arrays(path)
     complete = all(name in arrays and arrays[name].ndim and len(arrays[name]) for name in NEEDED)
-    return arrays if complete and len({len(arrays[name]) for name in NEEDED}) == 1 else {}
+    numbered = complete and all(
+        arrays[name].dtype.kind in "iu" for name in NEEDED if name.startswith(("label", "pred"))
+    )
+    return arrays if numbered and len({len(arrays[name]) for name in NEEDED}) == 1 else {}
 
 
 def amplification(arrays: Mapping[str, np.ndarray]) -> float:
-    """The factor that spreads a perturbation of epsilon over all grey levels around the middle."""
-    largest = float(np.abs(arrays["perturbed"] - arrays["images"]).max())
+    """The factor that spreads the perturbations over all grey levels around the middle."""
+    changes = np.abs(arrays["perturbed"] - arrays["images"])
+    largest = float(np.quantile(changes, LEGIBLE)) or float(changes.max())  # of a few pixels only, the rest is zero
     return 0.5 / largest if largest > 0 else 1.0
+
+
+def titles(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """COLUMNS, with the factor by which the perturbation is amplified."""
+    return [title + f" {factor(arrays)}" * (title == "perturbation") for title in COLUMNS]
+
+
+def factor(arrays: Mapping[str, np.ndarray]) -> str:
+    """The amplification in words."""
+    value = amplification(arrays)
+    return f"\N{MULTIPLICATION SIGN}{value:.0f}" if value >= 10 else f"\N{MULTIPLICATION SIGN}{value:.1f}"
 
 
 def tiles(arrays: Mapping[str, np.ndarray], index: int) -> list[Tile]:
@@ -57,46 +77,64 @@ def overlay(image: RGBImage, cam: Float[np.ndarray, "h w"]) -> Tile:
     return (1 - MAP_WEIGHT) * grey + MAP_WEIGHT * colors
 
 
-def mosaic(arrays: Mapping[str, np.ndarray]) -> Float[np.ndarray, "height width 4"]:
-    """All examples, one below the other, with transparent gaps; red, green, blue, opacity."""
-    examples = [tiles(arrays, index) for index in range(len(arrays["labels"]))]
-    height, width, _ = examples[0][0].shape
-    canvas = np.zeros((len(examples) * (height + GAP) - GAP, len(COLUMNS) * (width + GAP) - GAP, 4))
-    for row, images in enumerate(examples):
-        for column, image in enumerate(images):
-            top, left = row * (height + GAP), column * (width + GAP)
-            canvas[top : top + height, left : left + width] = np.dstack([image, np.ones((height, width))])
+def strip(images: list[Tile]) -> Float[np.ndarray, "height width 4"]:
+    """Tiles beside each other with transparent gaps; red, green, blue, opacity."""
+    height, width, _ = images[0].shape
+    canvas = np.zeros((height, len(images) * (width + GAP) - GAP, 4))
+    for column, image in enumerate(images):
+        left = column * (width + GAP)
+        canvas[:, left : left + width] = np.dstack([image, np.ones((height, width))])
     return canvas
 
 
+def to_png(image: Float[np.ndarray, "height width 4"]) -> bytes:
+    """The image, in [0, 1], as a file."""
+    file = io.BytesIO()
+    Image.fromarray(np.rint(255 * image).astype(np.uint8)).save(file, "png", optimize=True)
+    return file.getvalue()
+
+
 def draw(arrays: Mapping[str, np.ndarray]) -> Figure:
-    """One line for each example, with its label and the model's predictions for the two images."""
-    canvas = mosaic(arrays)
-    height, width, _ = canvas.shape
-    whole_width, whole_height = width + MARGIN, height + TITLES
+    """One line for each example, with what the model takes it for."""
+    strips = [strip(tiles(arrays, index)) for index in range(len(arrays["labels"]))]
+    height, width, _ = strips[0].shape
+    line, step = height + GAP, (width + GAP) / len(COLUMNS)
+    whole_width, whole_height = width + MARGIN, line * len(strips) - GAP + TITLES
     figure = Figure((whole_width / DPI, whole_height / DPI), dpi=DPI)
-    axes = figure.add_axes((MARGIN / whole_width, 0, width / whole_width, height / whole_height))
-    axes.imshow(canvas, interpolation="none")
+    axes = figure.add_axes((MARGIN / whole_width, 0, width / whole_width, 1 - TITLES / whole_height))
+    gap = np.zeros((GAP, width, 4))
+    axes.imshow(np.concatenate([part for one in strips for part in (one, gap)][:-1]), interpolation="none")
     axes.axis("off")
-    step, line = (width + GAP) / len(COLUMNS), (height + GAP) / len(arrays["labels"])
-    for column, title in enumerate(COLUMNS):
-        factor = f" x{amplification(arrays):.0f}" if title == "perturbation" else ""
-        axes.text((column + 0.5) * step - GAP / 2, -8, title + factor, ha="center", va="bottom", fontsize=8)
-    for index in range(len(arrays["labels"])):
-        axes.text(-10, (index + 0.5) * line - GAP / 2, predictions(arrays, index), ha="right", va="center", fontsize=8)
+    for column, title in enumerate(titles(arrays)):
+        axes.text((column + 0.5) * step - GAP / 2, -8, title, ha="center", va="bottom", fontsize=8)
+    for index in range(len(strips)):
+        text = textwrap.fill(predictions(arrays, index), LINE)
+        axes.text(-10, (index + 0.5) * line - GAP / 2, text, ha="right", va="center", fontsize=8)
     return figure
 
 
 def predictions(arrays: Mapping[str, np.ndarray], index: int) -> str:
-    """Label and predictions of one example in words."""
+    """What the model takes an image for, attacked and, if that is wrong too, unattacked: "cat, taken for dog"."""
     label, before, after = (arrays[name][index] for name in ("labels", "predicted_clean", "predicted_perturbed"))
-    return f"label {label}\nclean: predicted {before}\nadversarial: predicted {after}"
+    name = class_name(arrays, label)
+    attacked = "recognised" if after == label else f"taken for {class_name(arrays, after)}"
+    if before == label:
+        return f"{name}, {attacked}"
+    if before == after:
+        return f"{name}, {attacked} even unattacked"
+    return f"{name}, {attacked}; unattacked, for {class_name(arrays, before)}"
+
+
+def class_name(arrays: Mapping[str, np.ndarray], label: int | np.integer) -> str:
+    """The name of a class as recorded, or its number."""
+    names = arrays.get("class_names", np.empty(0))
+    return str(names[label]) if names.ndim == 1 and 0 <= label < len(names) else str(label)
 
 
 def caption(arrays: Mapping[str, np.ndarray]) -> str:
     """Which attack, and how much its perturbation is amplified."""
     budget = f" within {255 * float(arrays['epsilon']):g}/255" if "epsilon" in arrays else ""
-    return f"Attack: {arrays.get('attack', 'not recorded')}{budget}; perturbation x{amplification(arrays):.0f}."
+    return f"Attack: {arrays.get('attack', 'not recorded')}{budget}; perturbation {factor(arrays)}."
 
 
 def _color(image: Float[np.ndarray, "height width c"]) -> RGBImage:

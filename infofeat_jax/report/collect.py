@@ -20,15 +20,31 @@ def collect(directory: pathlib.Path) -> Study:
     if not runs:
         raise InvalidInput(f"no run in {directory}: train first, or give the directory of a run or a study")
     runs = mark_rows(mark_disagreements(runs, own, with_model=not description))
-    rows = group(runs)
+    study = create(directory, description, runs)
     if not description:  # as good as any order, and the best are next to each other
-        rows.sort(key=lambda row: [run.results.get("pgd20", 0.0) for run in row.runs] or [2.0])
+        study.rows.sort(key=lambda row: [run.results.get("pgd20", 0.0) for run in row.runs] or [2.0])
+    return study
+
+
+def collect_run(directory: pathlib.Path) -> Study:
+    """The run in `directory` alone."""
+    directory = directory.absolute()
+    return create(directory.parent, {}, [read_run(directory, row_of(directory.name), None)])
+
+
+def create(directory: pathlib.Path, description: Mapping, runs: list[RunRecord]) -> Study:
+    """A study of these runs, with the remarks on their data."""
     data = [run.config.get("data") for run in runs]
     notes = [description.get("note"), *(fields.get("note") for fields in data if isinstance(fields, dict))]
     return Study(
         directory, str(description.get("title") or directory.name), description.get("paper", ""),
-        list(dict.fromkeys(str(note) for note in notes if note)), rows,
+        list(dict.fromkeys(str(note) for note in notes if note)), group(runs),
     )  # fmt: skip
+
+
+def row_of(name: str) -> str:
+    """The row that a run belongs to by its name."""
+    return re.sub(r"-seed\d+$", "", name)
 
 
 def group(runs: list[RunRecord]) -> list[Row]:
@@ -67,7 +83,7 @@ def find_runs(directory: pathlib.Path, description: Mapping) -> dict[str, tuple[
     if description:
         return {name: (run["row"], run["seed"]) for name, run in description["runs"].items()}
     names = sorted({path.parent.name for file in ("config", "results") for path in directory.glob(f"*/{file}.json")})
-    return {name: (re.sub(r"-seed\d+$", "", name), None) for name in names}
+    return {name: (row_of(name), None) for name in names}
 
 
 def read_run(directory: pathlib.Path, row: str, seed: int | None) -> RunRecord:

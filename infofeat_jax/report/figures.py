@@ -1,7 +1,8 @@
 """The report's figures. Each function draws one; the caller chooses colours and format."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -20,13 +21,15 @@ STYLE = {
     "axes.grid": True, "axes.prop_cycle": cycler(color=COLORS), "axes.spines.right": False,
     "axes.spines.top": False, "axes.titlesize": 11, "font.size": 10, "grid.linewidth": 0.6, "legend.frameon": False,
     "svg.hashsalt": "report",  # equal figures are equal files
+    "text.parse_math": False,  # names from outside may hold a $
 }  # fmt: skip
 THEMES = {
     "light": ("#1f2328", "#d8dee4", "#ffffff"),
     "dark": ("#e6e9ed", "#3a414a", "#161a1f"),
     "any": ("#7d8590", "#7d8590", "none"),
 }
-Draw = Callable[[Study], Figure | None]
+NARROW = 4.2  # inches: about the width of a phone
+Draw = Callable[[Study, bool], Figure | None]  # (study, whether narrow)
 
 
 def theme(name: str) -> dict:
@@ -49,11 +52,11 @@ def render(draw: Callable[[], Figure | None], kind: str, theme_name: str = "ligh
     return file.getvalue()
 
 
-def draw_epochs(study: Study) -> Figure | None:
+def draw_epochs(study: Study, narrow: bool = False) -> Figure | None:
     """Figure 3: validation accuracy over epochs, the mean over a row's seeds, with the range of several."""
     fields = {"clean": "validation_clean_accuracy", "under attack": "validation_robust_accuracy"}
-    figure = Figure((9.5, 3.8), layout="constrained")
-    panels = figure.subplots(1, 2)
+    figure = Figure((NARROW, 7.0) if narrow else (9.5, 3.8), layout="constrained")
+    panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, (title, field) in zip(panels, fields.items(), strict=True):
         for index, row in enumerate(study.rows):
             label, values = validation(row, field)
@@ -69,7 +72,7 @@ def draw_epochs(study: Study) -> Figure | None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if not panels[0].lines:
         return None
-    _legend(figure, panels[0])
+    _legend(figure, panels[0], narrow)
     return figure
 
 
@@ -83,7 +86,7 @@ def validation(row: Row, field: str) -> tuple[str, np.ndarray]:
     return label, 100 * np.array([curve[:length] for curve in curves])
 
 
-def draw_steps(study: Study) -> Figure | None:
+def draw_steps(study: Study, narrow: bool = False) -> Figure | None:
     """Figure 4: accuracy against the number of steps, one panel for each attacked model."""
     series = {name_of(row): estimate.step_series(estimate.estimates(row)) for row in study.rows}
     series = {label: families for label, families in series.items() if families}
@@ -91,9 +94,9 @@ def draw_steps(study: Study) -> Figure | None:
     series = {label: found for label, found in series.items() if max(map(len, found.values())) > 2}
     if not series:
         return None
-    columns = min(len(series), 4)
+    columns = min(len(series), 2 if narrow else 4)
     lines = -(-len(series) // columns)
-    figure = Figure((max(2.6 * columns, 4.5), 2.6 * lines + 0.5), layout="constrained")
+    figure = Figure((NARROW if narrow else max(2.6 * columns, 4.5), 2.6 * lines + 0.5), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     families = list(dict.fromkeys(family for found in series.values() for family in found))
     for axes, (label, found) in zip(panels.flat, series.items(), strict=False):
@@ -113,28 +116,31 @@ def draw_steps(study: Study) -> Figure | None:
         for axes in panels.flat[: len(series)]
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=_legend_columns(handles, narrow))
     return figure
 
 
-def draw_overview(study: Study) -> Figure | None:
-    """Robust accuracy of every row, with its interval, under the table's last three attacks that all rows have."""
+def draw_overview(study: Study, narrow: bool = False) -> Figure | None:
+    """Robust accuracy of every row, with its interval, under each of the table's attacks that the row has."""
     measured = {name_of(row): estimate.estimates(row) for row in study.rows if row.runs}
     attacks = [attack for attack in tables.main_attacks(measured.values()) if attack not in ("clean", "noise")]
-    attacks = ([attack for attack in attacks if all(attack in row for row in measured.values())] or attacks)[-3:]
+    attacks = attacks[-len(COLORS) :]
     if not attacks:
         return None
-    figure = Figure((7.5, 0.5 * len(measured) + 1.6), layout="constrained")
+    height = max(0.5, 0.11 * len(attacks) + 0.12) * len(measured) + 1.6
+    figure = Figure((NARROW if narrow else 7.5, height), layout="constrained")
     axes = figure.subplots()
     for index, attack in enumerate(attacks):
-        shift = 0.2 * (index - (len(attacks) - 1) / 2)
+        shift = 0.7 * ((index + 0.5) / len(attacks) - 0.5)
         rows = [(position + shift, row[attack]) for position, row in enumerate(measured.values()) if attack in row]
         _errorbar(axes, [position for position, _ in rows], [value for _, value in rows], across=True,
                   color=COLORS[index], marker=MARKERS[index], label=display(attack))  # fmt: skip
     axes.set(yticks=range(len(measured)), yticklabels=list(measured), xlabel="accuracy, % (with 95 % interval)")
-    axes.set(xlim=(0, None), ylim=(len(measured) - 0.4, -0.6))
+    axes.set(xlim=(0, None), ylim=(len(measured) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
-    _legend(figure, axes)
+    for position in range(1, len(measured)):
+        axes.axhline(position - 0.5, color=matplotlib.rcParams["grid.color"], linewidth=0.6)
+    _legend(figure, axes, narrow)
     return figure
 
 
@@ -152,16 +158,23 @@ def _errorbar(
         axes.errorbar(positions, means, yerr=errors, **style)
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def _legend(figure: Figure, axes: Axes, narrow: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    figure.legend(handles, labels, loc="outside lower center", ncols=_legend_columns(labels, narrow))
+
+
+def _legend_columns(labels: Collection[str], narrow: bool) -> int:
+    """As many as the figure's width has room for."""
+    longest = max(map(len, labels)) + 5  # with the sample of the line
+    return max(1, min(len(labels), (55 if narrow else 90) // longest, 2 if narrow else 4))
 
 
 # name: (what draws it, its caption).
 FIGURES: dict[str, tuple[Draw, str]] = {
     "overview": (
         draw_overview,
-        "Robust accuracy with 95 % intervals: over seeds (t) where there are several, else over images (Wilson).",
+        "Robust accuracy under every attack, with 95 % intervals: over seeds (t) where there are several, else over"
+        " images (Wilson). An attack that a row lacks is left out there.",
     ),
     "epochs": (
         draw_epochs,
@@ -174,7 +187,7 @@ FIGURES: dict[str, tuple[Draw, str]] = {
 }
 
 
-def all_figures(study: Study) -> Iterator[tuple[str, str, Callable[[], Figure | None]]]:
-    """Yields (name, caption, function that draws it)."""
+def all_figures(study: Study) -> Iterator[tuple[str, str, Callable[[bool], Figure | None]]]:
+    """Yields (name, caption, function that draws it, narrow or not)."""
     for name, (draw, caption) in FIGURES.items():
-        yield name, caption, lambda draw=draw: draw(study)
+        yield name, caption, partial(draw, study)

@@ -13,9 +13,9 @@ LATEX = {
 }  # fmt: skip
 
 
-def to_markdown(title: str, tables: list[Table]) -> str:
-    """A Markdown page of all tables with their notes."""
-    return f"# {_markdown(title)}\n" + "".join(map(_markdown_table, tables))
+def to_markdown(title: str, finding: str, tables: list[Table]) -> str:
+    """A Markdown page of the finding and all tables with their notes."""
+    return f"# {_markdown(title)}\n\n{_markdown(finding)}\n" + "".join(map(_markdown_table, tables))
 
 
 def to_latex(title: str, tables: list[Table]) -> str:

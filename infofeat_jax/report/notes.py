@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 
 from infofeat_jax.report import estimate, paper
 from infofeat_jax.report.cells import NONE, display, name_of
-from infofeat_jax.report.estimate import Estimate
 from infofeat_jax.report.runs import Row, RunRecord, Study
 
 FEW_IMAGES = 1000
@@ -99,18 +98,26 @@ def describe_intervals(rows: Iterable[Row]) -> list[str]:
     return [text for count, text in texts.items() if count in counts]
 
 
-def few_images(measured: Iterable[Mapping[str, Estimate]], columns: list[str]) -> list[str]:
-    """A warning for each number of test images that is too small to tell close rows apart."""
-    counts: dict[int, list[str]] = {}
-    for row in measured:
-        for attack in columns:
-            if attack in row and row[attack].examples < FEW_IMAGES:
-                counts.setdefault(row[attack].examples, []).append(display(attack))
-    return [
-        f"Few images: {', '.join(dict.fromkeys(attacks))} on {count} only; near 50 % a single value is uncertain by"
-        f" {100 * estimate.over_images(0.5, count)[2] - 50:.1f} points."
-        for count, attacks in counts.items()
-    ]
+def few_images(study: Study) -> list[str]:
+    """A warning if attacks were measured on too few test images to tell close rows apart."""
+    by_count: dict[int, set[str]] = {}
+    for run in study.runs:
+        for attack, (_, count) in estimate.own_accuracies(run).items():
+            by_count.setdefault(count, set()).add(attack)
+    few = sorted(count for count in by_count if count < FEW_IMAGES)
+    if not few:
+        return []
+    parts = [f"{_attacks(by_count, count)} on {count}" for count in few]
+    points = " and ".join(f"{100 * estimate.over_images(0.5, count)[2] - 50:.1f}" for count in few)
+    return [f"Few images: {' and '.join(parts)} only; near 50 % a single value is uncertain by {points} points."]
+
+
+def _attacks(by_count: Mapping[int, set[str]], count: int) -> str:
+    """Names the attacks measured on `count` images; not one by one if they are most of all."""
+    names = by_count[count]
+    if sum(map(len, by_count.values())) < 2 * len(names) and len(names) > 1:
+        return "all attacks" if len(by_count) == 1 else "the others"
+    return ", ".join(display(name) for name in sorted(names, key=estimate.attack_order))
 
 
 def worst_case(study: Study, columns: list[str]) -> list[str]:

@@ -20,7 +20,6 @@ class Record(NamedTuple):
 
     name: str
     gap: str
-    flags: list[str]
     facts: list[tuple[str, str]]
     command: str
     config: str
@@ -29,11 +28,10 @@ class Record(NamedTuple):
 def record(run: RunRecord) -> Record:
     """All that is known of a run; of one with a gap, only its configuration."""
     if run.gap:
-        return Record(run.name, run.gap, [], [], "", json.dumps(run.config, indent=2) if run.config else "")
-    flags = [str(flag) for flag in run.results.get("flags") or []]
+        return Record(run.name, run.gap, [], "", json.dumps(run.config, indent=2) if run.config else "")
     if given := run.results.get("given"):
-        return Record(run.name, "", flags, facts_of_given(run, given), "", json.dumps(given, indent=2))
-    return Record(run.name, "", flags, facts(run), command(run.config), json.dumps(run.config, indent=2))
+        return Record(run.name, "", facts_of_given(run, given), "", json.dumps(given, indent=2))
+    return Record(run.name, "", facts(run), command(run.config), json.dumps(run.config, indent=2))
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:

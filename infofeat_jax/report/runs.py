@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import numpy as np
+
 UNFINISHED, LEFT_OUT = ("in training", "not evaluated"), "left out: "  # beginnings of reasons
 
 
@@ -67,6 +69,15 @@ def read_json(path: pathlib.Path) -> dict[str, Any] | str | None:
     except (OSError, ValueError, RecursionError) as error:  # ValueError: not JSON, or not even text
         return str(error)
     return value if isinstance(value, dict) else f"expected a JSON object, found {str(value)[:40]!r}"
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz; {} if it is missing or not readable as such."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            return dict(saved)
+    except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
+        return {}
 
 
 def read_epochs(path: pathlib.Path) -> list[dict]:

@@ -64,7 +64,7 @@ def accuracy_table(study: Study) -> Table:
     published = paper.TABLES.get(study.paper)
     if published and published.columns != paper.WHITE_BOX:
         published = None
-    lines, remarks = [], [*notes.describe_intervals(study.rows), *notes.few_images(measured.values(), columns)]
+    lines, remarks = [], [*notes.describe_intervals(study.rows), *notes.few_images(study)]
     remarks += notes.worst_case(study, columns)
     for row in study.rows:
         lines += accuracy_lines(study, row, columns, published)
@@ -115,7 +115,7 @@ def transfer_table(study: Study) -> Table | None:
         "Crafted on the source without access to the target; the step size and epsilon are those of the evaluation."
     ]
     remarks += notes.own_sources(study)
-    remarks += [*notes.few_images(measured.values(), columns), *notes.paper_notes(study, published)]
+    remarks += [*notes.few_images(study), *notes.paper_notes(study, published)]
     return Table(
         "transfer", "Accuracy in % under transferred attacks", ["seeds", *map(display, columns)], lines, remarks
     )

@@ -26,6 +26,7 @@ from infofeat_jax.training import checkpoint, health, records
 from infofeat_jax.training.ahead import Ahead
 from infofeat_jax.training.checkpoint import Snapshot
 from infofeat_jax.training.keeper import Keeper
+from infofeat_jax.training.pace import Pace
 from infofeat_jax.training.state import State, parameter_norm
 from infofeat_jax.types import PRNGKey, Stopped
 
@@ -86,6 +87,7 @@ class Reporting(NamedTuple):
     show: Callable
     skipped: frozenset[int]  # steps whose batches are skipped
     epochs: list[dict]  # records of the epochs so far
+    pace: Pace
 
 
 class Stretch:
@@ -132,7 +134,7 @@ def train_on(training: Training) -> State:
             console.progress(total, start, active=active and start < total) as show,
         ):
             keeper = Keeper(checkpoints, settings.every_minutes)
-            reporting = Reporting(keeper, write, show, health.skipped(workdir), earlier)
+            reporting = Reporting(keeper, write, show, health.skipped(workdir), earlier, Pace(total))
             ended = start in checkpoints.epochs.all_steps()
             return train_from(training, reporting, state, start, validated=ended)
 
@@ -201,7 +203,9 @@ def use_step(training: Training, reporting: Reporting, stretch: Stretch, step: i
     learning_rate = values.pop("learning_rate")
     reporting.write(step, {**values, "images_per_second": round(rate, 2), "learning_rate": learning_rate})
     epoch = -(-step // training.steps_per_epoch)
-    reporting.show(step, f"epoch {epoch}/{settings.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}")
+    text = f"epoch {epoch}/{settings.num_epochs}  {rate:.0f} images/s  loss {values['loss']:.3f}"
+    left, bound = reporting.pace.left(step, time.perf_counter())
+    reporting.show(step, text, left=left, bound=bound)
 
 
 def interrupt(
@@ -253,7 +257,9 @@ def finish_epoch(
     reporting.epochs.append(values)
     reporting.write(step, {**values, "epoch_seconds": round(stretch.seconds, 2)})
     reporting.keeper.add(Snapshot(step, state, rates[training.judge]), last=step == training.total)
-    reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({stretch.seconds:.0f} s)", note)
+    reporting.pace.validate(step, time.perf_counter())
+    left, bound = reporting.pace.left(step, time.perf_counter())
+    reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({stretch.seconds:.0f} s)", note, left, bound)
 
 
 def skip(training: Training, unsound: health.UnsoundStep) -> None:

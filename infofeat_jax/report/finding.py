@@ -1,0 +1,94 @@
+"""What the runs show, in a few words: the most robust row, if it can be told from the others."""
+
+from collections.abc import Mapping
+
+from infofeat_jax.evaluation import attack_names
+from infofeat_jax.report import estimate, notes, paper
+from infofeat_jax.report.cells import cell, display, name_of
+from infofeat_jax.report.estimate import Estimate
+from infofeat_jax.report.runs import Row, Study
+from infofeat_jax.types import InvalidInput
+
+NO_ATTACK = "No attack has been measured on all of them, so their robustness cannot be compared."
+MOST_NAMES = 6
+
+
+def finding(study: Study) -> str:
+    """One or two sentences: the robustness under the strongest attack that all rows have, and what limits it."""
+    rows = {name_of(row): row for row in study.rows if row.runs}
+    measured = {name: estimate.estimates(row) for name, row in rows.items()}
+    if not rows:
+        return "There is no finished run yet."
+    attack = strongest(measured)
+    if attack is None:
+        return NO_ATTACK
+    found = {name: values[attack] for name, values in measured.items()}
+    best = max(found, key=lambda name: found[name].mean)
+    tied = [name for name in found if name == best or found[name].high >= found[best].low]
+    return " ".join(
+        [conclude(display(attack), found, best, tied), *limits(study, [rows[name] for name in tied], found)]
+    )
+
+
+def strongest(measured: Mapping[str, Mapping[str, Estimate]]) -> str | None:
+    """The strongest attack that all rows have: AutoAttack, else the one that leaves the lowest mean accuracy."""
+    shared = [name for name in next(iter(measured.values())) if all(name in values for values in measured.values())]
+    shared = [name for name in shared if is_attack(name)]
+    if "autoattack" in shared or not shared:
+        return "autoattack" if shared else None
+    return min(shared, key=lambda name: sum(values[name].mean for values in measured.values()))
+
+
+def is_attack(name: str) -> bool:
+    """Whether a name is an attack on the model itself, within the evaluation's threat model."""
+    try:
+        spec = attack_names.parse(name)
+    except InvalidInput:
+        return False
+    return spec.attack not in ("clean", "noise") and not spec.source and not spec.has_own_epsilon
+
+
+def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[str]) -> str:
+    """The comparison by 95 % intervals: those that overlap the best one's are not told apart from it."""
+    images = f"{found[best].examples:,} test images"
+    if len(found) == 1:
+        return f"{best} classifies {accuracy(found[best])} of {images} correctly under {attack}."
+    of_all = f"{attack}, the strongest attack that all have"
+    others = sorted((name for name in found if name not in tied), key=lambda name: -found[name].mean)
+    if len(tied) == 1:
+        second = f"next is {others[0]} with {accuracy(found[others[0]])}"
+        return f"{best} is the most robust under {of_all}: {accuracy(found[best])} of {images}; {second}."
+    listed = [f"{name} ({accuracy(found[name])})" for name in sorted(tied, key=lambda name: -found[name].mean)]
+    if len(listed) > MOST_NAMES:
+        listed = [f"the best {len(listed)} of {len(found)}, from {listed[0]} to {listed[-1]},"]
+    worse = f" Less robust: {listing(others)}." if others else ""
+    return (
+        f"Under {of_all}, {listing(listed)} cannot be told apart on {images}: the 95 % intervals overlap with that of"
+        f" {best}.{worse}"
+    )
+
+
+def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list[str]:
+    """What the comparison does not cover: reduced scale, the randomness of training, flagged rows among the best."""
+    few = min(value.examples for value in found.values()) < notes.FEW_IMAGES
+    published = paper.TABLES.get(study.paper)
+    reduced = published and any(
+        paper.kind(notes.deviations_of(study, row, published)) == "reduced setting" for row in study.rows if row.runs
+    )
+    reasons = [*(["few test images"] if few else []), *(["less than the paper's setting"] if reduced else [])]
+    sentences = [f"Reduced scale: {' and '.join(reasons)}."] if reasons else []
+    if len(found) > 1 and all(value.runs == 1 for value in found.values()):
+        sentences.append("One run each: the randomness of training is not covered.")
+    flagged = [name_of(row) for row in rows if any(run.results.get("flags") for run in row.runs)]
+    return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])
+
+
+def accuracy(value: Estimate) -> str:
+    """The accuracy in % with its interval: "65.0 % [55.3, 73.6]", "70.1 % ±3.0" over seeds."""
+    shown = cell(value)
+    return f"{shown.value} % {shown.detail}"
+
+
+def listing(names: list[str]) -> str:
+    """The names in words: "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
