@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from infofeat_jax import config_checks
+from infofeat_jax import config_checks, config_combinations
 from infofeat_jax.types import InvalidInput
 
 # Fields that do not affect the trained parameters: they may change when a run is continued.
@@ -145,6 +145,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     _fill(config.eval, "step_size", config.attack.epsilon / 4)
     _fill(config.data, "split_seed", 0)
     config_checks.check_ranges(config)
+    config_combinations.check(dict(flatten(config.to_dict())))
     return config
 
 

@@ -232,6 +232,38 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     assert set(config_checks.ELEMENTS) <= names
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"awp": {"warmup_epochs": 5.0}}, "awp.warmup_epochs = 5.0 with config.awp.gamma = 0.0: there is no perturb"),
+        (
+            {"awp": {"warmup_epochs": 8.0, "gamma": 0.01}, "num_epochs": 8},
+            "awp.warmup_epochs = 8.0 with config.num_epochs = 8: no epoch would be left",
+        ),
+        (
+            {"optimizer": {"warmup_epochs": 1.0, "schedule": "onecycle"}},
+            "optimizer.warmup_epochs = 1.0 with config.optimizer.schedule = 'onecycle': this schedule has a warm-up",
+        ),
+        ({"optimizer": {"warmup_epochs": 1.0, "schedule": "cyclic"}}, "this schedule has a warm-up of its own"),
+        ({"optimizer": {"warmup_epochs": 9.0}, "num_epochs": 8}, "the learning rate would never be reached"),
+        ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "there is no momentum to look ahead along"),
+        ({"optimizer": {"decay_norm": False, "weight_decay": 0.0}}, "nothing decays"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(fields, message):
+    assert message in refused(configs.resolve, changed(**fields))
+
+
+def test_each_of_a_pair_is_fine_without_the_other():
+    for fields in (
+        {"awp": {"warmup_epochs": 7.5, "gamma": 0.01}, "num_epochs": 8}, {"awp": {"gamma": 0.01}},
+        {"optimizer": {"schedule": "cyclic"}}, {"optimizer": {"nesterov": True}}, {"optimizer": {"decay_norm": False}},
+        {"optimizer": {"warmup_epochs": 8.0, "schedule": "cosine"}, "num_epochs": 8},
+        {"optimizer": {"momentum": 0.0, "weight_decay": 0.0}},
+    ):  # fmt: skip
+        configs.resolve(changed(**fields))
+
+
 # The normalisation and the data
 
 

@@ -1,0 +1,56 @@
+"""Combinations of fields in which one would silently do nothing, with one-line errors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from infofeat_jax.types import InvalidInput
+
+Values = Mapping[str, Any]  # {"awp.gamma": 0.01}, of a resolved configuration
+
+
+class Clash(NamedTuple):
+    """A field that has no effect, or not the one that is meant, because of another."""
+
+    field: str
+    other: str
+    holds: Callable[[Any, Any, Values], bool]  # (the field's value, the other's, all)
+    why: str
+    advice: str
+
+
+CLASHES = (
+    Clash(
+        "awp.warmup_epochs", "awp.gamma", lambda value, other, _: value > 0 == other,
+        "there is no perturbation to delay", "set gamma, such as 0.01, or leave warmup_epochs out",
+    ),
+    Clash(
+        "awp.warmup_epochs", "num_epochs", lambda value, other, _: value >= other,
+        "no epoch would be left for the perturbation", "give fewer, or awp.gamma=0 and no warm-up",
+    ),
+    Clash(
+        "optimizer.warmup_epochs", "optimizer.schedule",
+        lambda value, other, _: value > 0 and other in ("onecycle", "cyclic"),
+        "this schedule has a warm-up of its own", "leave warmup_epochs out, or take piecewise or cosine",
+    ),
+    Clash(
+        "optimizer.warmup_epochs", "num_epochs", lambda value, other, _: value > other,
+        "the learning rate would never be reached", "give fewer",
+    ),
+    Clash(
+        "optimizer.nesterov", "optimizer.momentum", lambda value, other, _: value and other == 0,
+        "there is no momentum to look ahead along", "set momentum, or leave nesterov out",
+    ),
+    Clash(
+        "optimizer.decay_norm", "optimizer.weight_decay", lambda value, other, _: not value and other == 0,
+        "nothing decays", "set weight_decay, or leave decay_norm out",
+    ),
+)  # fmt: skip
+
+
+def check(values: Values) -> None:
+    """Raises InvalidInput for the first of CLASHES that holds."""
+    for field, other, holds, why, advice in CLASHES:
+        if holds(values[field], values[other], values):
+            raise InvalidInput(
+                f"config.{field} = {values[field]!r} with config.{other} = {values[other]!r}: {why}: {advice}"
+            )
