@@ -58,6 +58,8 @@ def default() -> ConfigDict:
     config.data.note = ""  # a remark on the data for reports, such as "JPEG re-encoding"
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
+    config.data.mixup = 0.0  # MixUp with shares of Beta(mixup, mixup), such as 1.0; 0: none
+    config.data.cutmix = 0.0  # CutMix with boxes of area Beta(cutmix, cutmix), such as 1.0; 0: none
 
     config.method = ConfigDict()
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
@@ -72,23 +74,30 @@ def default() -> ConfigDict:
     config.attack.epsilon = 8.0  # in 8-bit levels: 8 means 8/255
     config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
+    # In training alone: epsilon and step_size grow linearly over the first epochs; BatchNorm's statistics that the
+    # attack sees, the running ones or those of the batch
+    config.attack.ramp_epochs = 0.0
+    config.attack.batch_norm = "running"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd, adamw
+    config.optimizer.name = "sgd"  # sgd, adam, adamw, muon
     config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic (one triangle)
     config.optimizer.learning_rate = 0.1  # the largest of the schedule, for batches of 128: see scaling
     # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
-    config.optimizer.momentum = 0.9  # AdamW: beta_1
+    config.optimizer.momentum = 0.9  # Adam, AdamW: beta_1
     config.optimizer.nesterov = False  # Nesterov's momentum
-    config.optimizer.weight_decay = 2e-4  # AdamW: decoupled
+    config.optimizer.weight_decay = 2e-4  # AdamW, Muon: decoupled
     config.optimizer.decay_norm = True  # whether BatchNorm's scales and biases decay, as all other parameters do
     config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
     config.optimizer.decay = 0.1  # the factor at each milestone
 
     config.ema = ConfigDict()  # exponential moving average of the weights: the model that is validated and evaluated
     config.ema.decay = 0.0  # such as 0.999; in step n (from 0) at most (1 + n) / (10 + n). 0: no average
+
+    config.swa = ConfigDict()  # equal average of the weights (SWA), validated and evaluated with statistics of its own
+    config.swa.start_epoch = 0.0  # the epoch from which the weights after each step count; 0: no average
 
     config.awp = ConfigDict()  # adversarial weight perturbation (Wu et al., 2020)
     config.awp.gamma = 0.0  # its size relative to the weights, such as 0.01, for TRADES 0.005; 0: none

@@ -18,6 +18,24 @@ class Clash(NamedTuple):
     advice: str
 
 
+# Methods whose loss knows a second label only through the targets.
+MIXABLE = ("standard", "madry", "infofeature", "alp", "trades", "feature_scatter")
+
+
+def _mixed_with(field: str) -> Clash:
+    return Clash(
+        field, "method.name", lambda value, other, _: value > 0 and other not in MIXABLE and ":" not in other,
+        "its loss or its labels are those of one class", f"leave it out, or take one of {', '.join(MIXABLE)}",
+    )  # fmt: skip
+
+
+def _unattacked(field: str, default: object) -> Clash:
+    return Clash(
+        field, "method.name", lambda value, other, _: value != default and other == "standard",
+        "there is no attack in training", "leave it out",
+    )  # fmt: skip
+
+
 CLASHES = (
     Clash(
         "awp.warmup_epochs", "awp.gamma", lambda value, other, _: value > 0 == other,
@@ -44,6 +62,26 @@ CLASHES = (
         "optimizer.decay_norm", "optimizer.weight_decay", lambda value, other, _: not value and other == 0,
         "nothing decays", "set weight_decay, or leave decay_norm out",
     ),
+    Clash(
+        "swa.start_epoch", "ema.decay", lambda value, other, _: value > 0 and other > 0,
+        "there is one average", "leave one of them out",
+    ),
+    Clash(
+        "swa.start_epoch", "num_epochs", lambda value, other, _: value >= other,
+        "no weights would be left to average", "start earlier",
+    ),
+    Clash(
+        "attack.ramp_epochs", "num_epochs", lambda value, other, _: value > other,
+        "epsilon would never be reached", "give fewer",
+    ),
+    Clash(
+        "data.mixup", "data.cutmix", lambda value, other, _: value > 0 and other > 0,
+        "a batch is mixed in one way", "leave one of them out",
+    ),
+    _mixed_with("data.mixup"),
+    _mixed_with("data.cutmix"),
+    _unattacked("attack.ramp_epochs", 0),
+    _unattacked("attack.batch_norm", "running"),
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """An experiment: the parts that a resolved configuration describes. No lower layer reads a configuration."""
 
 import pathlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,15 +14,16 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import checks, data, methods, parts, streams, weights
 from infofeat_jax import config as configs
-from infofeat_jax.data import augment
+from infofeat_jax.data import augment, mixing
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
+from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
-from infofeat_jax.training.step import make_step
+from infofeat_jax.training.step import Mix, make_step
 from infofeat_jax.types import InvalidInput
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
@@ -118,16 +120,43 @@ def load_data(config: ConfigDict) -> data.Dataset:
     )  # fmt: skip
 
 
-def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
-    """The training method of a resolved configuration, with budgets in the images' units. Raises InvalidInput."""
+def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array = 1.0) -> methods.Method:
+    """The training method of a resolved configuration, with budgets in the images' units, times `scale`.
+
+    Raises InvalidInput.
+    """
     attack = {
         "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon / configs.LEVELS,
-        "step_size": config.attack.step_size / configs.LEVELS,
+        "epsilon": config.attack.epsilon / configs.LEVELS * scale,
+        "step_size": config.attack.step_size / configs.LEVELS * scale,
         "num_steps": config.attack.num_steps,
     }
     options = {field: value for field, value in config.method.items() if field != "name"}
     return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
+
+
+def create_ramp(experiment: Experiment) -> Callable[[jax.Array], methods.Method] | None:
+    """The method in each step where the attack's budget grows over the first ones; None where it does not."""
+    config, count = experiment.config, round(experiment.config.attack.ramp_epochs * experiment.epoch_steps)
+
+    def method(step: jax.Array) -> methods.Method:
+        return create_method(config, experiment.data.num_classes, jnp.minimum((step + 1) / count, 1.0))
+
+    return method if count else None
+
+
+def create_averaging(experiment: Experiment) -> Averaging:
+    """Which average of the weights the configuration asks for."""
+    config = experiment.config
+    start = round(config.swa.start_epoch * experiment.epoch_steps)
+    return Averaging(float(config.ema.decay), max(start, 1) if config.swa.start_epoch else 0)
+
+
+def create_mix(config: ConfigDict) -> Mix | None:
+    """MixUp or CutMix, if the configuration asks for it."""
+    if config.data.mixup:
+        return partial(mixing.mixup, alpha=float(config.data.mixup))
+    return partial(mixing.cutmix, alpha=float(config.data.cutmix)) if config.data.cutmix else None
 
 
 def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -155,10 +184,11 @@ def compile_step(experiment: Experiment):
     """The training step over all devices."""
     config = experiment.config
     step = make_step(
-        experiment.module, experiment.method, experiment.optimizer, accumulate_steps=config.accumulate_steps,
+        experiment.module, create_ramp(experiment) or experiment.method, experiment.optimizer,
         augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
+        mix=create_mix(config), accumulate_steps=config.accumulate_steps,
         awp=Awp(float(config.awp.gamma), round(config.awp.warmup_epochs * experiment.epoch_steps)),
-        ema_decay=float(config.ema.decay),
+        averaging=create_averaging(experiment), batch_norm=config.attack.batch_norm,
     )  # fmt: skip
     return devices.parallelize_update(step, experiment.mesh, config.parallel)
 
@@ -167,15 +197,15 @@ def create_state(experiment: Experiment) -> State:
     """The initial state on all devices, determined by the seed alone or by the weights to start from."""
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
-    averaged = bool(experiment.config.ema.decay)
-    begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given, averaged=averaged))
+    shape, averaging = experiment.image_shape, create_averaging(experiment)
+    begin = jax.jit(lambda key, given: initial_state(*parts, key, shape, given, averaging=averaging))
     return devices.replicate(experiment.mesh, begin(key, experiment.initial))
 
 
 def describe_state(experiment: Experiment) -> State:
     """Shapes, dtypes and shardings of the state's arrays, without computing them."""
-    averaged = bool(experiment.config.ema.decay)
-    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape, averaged=averaged)
+    averaging = create_averaging(experiment)
+    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape, averaging=averaging)
     return devices.replicated(experiment.mesh, shapes)
 
 

@@ -28,15 +28,17 @@ def training(tmp_path) -> loop.Training:
 
 
 def in_directory(
-    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, **changes
+    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, method: str = "standard", **changes
 ) -> loop.Training:
-    one = create_experiment("standard", count)
+    one = create_experiment(method, count)
     config = one.config.copy_and_resolve_references()
     config.update({"num_epochs": EPOCHS, "log_every": 2, **changes})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 32
     config.checkpoint.every_minutes, config.eval.validate_every = every_minutes, validate_every
     workdir.mkdir(exist_ok=True)
-    return runs.create_training(one._replace(config=config, workdir=workdir))
+    optimizer, schedule = experiments.create_optimizer(config, one.epoch_steps)
+    one = one._replace(config=config, workdir=workdir, optimizer=optimizer, schedule=schedule)
+    return runs.create_training(one)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from infofeat_jax.evaluation import autoattack, distances, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
+from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
@@ -158,7 +159,7 @@ def test_the_step_is_made_of_the_experiments_parts(monkeypatch):
     assert seen["parts"] == (experiment.module, experiment.method, experiment.optimizer)
     assert seen["augment"].func is augment.crop_and_flip
     assert seen["augment"].keywords == {"padding": 2, "flip": False}
-    assert (seen["awp"], seen["ema_decay"]) == (Awp(0.03, 4), 0.75)
+    assert (seen["awp"], seen["averaging"]) == (Awp(0.03, 4), Averaging(0.75))
     assert (seen["accumulate_steps"], seen["mode"], seen["mesh"]) == (2, "pmap", experiment.mesh)
 
 

@@ -127,7 +127,9 @@ def _criterion(run: RunRecord) -> str:
 
 
 def _attack(attack: dict) -> str:
-    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}"
+    grown = f", grown over {ramp:g} epochs" if (ramp := attack.get("ramp_epochs")) else ""
+    batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
+    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{grown}{batch}"
 
 
 def _ball(attack: dict) -> str:
