@@ -68,12 +68,16 @@ def default() -> ConfigDict:
     config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's
+    config.method.grad_align = placeholder(float)  # weight of GradAlign's penalty, such as 0.2; None: none
 
     config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
     config.attack.norm = "linf"  # linf, l2, l1
     config.attack.epsilon = 8.0  # in 8-bit levels: 8 means 8/255
     config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
+    # N-FGSM (de Jorge et al., 2022), in training alone: a single step of size epsilon from uniform noise of so many
+    # epsilons, such as 2.0, not projected to the ball. 0: the method's own start and projection
+    config.attack.noise = 0.0
     # In training alone: epsilon and step_size grow linearly over the first epochs; BatchNorm's statistics that the
     # attack sees, the running ones or those of the batch
     config.attack.ramp_epochs = 0.0
@@ -148,7 +152,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
     config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
-    one_step = config.method.name in ONE_STEP
+    one_step = config.method.name in ONE_STEP or config.attack.noise > 0
     _fill(config.attack, "num_steps", 1 if one_step else 7)
     _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)

@@ -21,6 +21,9 @@ class Clash(NamedTuple):
 # Methods whose loss knows a second label only through the targets.
 MIXABLE = ("standard", "madry", "infofeature", "alp", "trades", "feature_scatter")
 
+# Methods whose attack may start anywhere: the others' start where their authors say.
+ANYWHERE = ("madry", "infofeature", "alp", "feature_matching")
+
 
 def _mixed_with(field: str) -> Clash:
     return Clash(
@@ -80,6 +83,14 @@ CLASHES = (
     ),
     _mixed_with("data.mixup"),
     _mixed_with("data.cutmix"),
+    Clash(
+        "attack.noise", "method.name", lambda value, other, _: value > 0 and other not in ANYWHERE and ":" not in other,
+        "its attack has a start of its own, or there is none", f"leave it out, or take one of {', '.join(ANYWHERE)}",
+    ),
+    Clash(
+        "attack.noise", "attack.num_steps", lambda value, other, _: value > 0 and other != 1,
+        "a single step from noise is not projected to the ball, several would leave it", "give num_steps=1",
+    ),
     _unattacked("attack.ramp_epochs", 0),
     _unattacked("attack.batch_norm", "running"),
 )  # fmt: skip

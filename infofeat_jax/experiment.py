@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import checks, data, methods, parts, streams, weights
 from infofeat_jax import config as configs
+from infofeat_jax.attacks.gradient import uniform_start
 from infofeat_jax.data import augment, mixing
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation import attack_names
@@ -131,6 +132,10 @@ def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array
         "step_size": config.attack.step_size / configs.LEVELS * scale,
         "num_steps": config.attack.num_steps,
     }
+    if config.attack.noise:  # N-FGSM: in a ball that holds whatever noise and steps add up to, nothing is projected
+        radius = config.attack.noise * attack["epsilon"]
+        attack["start"] = partial(uniform_start, norm=config.attack.norm, radius=radius)
+        attack["epsilon"] = radius + attack["num_steps"] * attack["step_size"]
     options = {field: value for field, value in config.method.items() if field != "name"}
     return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
 

@@ -28,9 +28,9 @@ def training(tmp_path) -> loop.Training:
 
 
 def in_directory(
-    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, method: str = "standard", **changes
+    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, trained: str = "standard", **changes
 ) -> loop.Training:
-    one = create_experiment(method, count)
+    one = create_experiment(trained, count)
     config = one.config.copy_and_resolve_references()
     config.update({"num_epochs": EPOCHS, "log_every": 2, **changes})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 32

@@ -11,13 +11,15 @@ from test_loop import in_directory, same
 from test_recipes import KEY, PGD, configured
 from test_step import distance, steps
 
+from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax import methods
 from infofeat_jax.data import mixing, to_unit
+from infofeat_jax.methods import losses
 from infofeat_jax.runtime import devices, signals
 from infofeat_jax.training import loop, optimizers
-from infofeat_jax.training.step import frozen_forward, gradients
-from infofeat_jax.types import Stopped
+from infofeat_jax.training.step import PENALTY, frozen_forward, gradients
+from infofeat_jax.types import Outputs, Stopped
 
 IMAGES, LABELS = small.batch(8)
 
@@ -150,13 +152,95 @@ def test_the_budget_grows_over_the_first_epochs():
     assert experiments.create_ramp(configured()) is None
 
 
+# Single-step training
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "start", "size", "ball"),
+    [
+        ("madry", {"noise": 2.0}, 16, 8, np.inf), ("infofeature", {"noise": 2.0}, 16, 8, np.inf),
+        ("madry", {"num_steps": 1, "step_size": 10.0}, 8, 10, 8), ("infofeature", {"noise": 0.5}, 4, 8, np.inf),
+    ],
+)  # fmt: skip
+def test_a_single_step_from_noise_is_the_naive_one(method, changes, start, size, ball):
+    """N-FGSM, with its k of 2 and another, and FGSM-RS; clipped to valid pixels before the step and after it."""
+    config = configs.default()
+    config.method.name = method
+    config.attack.update(changes)
+    config, forward = configs.resolve(config), small.forward()
+    clean = forward(IMAGES)
+
+    def objective(x):
+        outputs = forward(x)
+        entropy = -jax.nn.log_softmax(outputs.logits)[jnp.arange(8), LABELS].sum()
+        apart = jnp.sqrt(jnp.square(outputs.cam - clean.cam).sum((1, 2, 3))).sum()
+        return entropy + (0.1 * apart if method == "infofeature" else 0.0)
+
+    noise = start / 255 * jax.random.uniform(KEY, IMAGES.shape, minval=-1.0)
+    x = jnp.clip(IMAGES + noise, 0, 1)
+    x = x + size / 255 * jnp.sign(jax.grad(objective)(x))
+    naive = jnp.clip(x, IMAGES - ball / 255, IMAGES + ball / 255).clip(0, 1)
+    found = experiments.create_method(config, 5).attack(forward, KEY, IMAGES, LABELS)
+    np.testing.assert_allclose(found, naive, atol=1e-6)
+    if start == 16:
+        assert 20 / 255 < jnp.abs(found - IMAGES).max() <= 24.001 / 255
+
+
+def test_grad_align_is_the_naive_penalty():
+    """The loss; by finite differences along it, with the first gradient held, its gradient; statistics of one pass."""
+    module = small.TinyNet()
+    variables = jax.jit(module.init)(KEY, IMAGES)
+    options = methods.Options(5, {"norm": "linf", "epsilon": 0.1}, grad_align=3.0)
+    plain = methods.create("standard", options._replace(grad_align=None))
+    given = variables["params"], variables, variables["batch_stats"], KEY, IMAGES, LABELS
+    found, without = (
+        jax.jit(partial(gradients, module, one))(*given) for one in (methods.create("standard", options), plain)
+    )
+    noisy = IMAGES + 0.1 * jax.random.uniform(jax.random.fold_in(KEY, PENALTY), IMAGES.shape, minval=-1.0)
+
+    @jax.jit
+    def by_image(params, x):
+        def entropy(x):
+            inputs = {"params": params, "batch_stats": variables["batch_stats"]}
+            logits = module.apply(inputs, x, train=True, mutable=["batch_stats"])[0].logits
+            return -jax.nn.log_softmax(logits)[jnp.arange(8), LABELS].sum()
+
+        return jax.grad(entropy)(x).reshape(8, -1)
+
+    def penalty(params, first):
+        a, b = np.asarray(first, np.float64), np.asarray(by_image(params, noisy), np.float64)
+        return 3 * np.mean(1 - (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1))
+
+    params, first = variables["params"], by_image(variables["params"], IMAGES)
+    assert penalty(params, first) > 0.01
+    np.testing.assert_allclose(found.loss - without.loss, penalty(params, first), rtol=1e-3)
+    assert distance(without.batch_stats, found.batch_stats) < 1e-6
+    due = jax.tree.map(jnp.subtract, found.params, without.params)
+    square = sum(float(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(due))
+    ahead, behind = (jax.tree.map(lambda p, g, h=h: p + h * g, params, due) for h in (1e-2, -1e-2))
+    np.testing.assert_allclose((penalty(ahead, first) - penalty(behind, first)) / 2e-2, square, rtol=0.05)
+
+
+def test_grad_align_has_no_penalty_where_a_gradient_is_zero():
+    penalty = losses.grad_align(1.0, "linf", 0.1)
+    flat = lambda x: Outputs(0 * x.sum((1, 2, 3))[:, None] + jnp.arange(5.0))  # noqa: E731
+    value, slope = jax.value_and_grad(lambda x: penalty(flat, KEY, x, LABELS).sum())(IMAGES)
+    assert value == 0
+    assert not slope.any()
+
+
 # All together
 
 TOGETHER = {
     "swa": {"start_epoch": 1.0}, "data": {"mixup": 1.0}, "optimizer": {"name": "muon", "nesterov": True},
     "awp": {"gamma": 0.1},
 }  # fmt: skip
-AGAIN = {"data": {"cutmix": 1.0}, "attack": {"batch_norm": "batch", "ramp_epochs": 1.5}, "optimizer": {"name": "adam"}}
+AGAIN = {
+    "data": {"cutmix": 1.0},
+    "method": {"grad_align": 0.2},
+    "attack": {"batch_norm": "batch", "ramp_epochs": 1.5},
+    "optimizer": {"name": "adam"},
+}
 
 
 @pytest.mark.parametrize("changes", [TOGETHER, AGAIN], ids=["swa", "cutmix"])
@@ -169,8 +253,8 @@ def test_eight_devices_compute_what_one_does(changes):
 
 @pytest.mark.parametrize("changes", [TOGETHER, AGAIN], ids=["swa", "cutmix"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
-    whole = jax.device_get(loop.train(in_directory(tmp_path / "whole", method="madry", **changes)))
-    training, stops = in_directory(tmp_path / "stopped", method="madry", **changes), 0
+    whole = jax.device_get(loop.train(in_directory(tmp_path / "whole", trained="madry", **changes)))
+    training, stops = in_directory(tmp_path / "stopped", trained="madry", **changes), 0
     while stops < 9:
         asked = iter([False, False, True])
         monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))

@@ -308,6 +308,8 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
         ("attack.batch_norm", "batch"),
         ("attack.ramp_epochs", 5.0),
         ("data.cutmix", 1.0),
+        ("attack.noise", 2.0),
+        ("method.grad_align", 0.2),
     ],
 )
 def test_a_recipe_is_a_deviation_and_a_run_of_before_there_was_one_is_none(field, value):

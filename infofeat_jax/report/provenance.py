@@ -129,7 +129,8 @@ def _criterion(run: RunRecord) -> str:
 def _attack(attack: dict) -> str:
     grown = f", grown over {ramp:g} epochs" if (ramp := attack.get("ramp_epochs")) else ""
     batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
-    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{grown}{batch}"
+    noise = f", from noise of {scale:g} epsilon, not projected" if (scale := attack.get("noise")) else ""
+    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{grown}{batch}"
 
 
 def _ball(attack: dict) -> str:

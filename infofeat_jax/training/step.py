@@ -28,7 +28,8 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 Step = Callable[..., tuple[State, Metrics]]  # (state, batch, key, *, average), pure; see `make_step`
-MIXING = 0x6D6978  # what the key of the augmentation is folded with for `mix`
+# What the key of the augmentation is folded with for `mix`, and that of the attack for a penalty.
+MIXING, PENALTY = 0x6D6978, 0x70656E
 
 
 class Gradients(NamedTuple):
@@ -135,6 +136,9 @@ def gradients(
             return outputs
 
         values, logits = method.loss(train, batch)
+        if method.penalty is not None:
+            still = frozen_forward(module, {"params": params, "batch_stats": before}, "batch", key)
+            values = values + method.penalty(still, jax.random.fold_in(key, PENALTY), images, labels)
         return values.mean(), (logits, statistics[-1])
 
     shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
