@@ -56,6 +56,9 @@ def default() -> ConfigDict:
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
     config.data.note = ""  # a remark on the data for reports, such as "JPEG re-encoding"
+    # A second pool of training images, such as generated ones: an .npz with image and label, not compressed; "": none
+    config.data.extra = ""
+    config.data.extra_share = 0.0  # of each batch that comes from it, such as 0.7
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
     config.data.mixup = 0.0  # MixUp with shares of Beta(mixup, mixup), such as 1.0; 0: none

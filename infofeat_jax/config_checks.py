@@ -77,6 +77,7 @@ RULES = {
     "data.test_size": at_least(0, "0 (all) or more"),
     "data.validation_size": at_least(1, "1 or more: early stopping needs images"),
     "data.crop_padding": at_least(0, "0 or more pixels"),
+    "data.extra_share": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "data.mixup": between(0, MAX_FACTOR, f"0 (none) or more, at most {MAX_FACTOR}"),
     "data.cutmix": between(0, MAX_FACTOR, f"0 (none) or more, at most {MAX_FACTOR}"),
     "method.weight": between(0, MAX_FACTOR),

@@ -39,6 +39,11 @@ def _unattacked(field: str, default: object) -> Clash:
     )  # fmt: skip
 
 
+def extra_count(values: Values) -> int:
+    """How many examples of each batch are of the second pool."""
+    return round(values["data.extra_share"] * values["batch_size"])
+
+
 CLASHES = (
     Clash(
         "awp.warmup_epochs", "awp.gamma", lambda value, other, _: value > 0 == other,
@@ -76,6 +81,14 @@ CLASHES = (
     Clash(
         "attack.ramp_epochs", "num_epochs", lambda value, other, _: value > other,
         "epsilon would never be reached", "give fewer",
+    ),
+    Clash(
+        "data.extra", "data.extra_share", lambda value, other, _: bool(value) != bool(other),
+        "a second pool and its share of each batch belong together", "give both, or neither",
+    ),
+    Clash(
+        "data.extra_share", "batch_size", lambda value, other, all_: value and not 0 < extra_count(all_) < other,
+        "each batch needs an example of either pool", "give another share, or larger batches",
     ),
     Clash(
         "data.mixup", "data.cutmix", lambda value, other, _: value > 0 and other > 0,

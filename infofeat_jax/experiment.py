@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from infofeat_jax import checks, data, methods, parts, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax.attacks.gradient import uniform_start
+from infofeat_jax.config_combinations import extra_count
 from infofeat_jax.data import augment, mixing
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.data.mapped import mapped
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
@@ -42,6 +44,7 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     initial: weights.Variables | None = None  # weights that the configuration names, to start from or to evaluate
+    extra: data.Split | None = None  # a second pool to train on
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -59,10 +62,12 @@ class Experiment(NamedTuple):
         return steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
 
 
-def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Experiment:
+def create(
+    config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None, *, to_train: bool = True
+) -> Experiment:
     """Builds an experiment: checks what can be checked without computing, then loads the data unless it is given.
 
-    Raises InvalidInput.
+    `to_train`: with the second pool of training images, if there is one. Raises InvalidInput.
     """
     mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps))
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
@@ -75,7 +80,8 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
-    created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial)
+    extra = load_extra(config, dataset) if to_train else None
+    created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial, extra)
     check_own(created)
     if initial is not None and parts.is_own(config.model.name):
         weights.check_shapes(path, module, initial, created.image_shape)
@@ -119,6 +125,24 @@ def load_data(config: ConfigDict) -> data.Dataset:
         options.name, data_dir=options.data_dir or None, validation_size=options.validation_size,
         train_size=options.train_size or None, test_size=options.test_size or None, split_seed=options.split_seed,
     )  # fmt: skip
+
+
+def load_extra(config: ConfigDict, dataset: data.Dataset) -> data.Split | None:
+    """The second pool of training images, mapped; None without. Raises InvalidInput if it does not fit the data."""
+    if not config.data.extra:
+        return None
+    extra = mapped(config.data.extra, dataset.num_classes)
+    here, there = extra.images.shape[1:], dataset.train.images.shape[1:]
+    if here != there:
+        raise InvalidInput(f"config.data.extra = {config.data.extra!r} has images {list(here)}: expected {list(there)}")
+    if len(extra.labels) < extra_in_batch(config):
+        raise InvalidInput(f"config.data.extra = {config.data.extra!r} has fewer images than a batch takes from it")
+    return extra
+
+
+def extra_in_batch(config: ConfigDict) -> int:
+    """How many examples of each batch are of the second pool."""
+    return extra_count(dict(configs.flatten(config.to_dict())))
 
 
 def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array = 1.0) -> methods.Method:

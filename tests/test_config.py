@@ -163,6 +163,7 @@ def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
         ("data.mixup=nan", "config.data.mixup = nan: expected 0 (none) or more"),
         ("data.cutmix=-1.0", "config.data.cutmix = -1.0: expected 0 (none) or more"),
         ("attack.ramp_epochs=-1.0", "config.attack.ramp_epochs = -1.0: expected 0 to 1000000"),
+        ("data.extra_share=1.0", "config.data.extra_share = 1.0: expected at least 0 and below 1"),
         ("attack.noise=inf", "config.attack.noise = inf: expected 0 (none) or more epsilons"),
         ("method.grad_align=-1.0", "config.method.grad_align = -1.0: expected 0 to 1000000"),
         ("attack.batch_norm=live", "config.attack.batch_norm = 'live': expected running or batch"),
@@ -229,7 +230,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     names = {name for name, _ in configs.flatten(configs.default().to_dict())}
     checked_elsewhere = {
         "model.name", "method.name", "method.variant", "optimizer.name", "optimizer.schedule", "data.name",
-        "eval.attacks", "eval.distances", "eval.validation_attack", "study.rows", "init_from", "eval.torch_checkpoint",
+        "eval.attacks", "eval.distances", "eval.validation_attack", "data.extra", "study.rows", "init_from",
+        "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
         "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
@@ -263,6 +265,9 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         ({"attack": {"noise": 2.0}, "method": {"name": "trades"}}, "its attack has a start of its own"),
         ({"attack": {"noise": 2.0}, "method": {"name": "standard"}}, "or there is none"),
         ({"attack": {"noise": 2.0, "num_steps": 7}}, "attack.noise = 2.0 with config.attack.num_steps = 7: a single"),
+        ({"data": {"extra": "a.npz"}}, "a second pool and its share of each batch belong together"),
+        ({"data": {"extra_share": 0.7}}, "a second pool and its share of each batch belong together"),
+        ({"data": {"extra": "a.npz", "extra_share": 0.01}, "batch_size": 16}, "an example of either pool"),
         ({"data": {"mixup": 1.0, "cutmix": 1.0}}, "a batch is mixed in one way"),
         ({"data": {"mixup": 1.0}, "method": {"name": "mart"}}, "its loss or its labels are those of one class"),
         ({"data": {"cutmix": 1.0}, "method": {"name": "bilateral"}}, "its loss or its labels are those of one class"),

@@ -308,6 +308,7 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
         ("attack.batch_norm", "batch"),
         ("attack.ramp_epochs", 5.0),
         ("data.cutmix", 1.0),
+        ("data.extra", "pool.npz"),
         ("attack.noise", 2.0),
         ("method.grad_align", 0.2),
     ],

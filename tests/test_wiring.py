@@ -191,14 +191,16 @@ def test_the_loop_gets_the_training_split_and_its_settings(tmp_path):
     assert run.create_training(create_experiment(tmp_path, method="standard")).judge == "clean"
     assert training.schedule(5) == experiment.schedule(5)
     images, labels = loop.load_batch(training, 4)
-    rows = loop.batch_rows(training, 4)
+    rows = loop.batch_rows(training, 4).own
     np.testing.assert_array_equal(images, experiment.data.train.images[rows])
     np.testing.assert_array_equal(labels, experiment.data.train.labels[rows])
 
 
 def test_an_epoch_sees_every_image_once_and_the_next_in_another_order(tmp_path):
     training = run.create_training(create_experiment(tmp_path))
-    epochs = [np.concatenate([loop.batch_rows(training, 3 * epoch + step) for step in range(3)]) for epoch in (0, 1)]
+    epochs = [
+        np.concatenate([loop.batch_rows(training, 3 * epoch + step).own for step in range(3)]) for epoch in (0, 1)
+    ]
     for order in epochs:
         assert sorted(order) == list(range(TRAIN))
     assert not np.array_equal(*epochs)

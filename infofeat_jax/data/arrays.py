@@ -44,9 +44,9 @@ def checked_source(name: str, arrays: dict[str, np.ndarray], num_classes: int | 
     Raises:
       InvalidInput: an array has the wrong dtype or shape, the arrays disagree, or a label is out of range.
     """
-    train = _checked_split(name, arrays, "train", num_classes or MAX_CLASSES)
+    train = checked_split(name, arrays, ("image_train", "label_train"), num_classes or MAX_CLASSES)
     num_classes = num_classes or _count_classes(name, train.labels)
-    test = _checked_split(name, arrays, "test", num_classes)
+    test = checked_split(name, arrays, ("image_test", "label_test"), num_classes)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InvalidInput(
             f"{name}: image_train and image_test hold images of different shapes,"
@@ -63,12 +63,14 @@ def _count_classes(name: str, labels: np.ndarray) -> int:
     return int(labels.max()) + 1
 
 
-def _checked_split(name: str, arrays: dict[str, np.ndarray], split: str, num_classes: int) -> Split:
-    images = _checked_images(f"{name}: image_{split}", arrays[f"image_{split}"])
-    labels = arrays[f"label_{split}"]
-    _check_labels(f"{name}: label_{split}", labels, num_classes)
+def checked_split(name: str, arrays: dict[str, np.ndarray], fields: tuple[str, str], num_classes: int) -> Split:
+    """The Split of the images and labels that `fields` names, as `checked_source` describes them; raises as it does."""
+    image, label = fields
+    images = _checked_images(f"{name}: {image}", arrays[image])
+    labels = arrays[label]
+    _check_labels(f"{name}: {label}", labels, num_classes)
     if len(images) != len(labels):
-        raise InvalidInput(f"{name}: image_{split} has {len(images)} images but label_{split} {len(labels)}")
+        raise InvalidInput(f"{name}: {image} has {len(images)} images but {label} {len(labels)}")
     return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels, np.int32))
 
 

@@ -55,13 +55,14 @@ def npz(path: str) -> Source:
             f"{path}: no such file, or not readable; data.name takes an .npz file with {', '.join(ARRAYS)}"
         )
     with file.open("rb") as opened:  # numpy.load leaves a damaged file open
-        archive = _archive(path, opened)
+        archive = read_archive(path, opened)
         if missing := [name for name in ARRAYS if name not in archive]:
             raise InvalidInput(f"{path} lacks {', '.join(missing)}; it has {', '.join(archive.files) or 'no arrays'}")
-        return checked_source(path, {name: _member(path, archive, name) for name in ARRAYS})
+        return checked_source(path, {name: read_member(path, archive, name) for name in ARRAYS})
 
 
-def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
+def read_archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
+    """The .npz in an open file, of which nothing is unpickled. Raises InvalidInput if it is not one."""
     try:
         archive = np.load(opened, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -71,7 +72,8 @@ def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
         raise InvalidInput(f"{path} is not an .npz file as numpy.savez writes it: {summary(error)}") from error
 
 
-def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def read_member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an .npz, read into memory. Raises InvalidInput if it is damaged or too large."""
     try:
         size = archive.zip.getinfo(name + ".npy").file_size  # uncompressed; zipfile reads no more than this
         if size > MAX_BYTES:

@@ -43,10 +43,11 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     budget = evaluated["attack"]
     seconds = (results.get("seconds_per_attack") or {}).items()
     data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
+    share, extra = config["data"].get("extra_share", 0), config["data"].get("extra", "")
     found = [
         ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
-        ("data", f"{data}; {images:,} training images"),
+        ("data", f"{data}; {images:,} training images" + (f"; {share:.0%} of a batch from {extra}" if extra else "")),
         ("note on the data", config["data"].get("note", "")),
         ("training", _training(run)),
         ("attack in training", _attack(attack) if _attacked(run) else ""),
