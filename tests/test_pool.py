@@ -100,6 +100,8 @@ def test_the_share_is_that_of_every_batch_and_each_pool_is_passed_through():
     assert all(sorted(one) == list(range(10)) for one in own)
     assert all(sorted(one.order) == list(range(10)) for one in rows)
     assert len({tuple(one.order) for one in rows}) == 15
+    equal = batches.pooled_indices(3, 0, (24, 24), (8, 8))
+    assert equal.own.tolist() != equal.extra.tolist()  # orders of their own
     again = batches.pooled_indices(3, 7, (10, 24), (2, 8))
     assert all(np.array_equal(*pair) for pair in zip(again, rows[7], strict=True))
     alone = batches.pooled_indices(3, 7, (10, 0), (10, 0))
