@@ -72,12 +72,15 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
 
 def create_and(act: Callable[[Experiment], Any], config: ConfigDict, directory: pathlib.Path) -> None:
     """Creates the experiment of a study's run, and trains or evaluates it."""
-    act(experiments.create(config, directory))
+    act(experiments.create(config, directory, to_train=act is run.train))
 
 
 def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     """Trains (unless mode is "evaluate") and evaluates one run, from a resolved and checked configuration."""
-    experiment = experiments.create(config, directory)  # before the directory is made: it may be refused
+    to_train = mode != "evaluate"
+    experiment = experiments.create(
+        config, directory, to_train=to_train
+    )  # before the directory is made: it may be refused
     with run.own_directory(directory):
         for act in modes(mode).values():
             act(experiment)

@@ -76,9 +76,10 @@ def shipped(argument: str) -> str:
     match = re.fullmatch(r"(--?config=)([^:]*)(:.*)?", argument)
     if not match or not match[2] or ".py" in match[2]:
         return argument
-    files = {path.stem: path for folder in (CONFIGS, CONFIGS / "studies") for path in folder.glob("[!_]*.py")}
+    folders = CONFIGS, CONFIGS / "studies", CONFIGS / "recipes"
+    files = {path.stem: path for folder in folders for path in folder.glob("[!_]*.py")}
     del files["scales"]  # what the studies share
-    name = match[2].removeprefix("studies/")
+    name = match[2].removeprefix("studies/").removeprefix("recipes/")
     if name not in files:
         raise InvalidInput(f"--config={match[2]}: choose one of {', '.join(sorted(files))}, or give a FILE.py")
     return f"{match[1]}{files[name]}{match[3] or ''}"

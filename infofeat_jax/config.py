@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from infofeat_jax import config_checks
+from infofeat_jax import config_checks, config_combinations
 from infofeat_jax.types import InvalidInput
 
 # Fields that do not affect the trained parameters: they may change when a run is continued.
@@ -57,8 +57,13 @@ def default() -> ConfigDict:
     config.data.validation_size = 1000  # held out from the training images, for early stopping
     config.data.test_size = 0  # images of the test split to load; 0: all
     config.data.note = ""  # a remark on the data for reports, such as "JPEG re-encoding"
+    # A second pool of training images, such as generated ones: an .npz with image and label, not compressed; "": none
+    config.data.extra = ""
+    config.data.extra_share = 0.0  # of each batch that comes from it, such as 0.7
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
+    config.data.mixup = 0.0  # MixUp with shares of Beta(mixup, mixup), such as 1.0; 0: none
+    config.data.cutmix = 0.0  # CutMix with boxes of area Beta(cutmix, cutmix), such as 1.0; 0: none
 
     config.method = ConfigDict()
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
@@ -67,29 +72,40 @@ def default() -> ConfigDict:
     config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's
+    config.method.grad_align = placeholder(float)  # weight of GradAlign's penalty, such as 0.2; None: none
 
     config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
     config.attack.norm = "linf"  # linf, l2, l1
     config.attack.epsilon = 8.0  # in 8-bit levels: 8 means 8/255
     config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
+    # N-FGSM (de Jorge et al., 2022), in training alone: a single step of size epsilon from uniform noise of so many
+    # epsilons, such as 2.0, not projected to the ball. 0: the method's own start and projection
+    config.attack.noise = 0.0
+    # In training alone: epsilon and step_size grow linearly over the first epochs; BatchNorm's statistics that the
+    # attack sees, the running ones or those of the batch
+    config.attack.ramp_epochs = 0.0
+    config.attack.batch_norm = "running"
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd, adamw
+    config.optimizer.name = "sgd"  # sgd, adam, adamw, muon
     config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic (one triangle)
     config.optimizer.learning_rate = 0.1  # the largest of the schedule, for batches of 128: see scaling
     # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
-    config.optimizer.momentum = 0.9  # AdamW: beta_1
+    config.optimizer.momentum = 0.9  # Adam, AdamW: beta_1
     config.optimizer.nesterov = False  # Nesterov's momentum
-    config.optimizer.weight_decay = 2e-4  # AdamW: decoupled
+    config.optimizer.weight_decay = 2e-4  # AdamW, Muon: decoupled
     config.optimizer.decay_norm = True  # whether BatchNorm's scales and biases decay, as all other parameters do
     config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
     config.optimizer.decay = 0.1  # the factor at each milestone
 
     config.ema = ConfigDict()  # exponential moving average of the weights: the model that is validated and evaluated
     config.ema.decay = 0.0  # such as 0.999; in step n (from 0) at most (1 + n) / (10 + n). 0: no average
+
+    config.swa = ConfigDict()  # equal average of the weights (SWA), validated and evaluated with statistics of its own
+    config.swa.start_epoch = 0.0  # the epoch from which the weights after each step count; 0: no average
 
     config.awp = ConfigDict()  # adversarial weight perturbation (Wu et al., 2020)
     config.awp.gamma = 0.0  # its size relative to the weights, such as 0.01, for TRADES 0.005; 0: none
@@ -140,12 +156,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
     config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
-    one_step = config.method.name in ONE_STEP
+    one_step = config.method.name in ONE_STEP or config.attack.noise > 0
     _fill(config.attack, "num_steps", 1 if one_step else 7)
     _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)
     _fill(config.data, "split_seed", 0)
     config_checks.check_ranges(config)
+    config_combinations.check(dict(flatten(config.to_dict())))
     return config
 
 

@@ -1,6 +1,7 @@
 """An experiment: the parts that a resolved configuration describes. No lower layer reads a configuration."""
 
 import pathlib
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,15 +14,19 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import checks, data, methods, parts, streams, weights
 from infofeat_jax import config as configs
-from infofeat_jax.data import augment
+from infofeat_jax.attacks.gradient import uniform_start
+from infofeat_jax.config_combinations import extra_count
+from infofeat_jax.data import augment, mixing
 from infofeat_jax.data.batches import steps_per_epoch
+from infofeat_jax.data.mapped import mapped
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
+from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
-from infofeat_jax.training.step import make_step
+from infofeat_jax.training.step import Mix, make_step
 from infofeat_jax.types import InvalidInput
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
@@ -39,6 +44,7 @@ class Experiment(NamedTuple):
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     initial: weights.Variables | None = None  # weights that the configuration names, to start from or to evaluate
+    extra: data.Split | None = None  # a second pool to train on
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -56,10 +62,12 @@ class Experiment(NamedTuple):
         return steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
 
 
-def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None) -> Experiment:
+def create(
+    config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | None = None, *, to_train: bool = True
+) -> Experiment:
     """Builds an experiment: checks what can be checked without computing, then loads the data unless it is given.
 
-    Raises InvalidInput.
+    `to_train`: with the second pool of training images, if there is one. Raises InvalidInput.
     """
     mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps))
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
@@ -72,7 +80,8 @@ def create(config: ConfigDict, workdir: pathlib.Path, dataset: data.Dataset | No
     optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
-    created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial)
+    extra = load_extra(config, dataset) if to_train else None
+    created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial, extra)
     check_own(created)
     if initial is not None and parts.is_own(config.model.name):
         weights.check_shapes(path, module, initial, created.image_shape)
@@ -118,16 +127,65 @@ def load_data(config: ConfigDict) -> data.Dataset:
     )  # fmt: skip
 
 
-def create_method(config: ConfigDict, num_classes: int) -> methods.Method:
-    """The training method of a resolved configuration, with budgets in the images' units. Raises InvalidInput."""
+def load_extra(config: ConfigDict, dataset: data.Dataset) -> data.Split | None:
+    """The second pool of training images, mapped; None without. Raises InvalidInput if it does not fit the data."""
+    if not config.data.extra:
+        return None
+    extra = mapped(config.data.extra, dataset.num_classes)
+    here, there = extra.images.shape[1:], dataset.train.images.shape[1:]
+    if here != there:
+        raise InvalidInput(f"config.data.extra = {config.data.extra!r} has images {list(here)}: expected {list(there)}")
+    if len(extra.labels) < extra_in_batch(config):
+        raise InvalidInput(f"config.data.extra = {config.data.extra!r} has fewer images than a batch takes from it")
+    return extra
+
+
+def extra_in_batch(config: ConfigDict) -> int:
+    """How many examples of each batch are of the second pool."""
+    return extra_count(dict(configs.flatten(config.to_dict())))
+
+
+def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array = 1.0) -> methods.Method:
+    """The training method of a resolved configuration, with budgets in the images' units, times `scale`.
+
+    Raises InvalidInput.
+    """
     attack = {
         "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon / configs.LEVELS,
-        "step_size": config.attack.step_size / configs.LEVELS,
+        "epsilon": config.attack.epsilon / configs.LEVELS * scale,
+        "step_size": config.attack.step_size / configs.LEVELS * scale,
         "num_steps": config.attack.num_steps,
     }
+    if config.attack.noise:  # N-FGSM: in a ball that holds whatever noise and steps add up to, nothing is projected
+        radius = config.attack.noise * attack["epsilon"]
+        attack["start"] = partial(uniform_start, norm=config.attack.norm, radius=radius)
+        attack["epsilon"] = radius + attack["num_steps"] * attack["step_size"]
     options = {field: value for field, value in config.method.items() if field != "name"}
     return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
+
+
+def create_ramp(experiment: Experiment) -> Callable[[jax.Array], methods.Method] | None:
+    """The method in each step where the attack's budget grows over the first ones; None where it does not."""
+    config, count = experiment.config, round(experiment.config.attack.ramp_epochs * experiment.epoch_steps)
+
+    def method(step: jax.Array) -> methods.Method:
+        return create_method(config, experiment.data.num_classes, jnp.minimum((step + 1) / count, 1.0))
+
+    return method if count else None
+
+
+def create_averaging(experiment: Experiment) -> Averaging:
+    """Which average of the weights the configuration asks for."""
+    config = experiment.config
+    start = round(config.swa.start_epoch * experiment.epoch_steps)
+    return Averaging(float(config.ema.decay), max(start, 1) if config.swa.start_epoch else 0)
+
+
+def create_mix(config: ConfigDict) -> Mix | None:
+    """MixUp or CutMix, if the configuration asks for it."""
+    if config.data.mixup:
+        return partial(mixing.mixup, alpha=float(config.data.mixup))
+    return partial(mixing.cutmix, alpha=float(config.data.cutmix)) if config.data.cutmix else None
 
 
 def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -155,10 +213,11 @@ def compile_step(experiment: Experiment):
     """The training step over all devices."""
     config = experiment.config
     step = make_step(
-        experiment.module, experiment.method, experiment.optimizer, accumulate_steps=config.accumulate_steps,
+        experiment.module, create_ramp(experiment) or experiment.method, experiment.optimizer,
         augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
+        mix=create_mix(config), accumulate_steps=config.accumulate_steps,
         awp=Awp(float(config.awp.gamma), round(config.awp.warmup_epochs * experiment.epoch_steps)),
-        ema_decay=float(config.ema.decay),
+        averaging=create_averaging(experiment), batch_norm=config.attack.batch_norm,
     )  # fmt: skip
     return devices.parallelize_update(step, experiment.mesh, config.parallel)
 
@@ -167,15 +226,15 @@ def create_state(experiment: Experiment) -> State:
     """The initial state on all devices, determined by the seed alone or by the weights to start from."""
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
-    averaged = bool(experiment.config.ema.decay)
-    begin = jax.jit(lambda key, given: initial_state(*parts, key, experiment.image_shape, given, averaged=averaged))
+    shape, averaging = experiment.image_shape, create_averaging(experiment)
+    begin = jax.jit(lambda key, given: initial_state(*parts, key, shape, given, averaging=averaging))
     return devices.replicate(experiment.mesh, begin(key, experiment.initial))
 
 
 def describe_state(experiment: Experiment) -> State:
     """Shapes, dtypes and shardings of the state's arrays, without computing them."""
-    averaged = bool(experiment.config.ema.decay)
-    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape, averaged=averaged)
+    averaging = create_averaging(experiment)
+    shapes = state_shapes(experiment.module, experiment.optimizer, experiment.image_shape, averaging=averaging)
     return devices.replicated(experiment.mesh, shapes)
 
 

@@ -88,6 +88,7 @@ def create_training(experiment: Experiment) -> loop.Training:
     settings = loop.Settings(
         config.batch_size, config.num_epochs, config.seed, config.log_every, config.max_loss, config.skip_batches,
         config.checkpoint.keep, config.checkpoint.every_minutes, config.eval.validate_every, config.tensorboard,
+        extra=experiments.extra_in_batch(config),
     )  # fmt: skip
     return loop.Training(
         experiment.workdir, settings, experiment.data.train, experiment.data.num_classes, experiment.mesh,
@@ -98,6 +99,7 @@ def create_training(experiment: Experiment) -> loop.Training:
         judge="clean" if experiment.method.attack is None else "robust",
         robust_name=config.eval.validation_attack,
         title=f"{config.method.name}, {config.model.name}, {experiment.data.name}",
+        extra=experiment.extra,
     )  # fmt: skip
 
 

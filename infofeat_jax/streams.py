@@ -18,7 +18,12 @@ DEVICE = {
     "cam_images": 5,
     "probes": 6,
 }
-HOST = {"held_out": 0x76616C, "data_order": 0x6F7264}
+HOST = {
+    "held_out": 0x76616C,
+    "data_order": 0x6F7264,  # with the epoch
+    "extra_order": 0x657874,  # of the second pool, with the pass through it
+    "pooled_order": 0x6D6978,  # of both pools' examples in a batch, with the step
+}
 
 
 def key(seed: int, stream: str) -> PRNGKey:

@@ -66,7 +66,8 @@ def load(
 def read_variables(directory: pathlib.Path, which: str) -> Variables:
     """The weights in a run's checkpoint, whatever its model is. Raises InvalidInput."""
     state = checkpoint.read(directory, which)
-    return evaluated(state["params"], state.get("batch_stats") or {}, state.get("average"))
+    average, of_average = (state.get(name) or () for name in ("average", "average_stats"))
+    return evaluated(state["params"], state.get("batch_stats") or {}, average, of_average)
 
 
 def check_shapes(path: str, module: nn.Module, variables: Variables, image_shape: tuple[int, ...]) -> None:

@@ -15,8 +15,8 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").rglob("*.py") if path.st
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_configurations_name_stands_for_its_file(name):
-    folder = "" if (ROOT / "configs" / f"{name}.py").exists() else "studies/"
-    by_path = parse(f"--config=configs/{folder}{name}.py", "--config.seed=3")
+    (path,) = (ROOT / "configs").rglob(f"{name}.py")
+    by_path = parse(f"--config={path}", "--config.seed=3")
     assert parse(f"--config={name}", "--config.seed=3").to_dict() == by_path.to_dict()
     assert by_path.seed == 3
 
@@ -24,6 +24,7 @@ def test_a_configurations_name_stands_for_its_file(name):
 def test_what_follows_the_name_is_passed_on():
     assert parse("--config=digits:madry").method.name == "madry"
     assert parse("--config=studies/table1:digits").data.name == "digits"
+    assert parse("--config=recipes/n_fgsm:infofeature").method.name == "infofeature"
 
 
 def test_an_unknown_name_lists_the_configurations():

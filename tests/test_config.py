@@ -159,6 +159,14 @@ def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
         ("awp.gamma=-0.01", "config.awp.gamma = -0.01: expected 0 to 1"),
         ("awp.warmup_epochs=-1.0", "config.awp.warmup_epochs = -1.0: expected 0 to 1000000"),
         ("optimizer.decay_norm=2", "decay_norm"),
+        ("swa.start_epoch=-1.0", "config.swa.start_epoch = -1.0: expected 0 to 1000000"),
+        ("data.mixup=nan", "config.data.mixup = nan: expected 0 (none) or more"),
+        ("data.cutmix=-1.0", "config.data.cutmix = -1.0: expected 0 (none) or more"),
+        ("attack.ramp_epochs=-1.0", "config.attack.ramp_epochs = -1.0: expected 0 to 1000000"),
+        ("data.extra_share=1.0", "config.data.extra_share = 1.0: expected at least 0 and below 1"),
+        ("attack.noise=inf", "config.attack.noise = inf: expected 0 (none) or more epsilons"),
+        ("method.grad_align=-1.0", "config.method.grad_align = -1.0: expected 0 to 1000000"),
+        ("attack.batch_norm=live", "config.attack.batch_norm = 'live': expected running or batch"),
         ("optimizer.milestones=(3,2)", "config.optimizer.milestones = (3, 2): expected increasing epochs above 0"),
         ("model.width=1000000000", "config.model: resnet18 of width 1000000000 has 2.72e+21 parameters, which take "),
         ("model.name=wrn_100000_1", "a WideResNet's depth is 10, 16, 22, 28, ... up to 1000"),
@@ -222,7 +230,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     names = {name for name, _ in configs.flatten(configs.default().to_dict())}
     checked_elsewhere = {
         "model.name", "method.name", "method.variant", "optimizer.name", "optimizer.schedule", "data.name",
-        "eval.attacks", "eval.distances", "eval.validation_attack", "study.rows", "init_from", "eval.torch_checkpoint",
+        "eval.attacks", "eval.distances", "eval.validation_attack", "data.extra", "study.rows", "init_from",
+        "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
         "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
@@ -230,6 +239,52 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     }  # fmt: skip
     assert names == set(config_checks.RULES) | checked_elsewhere | free
     assert set(config_checks.ELEMENTS) <= names
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"awp": {"warmup_epochs": 5.0}}, "awp.warmup_epochs = 5.0 with config.awp.gamma = 0.0: there is no perturb"),
+        (
+            {"awp": {"warmup_epochs": 8.0, "gamma": 0.01}, "num_epochs": 8},
+            "awp.warmup_epochs = 8.0 with config.num_epochs = 8: no epoch would be left",
+        ),
+        (
+            {"optimizer": {"warmup_epochs": 1.0, "schedule": "onecycle"}},
+            "optimizer.warmup_epochs = 1.0 with config.optimizer.schedule = 'onecycle': this schedule has a warm-up",
+        ),
+        ({"optimizer": {"warmup_epochs": 1.0, "schedule": "cyclic"}}, "this schedule has a warm-up of its own"),
+        ({"optimizer": {"warmup_epochs": 9.0}, "num_epochs": 8}, "the learning rate would never be reached"),
+        ({"optimizer": {"nesterov": True, "momentum": 0.0}}, "there is no momentum to look ahead along"),
+        ({"optimizer": {"decay_norm": False, "weight_decay": 0.0}}, "nothing decays"),
+        ({"swa": {"start_epoch": 2.0}, "ema": {"decay": 0.9}}, "with config.ema.decay = 0.9: there is one average"),
+        ({"swa": {"start_epoch": 8.0}, "num_epochs": 8}, "no weights would be left to average"),
+        ({"attack": {"ramp_epochs": 9.0}, "num_epochs": 8}, "epsilon would never be reached"),
+        ({"attack": {"ramp_epochs": 1.0}, "method": {"name": "standard"}}, "there is no attack in training"),
+        ({"attack": {"batch_norm": "batch"}, "method": {"name": "standard"}}, "there is no attack in training"),
+        ({"attack": {"noise": 2.0}, "method": {"name": "trades"}}, "its attack has a start of its own"),
+        ({"attack": {"noise": 2.0}, "method": {"name": "standard"}}, "or there is none"),
+        ({"attack": {"noise": 2.0, "num_steps": 7}}, "attack.noise = 2.0 with config.attack.num_steps = 7: a single"),
+        ({"data": {"extra": "a.npz"}}, "a second pool and its share of each batch belong together"),
+        ({"data": {"extra_share": 0.7}}, "a second pool and its share of each batch belong together"),
+        ({"data": {"extra": "a.npz", "extra_share": 0.01}, "batch_size": 16}, "an example of either pool"),
+        ({"data": {"mixup": 1.0, "cutmix": 1.0}}, "a batch is mixed in one way"),
+        ({"data": {"mixup": 1.0}, "method": {"name": "mart"}}, "its loss or its labels are those of one class"),
+        ({"data": {"cutmix": 1.0}, "method": {"name": "bilateral"}}, "its loss or its labels are those of one class"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(fields, message):
+    assert message in refused(configs.resolve, changed(**fields))
+
+
+def test_each_of_a_pair_is_fine_without_the_other():
+    for fields in (
+        {"awp": {"warmup_epochs": 7.5, "gamma": 0.01}, "num_epochs": 8}, {"awp": {"gamma": 0.01}},
+        {"optimizer": {"schedule": "cyclic"}}, {"optimizer": {"nesterov": True}}, {"optimizer": {"decay_norm": False}},
+        {"optimizer": {"warmup_epochs": 8.0, "schedule": "cosine"}, "num_epochs": 8},
+        {"optimizer": {"momentum": 0.0, "weight_decay": 0.0}},
+    ):  # fmt: skip
+        configs.resolve(changed(**fields))
 
 
 # The normalisation and the data

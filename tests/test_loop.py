@@ -29,15 +29,17 @@ def training(tmp_path) -> loop.Training:
 
 
 def in_directory(
-    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, **changes
+    workdir, count: int = 1, every_minutes: float = 0.0, validate_every: int = 1, trained: str = "standard", **changes
 ) -> loop.Training:
-    one = create_experiment("standard", count)
+    one = create_experiment(trained, count)
     config = one.config.copy_and_resolve_references()
     config.update({"num_epochs": EPOCHS, "log_every": 2, **changes})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 32
     config.checkpoint.every_minutes, config.eval.validate_every = every_minutes, validate_every
     workdir.mkdir(exist_ok=True)
-    return runs.create_training(one._replace(config=config, workdir=workdir))
+    optimizer, schedule = experiments.create_optimizer(config, one.epoch_steps)
+    one = one._replace(config=config, workdir=workdir, optimizer=optimizer, schedule=schedule)
+    return runs.create_training(one)
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +226,7 @@ def poisoned(training: loop.Training, at: int, leaf: str) -> loop.Training:
 
 @pytest.mark.parametrize(("at", "leaf"), [(3, "loss"), (3, "parameters"), (4, "some parameters")])
 def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at, leaf):
-    rows = loop.batch_rows(training, at - 1)
+    rows = loop.batch_rows(training, at - 1).own
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12]
     training = poisoned(training, at, leaf)
     noted = f"step {at}, epoch 2, images {digest}"

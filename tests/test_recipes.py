@@ -174,13 +174,15 @@ def test_checkpoints_without_the_field_are_restored(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("tiny_model")
-def test_validation_evaluation_and_conversion_take_the_average(tmp_path):
-    experiment = configured(ema={"decay": 0.9}, num_epochs=1)
+@pytest.mark.parametrize("changes", [{"ema": {"decay": 0.9}}, {"swa": {"start_epoch": 0.5}}], ids=["ema", "swa"])
+def test_validation_evaluation_and_conversion_take_the_average(tmp_path, changes):
+    experiment = configured(num_epochs=2, **changes)
     experiment.config.model.name, experiment.config.eval.validation_attack = "tiny", "fgsm"
     experiment = experiment._replace(workdir=tmp_path)
     state = run.train(experiment)
     for found in (weights.load(tmp_path)[1], experiments.restore(experiment, "best").evaluated):
-        assert same(jax.device_get({"params": state.average, "batch_stats": state.batch_stats}), found)
+        statistics = state.average_stats or state.batch_stats
+        assert same(jax.device_get({"params": state.average, "batch_stats": statistics}), found)
     images, labels = experiment.data.validation
     classes = np.arange(5) == labels[:, None]
     moved = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))  # live weights that know nothing

@@ -378,7 +378,19 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("ema.decay", 0.99), ("awp.gamma", 0.01), ("optimizer.decay_norm", False)]
+    ("field", "value"),
+    [
+        ("ema.decay", 0.99),
+        ("awp.gamma", 0.01),
+        ("optimizer.decay_norm", False),
+        ("swa.start_epoch", 60.0),
+        ("attack.batch_norm", "batch"),
+        ("attack.ramp_epochs", 5.0),
+        ("data.cutmix", 1.0),
+        ("data.extra", "pool.npz"),
+        ("attack.noise", 2.0),
+        ("method.grad_align", 0.2),
+    ],
 )
 def test_a_recipe_is_a_deviation_and_a_run_of_before_there_was_one_is_none(field, value):
     config = json.loads(configs.to_json(configs.resolve(configs.for_method(configs.default(), "madry"))))

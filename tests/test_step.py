@@ -202,6 +202,10 @@ def test_schedules_of_no_or_one_step_are_finite(name, epochs):
     assert np.isfinite(optimizers.create_schedule(name, **options)(0))
 
 
+# A step of rate 0.1 without a gradient, from a weight of 1 that decays by 0.5: Adam's is as long as any other.
+DECAYED = {"sgd": -0.05, "adam": -0.1, "adamw": -0.05, "muon": -0.05}
+
+
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_normalisation_can_be_left_out_of_the_decay(name):
     """Its scales and biases, not the biases of convolutions and linear layers."""
@@ -213,7 +217,7 @@ def test_normalisation_can_be_left_out_of_the_decay(name):
         changes, _ = optimizer.update(zeros, optimizer.init(params), params)
         for path, change in flatten_dict(changes).items():
             decays = decay_norm or not path[-2].startswith("bn")
-            np.testing.assert_allclose(change, -0.05 if decays else 0.0, atol=1e-7, err_msg=str(path))
+            np.testing.assert_allclose(change, DECAYED[name] if decays else 0.0, atol=1e-6, err_msg=str(path))
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -230,7 +234,7 @@ def test_optimizers_by_name(nesterov):
     np.testing.assert_allclose(found["sgd"], p - 0.1 * (v + 0.5 * v if nesterov else v), rtol=1e-5)
     if not nesterov:
         np.testing.assert_allclose(found["adamw"], p - 0.1 * (np.sign(g) + 0.01 * p), rtol=1e-4)
-    with pytest.raises(methods.InvalidInput, match="unknown optimizer 'lion': choose one of adamw, sgd"):
+    with pytest.raises(methods.InvalidInput, match="unknown optimizer 'lion': choose one of adam, adamw, muon, sgd"):
         optimizers.create_optimizer("lion", lambda step: 0.1)
     with pytest.raises(methods.InvalidInput, match="choose one of cosine, cyclic, onecycle, piecewise"):
         optimizers.create_schedule("steps")
@@ -239,10 +243,10 @@ def test_optimizers_by_name(nesterov):
 @pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
 def test_optimizers_leave_weights_without_a_gradient_alone_unless_told_to_decay(name):
     weights = jnp.ones(3)
-    for options, change in (({}, 0.0), ({"weight_decay": 0.5}, -0.05)):
+    for options, change in (({}, 0.0), ({"weight_decay": 0.5}, DECAYED[name])):
         optimizer = optimizers.create_optimizer(name, lambda step: 0.1, **options)
         update, _ = optimizer.update(jnp.zeros(3), optimizer.init(weights), weights)
-        np.testing.assert_allclose(update, change, atol=1e-7)
+        np.testing.assert_allclose(update, change, atol=1e-6)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

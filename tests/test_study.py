@@ -138,7 +138,7 @@ def test_a_damaged_description_is_said(tmp_path):
 def test_all_runs_are_trained_before_the_first_is_evaluated(tmp_path, monkeypatch):
     """A row may craft its attacks on a later one."""
     order = []
-    monkeypatch.setattr(experiments, "create", lambda config, directory: directory.name)
+    monkeypatch.setattr(experiments, "create", lambda config, directory, **_: directory.name)
     monkeypatch.setattr(run, "train", lambda name: order.append(("train", name)))
     monkeypatch.setattr(run, "evaluate_run", lambda name: order.append(("evaluate", name)))
     monkeypatch.setattr(report, "write", lambda directory: order.append(("report", directory.name)))

@@ -22,6 +22,7 @@ from infofeat_jax.evaluation import autoattack, distances, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
+from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
@@ -158,7 +159,7 @@ def test_the_step_is_made_of_the_experiments_parts(monkeypatch):
     assert seen["parts"] == (experiment.module, experiment.method, experiment.optimizer)
     assert seen["augment"].func is augment.crop_and_flip
     assert seen["augment"].keywords == {"padding": 2, "flip": False}
-    assert (seen["awp"], seen["ema_decay"]) == (Awp(0.03, 4), 0.75)
+    assert (seen["awp"], seen["averaging"]) == (Awp(0.03, 4), Averaging(0.75))
     assert (seen["accumulate_steps"], seen["mode"], seen["mesh"]) == (2, "pmap", experiment.mesh)
 
 
@@ -190,14 +191,16 @@ def test_the_loop_gets_the_training_split_and_its_settings(tmp_path):
     assert run.create_training(create_experiment(tmp_path, method="standard")).judge == "clean"
     assert training.schedule(5) == experiment.schedule(5)
     images, labels = loop.load_batch(training, 4)
-    rows = loop.batch_rows(training, 4)
+    rows = loop.batch_rows(training, 4).own
     np.testing.assert_array_equal(images, experiment.data.train.images[rows])
     np.testing.assert_array_equal(labels, experiment.data.train.labels[rows])
 
 
 def test_an_epoch_sees_every_image_once_and_the_next_in_another_order(tmp_path):
     training = run.create_training(create_experiment(tmp_path))
-    epochs = [np.concatenate([loop.batch_rows(training, 3 * epoch + step) for step in range(3)]) for epoch in (0, 1)]
+    epochs = [
+        np.concatenate([loop.batch_rows(training, 3 * epoch + step).own for step in range(3)]) for epoch in (0, 1)
+    ]
     for order in epochs:
         assert sorted(order) == list(range(TRAIN))
     assert not np.array_equal(*epochs)

@@ -7,6 +7,7 @@ restarts, keep, targeted, bounds. Compile once by `jax.jit(functools.partial(pgd
 import jax
 
 from infofeat_jax import objectives
+from infofeat_jax import threat as threats
 from infofeat_jax.attacks.projected import Start, projected_ascent
 from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PRNGKey
 
@@ -14,6 +15,11 @@ from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PRNGK
 def gaussian_start(key: PRNGKey, images: Images) -> Images:
     """Each image plus noise 0.001 * N(0, 1): the starting point of TRADES and MART."""
     return images + 0.001 * jax.random.normal(key, images.shape, images.dtype)
+
+
+def uniform_start(key: PRNGKey, images: Images, *, norm: str, radius: Budget) -> Images:
+    """Each image plus uniform noise in the ball of `radius`, which may be larger than an attack's epsilon."""
+    return images + radius * threats.NORMS[norm].sample(key, images)
 
 
 def fgsm(

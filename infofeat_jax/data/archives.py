@@ -38,8 +38,8 @@ def npz(path: str) -> Source:
     if not (os.path.isfile(file) and os.access(file, os.R_OK)):  # these return False for names that cannot be paths
         raise InvalidInput(f"{path}: no such file, or not readable; data.name takes an .npz file with {LAYOUT}")
     with file.open("rb") as opened:  # numpy.load leaves a damaged file open
-        archive = _archive(path, opened)
-        return arranged(path, archive.files, partial(_member, path, archive))
+        archive = read_archive(path, opened)
+        return arranged(path, archive.files, partial(read_member, path, archive))
 
 
 def arranged(name: str, members: Collection[str], read: Callable[[str], Any]) -> Source:
@@ -79,7 +79,8 @@ def _joined(name: str, members: list[str], arrays: list[Any]) -> np.ndarray:
     return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
 
 
-def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
+def read_archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
+    """The .npz in an open file, of which nothing is unpickled. Raises InvalidInput if it is not one."""
     try:
         archive = np.load(opened, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -89,7 +90,8 @@ def _archive(path: str, opened: BinaryIO) -> np.lib.npyio.NpzFile:
         raise InvalidInput(f"{path} is not an .npz file as numpy.savez writes it: {summary(error)}") from error
 
 
-def _member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+def read_member(path: str, archive: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an .npz, read into memory. Raises InvalidInput if it is damaged or too large."""
     try:
         size = archive.zip.getinfo(name + ".npy").file_size  # uncompressed; zipfile reads no more than this
         if size > MAX_BYTES:

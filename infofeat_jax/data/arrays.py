@@ -64,11 +64,11 @@ def checked_source(
     class_names = _checked_names(name, class_names, num_classes)
     num_classes = num_classes or len(class_names) or None
     given = {field: (f"{name}: {(called or {}).get(field, field)}", array) for field, array in arrays.items()}
-    train = _checked_split(*given["image_train"], *given["label_train"], num_classes or MAX_CLASSES)
+    train = checked_split(*given["image_train"], *given["label_train"], num_classes or MAX_CLASSES)
     num_classes = num_classes or _count_classes(given["label_train"][0], train.labels)
     if "image_test" not in given:
         return Source(*_split_off_test(name, train), num_classes, class_names)
-    test = _checked_split(*given["image_test"], *given["label_test"], num_classes)
+    test = checked_split(*given["image_test"], *given["label_test"], num_classes)
     if train.images.shape[1:] != test.images.shape[1:]:
         raise InvalidInput(
             f"{name}: training and test images have different shapes,"
@@ -122,7 +122,8 @@ def roles(available: Collection[str]) -> tuple[list[str], list[str]]:
     return (train + validation, test) if test else (train, validation)
 
 
-def _checked_split(image_name: str, images: np.ndarray, label_name: str, labels: np.ndarray, num_classes: int) -> Split:
+def checked_split(image_name: str, images: np.ndarray, label_name: str, labels: np.ndarray, num_classes: int) -> Split:
+    """Images and labels as `checked_source` describes them, called by these names in errors; raises as it does."""
     images, labels = _checked_images(image_name, images), _checked_labels(label_name, labels, num_classes)
     if len(images) != len(labels):
         raise InvalidInput(f"{image_name} has {len(images)} images but {label_name} has {len(labels)} labels")

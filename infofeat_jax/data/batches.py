@@ -1,7 +1,8 @@
-"""The order of training examples, a pure function of (seed, step), and padded batches for evaluation."""
+"""The order of training examples of one or two pools, a function of (seed, step); padded batches for evaluation."""
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int, Int32, Shaped
@@ -23,26 +24,60 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Int[np.ndarray, " n"]:
+def epoch_order(seed: int, epoch: int, n: int, stream: str = "data_order") -> Int[np.ndarray, " n"]:
     """Returns the order of the `n` training examples in an epoch: a read-only permutation of range(n)."""
-    return _epoch_order(seed, epoch, n)
+    return _epoch_order(seed, epoch, n, stream)
 
 
 @lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    order = streams.generator(seed, "data_order", epoch).permutation(n)
+def _epoch_order(seed: int, epoch: int, n: int, stream: str) -> np.ndarray:
+    order = streams.generator(seed, stream, epoch).permutation(n)
     order.flags.writeable = False
     return order
 
 
-def batch_indices(seed: int, step: int, n: int, batch_size: int) -> Int[np.ndarray, " batch_size"]:
+def batch_indices(
+    seed: int, step: int, n: int, batch_size: int, stream: str = "data_order"
+) -> Int[np.ndarray, " batch_size"]:
     """Returns the indices of the examples of a global training step, counted from 0 over all epochs.
 
     Raises:
       InvalidInput: as `steps_per_epoch`.
     """
     epoch, step_in_epoch = divmod(step, steps_per_epoch(n, batch_size))
-    return epoch_order(seed, epoch, n)[step_in_epoch * batch_size :][:batch_size]
+    return epoch_order(seed, epoch, n, stream)[step_in_epoch * batch_size :][:batch_size]
+
+
+class Rows(NamedTuple):
+    """The examples of a batch that come from each of two pools, and where they go in it."""
+
+    own: Int[np.ndarray, " a"]  # indices in the training set
+    extra: Int[np.ndarray, " b"]  # indices in the second pool
+    order: Int[np.ndarray, " batch_size"] | None  # of the two, one after the other; None: as they are
+
+
+def pooled_indices(seed: int, step: int, sizes: tuple[int, int], counts: tuple[int, int]) -> Rows:
+    """The examples of a step, of a training set and a second pool of `sizes`, of which `counts` are in each batch.
+
+    Each pool is passed through in an order of its own, again and again; their examples are shuffled within the batch,
+    so that every device has of both.
+
+    Raises:
+      InvalidInput: as `steps_per_epoch`, for either pool.
+    """
+    own = batch_indices(seed, step, sizes[0], counts[0])
+    if not counts[1]:
+        return Rows(own, own[:0], None)
+    extra = batch_indices(seed, step, sizes[1], counts[1], "extra_order")
+    return Rows(own, extra, streams.generator(seed, "pooled_order", step).permutation(sum(counts)))
+
+
+def take(own: Split, extra: Split | None, rows: Rows) -> Split:
+    """The batch of these rows."""
+    if extra is None or rows.order is None:
+        return Split(own.images[rows.own], own.labels[rows.own])
+    images = np.concatenate([own.images[rows.own], extra.images[rows.extra]])[rows.order]
+    return Split(images, np.concatenate([own.labels[rows.own], extra.labels[rows.extra]])[rows.order])
 
 
 def padded_batches(

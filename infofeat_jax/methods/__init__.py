@@ -12,7 +12,7 @@ from infofeat_jax import attacks, parts
 from infofeat_jax.attacks.gradient import gaussian_start
 from infofeat_jax.methods import labels, losses
 from infofeat_jax.methods.labels import smooth
-from infofeat_jax.methods.losses import Batch, Loss, adversarial_cross_entropy
+from infofeat_jax.methods.losses import Batch, Loss, Penalty, adversarial_cross_entropy
 from infofeat_jax.types import (
     Attack,
     Forward,
@@ -33,6 +33,7 @@ class Method(NamedTuple):
     attack: Attack | None  # on the frozen model: BatchNorm on running statistics
     targets: Callable[[Forward, Images, Labels], Probabilities]
     loss: Loss
+    penalty: Penalty | None = None  # added to the loss
 
 
 class Options(NamedTuple):
@@ -45,6 +46,7 @@ class Options(NamedTuple):
     distance: str = "l2"
     classes: str = "all"
     variant: str | None = None  # where a paper and its code differ: one of VARIANTS, the first by default
+    grad_align: float | None = None  # the weight of GradAlign's penalty, of any method
 
 
 def create(name: str, options: Options) -> Method:
@@ -62,7 +64,11 @@ def create(name: str, options: Options) -> Method:
         raise InvalidInput(f"method variant {options.variant!r}: {name} has none, leave it out")
     else:
         check_choice(f"variant of {name}", options.variant, VARIANTS[name])
-    return _own(name, options) if parts.is_own(name) else METHODS[name](options)
+    method = _own(name, options) if parts.is_own(name) else METHODS[name](options)
+    if not options.grad_align:
+        return method
+    norm, epsilon = options.attack["norm"], options.attack["epsilon"]
+    return method._replace(penalty=losses.grad_align(options.grad_align, norm, epsilon))
 
 
 def _own(name: str, options: Options) -> Method:

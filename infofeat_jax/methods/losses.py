@@ -14,7 +14,18 @@ import optax
 from jaxtyping import Array, Float
 
 from infofeat_jax import objectives
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, Outputs, PerExample, Probabilities
+from infofeat_jax.threat import NORMS, per_example
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    Outputs,
+    PerExample,
+    PRNGKey,
+    Probabilities,
+)
 
 
 class Batch(NamedTuple):
@@ -28,6 +39,8 @@ class Batch(NamedTuple):
 
 Logits = Float[Array, "b k"]
 Loss = Callable[[Forward, Batch], tuple[PerExample, Logits]]
+# (model on batch statistics, which leaves the running ones alone, key, images, labels) -> what the loss gains, [b].
+Penalty = Callable[[Forward, PRNGKey, Images, Labels], PerExample]
 
 # Feature Matching's code adds 1e-5 to the RMS of d(mean of 128 x 10 logits) / d(8 x 8 map). Here it is kept
 # at that, as a number beside the RMS of the weights, so that the loss does not depend on the batch size.
@@ -142,6 +155,27 @@ def mart(weight: float) -> Loss:
         return boosted + weight * divergence * doubt, logits
 
     return loss
+
+
+def grad_align(weight: float, norm: str, epsilon: Budget) -> Penalty:
+    """GradAlign (Andriushchenko & Flammarion, 2020): weight * (1 - cos(g(x), g(x + noise))) for noise in the ball.
+
+    g is the gradient of the cross-entropy to the image; as in the authors' code the one at x is detached, and examples
+    with a zero gradient have no penalty. There the passes move BatchNorm's running statistics, here they do not.
+    """
+
+    def penalty(forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> PerExample:
+        def gradient(x: Images) -> Float[Array, "b d"]:
+            entropy = lambda x: optax.softmax_cross_entropy_with_integer_labels(forward(x).logits, labels).sum()  # noqa: E731
+            return jax.grad(entropy)(x).reshape(len(labels), -1)
+
+        at_image = jax.lax.stop_gradient(gradient(images))
+        at_noise = gradient(images + per_example(epsilon, images) * NORMS[norm].sample(key, images))
+        sizes = [optax.safe_norm(found, 1e-12, axis=1) for found in (at_image, at_noise)]
+        cosine = (at_image * at_noise).sum(1) / (sizes[0] * sizes[1])
+        return weight * jnp.where(jnp.minimum(*sizes) > 1e-12, 1 - cosine, 0.0)
+
+    return penalty
 
 
 def _forward_both(forward: Forward, batch: Batch) -> tuple[Outputs, Outputs]:

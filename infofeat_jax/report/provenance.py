@@ -41,10 +41,11 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     budget = evaluated["attack"]
     seconds = (results.get("seconds_per_attack") or {}).items()
     data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
+    share, extra = config["data"].get("extra_share", 0), config["data"].get("extra", "")
     found = [
         ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
-        ("data", f"{data}; {images:,} training images"),
+        ("data", f"{data}; {images:,} training images" + (f"; {share:.0%} of a batch from {extra}" if extra else "")),
         ("note on the data", config["data"].get("note", "")),
         ("training", _training(run)),
         ("attack in training", _attack(attack) if _attacked(run) else ""),
@@ -125,7 +126,10 @@ def _criterion(run: RunRecord) -> str:
 
 
 def _attack(attack: dict) -> str:
-    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}"
+    grown = f", grown over {ramp:g} epochs" if (ramp := attack.get("ramp_epochs")) else ""
+    batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
+    noise = f", from noise of {scale:g} epsilon, not projected" if (scale := attack.get("noise")) else ""
+    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{grown}{batch}"
 
 
 def _ball(attack: dict) -> str:

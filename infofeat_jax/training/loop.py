@@ -20,7 +20,7 @@ import optax
 from jax.sharding import Mesh
 
 from infofeat_jax.data import Split
-from infofeat_jax.data.batches import batch_indices, steps_per_epoch
+from infofeat_jax.data.batches import Rows, pooled_indices, steps_per_epoch, take
 from infofeat_jax.runtime import console, devices, files, processes, signals
 from infofeat_jax.training import checkpoint, health, records
 from infofeat_jax.training.ahead import Ahead
@@ -48,6 +48,7 @@ class Settings(NamedTuple):
     every_minutes: float = 0.0  # between checkpoints, at ends of epochs; 0: after each
     validate_every: int = 1  # epochs
     tensorboard: bool = False
+    extra: int = 0  # examples of a batch that are of the second pool
 
 
 class Training(NamedTuple):
@@ -67,6 +68,7 @@ class Training(NamedTuple):
     judge: str  # the validation whose accuracy decides early stopping
     robust_name: str = "robust"  # display name of the validation attack
     title: str = ""  # description of the run, for display
+    extra: Split | None = None  # a second pool of training examples
 
     @property
     def steps_per_epoch(self) -> int:
@@ -179,14 +181,14 @@ def is_logged(training: Training, step: int) -> bool:
 
 def load_batch(training: Training, step: int):
     """(images, labels) of a step, placed on the devices."""
-    rows = batch_rows(training, step)
-    return devices.shard(training.mesh, (training.data.images[rows], training.data.labels[rows]))
+    return devices.shard(training.mesh, tuple(take(training.data, training.extra, batch_rows(training, step))))
 
 
-def batch_rows(training: Training, step: int):
+def batch_rows(training: Training, step: int) -> Rows:
     """The indices of a step's examples."""
-    settings = training.settings
-    return batch_indices(settings.seed, step, len(training.data.labels), settings.batch_size)
+    settings, extra = training.settings, training.extra
+    sizes = len(training.data.labels), 0 if extra is None else len(extra.labels)
+    return pooled_indices(settings.seed, step, sizes, (settings.batch_size - settings.extra, settings.extra))
 
 
 def use_step(training: Training, reporting: Reporting, stretch: Stretch, step: int, values: dict) -> None:
@@ -268,7 +270,7 @@ def skip(training: Training, unsound: health.UnsoundStep) -> None:
     batch = {
         "step": unsound.step,
         "epoch": (unsound.step - 1) // training.steps_per_epoch + 1,
-        "images": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:12],
+        "images": hashlib.sha256(np.concatenate([rows.own, rows.extra]).astype("<i8").tobytes()).hexdigest()[:12],
     }
     last, settings = checkpoint.latest_step(training.workdir), training.settings
     limits = {"max_loss": settings.max_loss, "skip_batches": settings.skip_batches}

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jaxtyping import Array, Int, PyTree
 
 from infofeat_jax import parts
@@ -108,6 +109,45 @@ def adamw(
     return optax.adamw(schedule, b1=momentum, weight_decay=weight_decay, mask=mask, nesterov=nesterov)
 
 
+def adam(
+    schedule: optax.Schedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    decay_norm: bool = True,
+) -> optax.GradientTransformation:
+    """PyTorch's Adam (Kingma & Ba, 2015): weight decay is added to the gradient; `momentum` is beta_1."""
+    mask = None if decay_norm else outside_norms
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(decayed, optax.adam(schedule, b1=momentum, nesterov=nesterov))
+
+
+def muon(
+    schedule: optax.Schedule,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    decay_norm: bool = True,
+) -> optax.GradientTransformation:
+    """Muon (Jordan, 2024) for the convolutions' kernels, each as a matrix [h * w * i, o]; AdamW for the rest.
+
+    The rest are the last layer, biases and BatchNorm's scales. Decay is decoupled; `momentum` is AdamW's beta_1 too.
+    """
+    mask = None if decay_norm else outside_norms
+    direction = optax.contrib.muon(
+        -1.0,  # the direction itself: decay and learning rate follow, as optax's own mask leaves out what AdamW updates
+        beta=momentum, nesterov=nesterov, adam_b1=momentum, muon_weight_dimension_numbers=as_matrices,
+    )  # fmt: skip
+    decayed = optax.add_decayed_weights(weight_decay, mask)
+    return optax.chain(direction, decayed, optax.scale_by_learning_rate(schedule))
+
+
+def as_matrices(params: PyTree) -> PyTree:
+    """How Muon reads each parameter: convolutions' kernels [h, w, i, o] as [h * w * i, o], others not at all."""
+    numbers = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return jax.tree.map(lambda leaf: numbers if leaf.ndim == 4 else None, params)
+
+
 def outside_norms(params: PyTree) -> PyTree:
     """Whether each parameter is outside the normalisation layers: those with a "scale"."""
     if not isinstance(params, Mapping):
@@ -160,4 +200,6 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     "piecewise": piecewise, "cosine": cosine, "onecycle": onecycle, "cyclic": cyclic,
 }  # fmt: skip
 # (schedule, momentum, weight_decay, nesterov, decay_norm) -> optimizer.
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"sgd": sgd, "adamw": adamw}
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "sgd": sgd, "adam": adam, "adamw": adamw, "muon": muon,
+}  # fmt: skip

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
+from infofeat_jax.training.averaging import WITHOUT, Averaging
 from infofeat_jax.types import PRNGKey
 
 
@@ -22,7 +23,8 @@ class State(NamedTuple):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
-    average: PyTree = ()  # exponential moving average of `params`; () without: checkpoints then hold no such arrays
+    average: PyTree = ()  # average of `params`; () without: checkpoints then hold no such arrays
+    average_stats: PyTree = ()  # the average's own BatchNorm statistics; () if it has those of the live model
 
     @property
     def variables(self) -> dict[str, PyTree]:
@@ -32,20 +34,14 @@ class State(NamedTuple):
     @property
     def evaluated(self) -> dict[str, PyTree]:
         """What `module.apply` takes for the model that is validated, evaluated and exported."""
-        return evaluated(self.params, self.batch_stats, self.average)
+        return evaluated(self.params, self.batch_stats, self.average, self.average_stats)
 
 
-def evaluated(params: PyTree, batch_stats: PyTree, average: PyTree = ()) -> dict[str, PyTree]:
-    """The variables to evaluate: the weights' average if there is one, with the live model's BatchNorm statistics."""
-    return {"params": average or params, "batch_stats": batch_stats}
-
-
-def move_average(average: PyTree, params: PyTree, step: Int[Array, ""], decay: float) -> PyTree:
-    """The average of the weights after the update of `step` (from 0): decay * average + (1 - decay) * params.
-
-    Its warm-up: the decay is at most (1 + step) / (10 + step), so that the initial weights are soon forgotten.
-    """
-    return optax.incremental_update(params, average, 1 - jnp.minimum(decay, (1 + step) / (10 + step)))
+def evaluated(
+    params: PyTree, batch_stats: PyTree, average: PyTree = (), average_stats: PyTree = ()
+) -> dict[str, PyTree]:
+    """The variables to evaluate: the weights' average if there is one, with its statistics or the live model's."""
+    return {"params": average or params, "batch_stats": average_stats or batch_stats}
 
 
 @jax.jit
@@ -61,22 +57,28 @@ def initial_state(
     image_shape: tuple[int, ...],
     weights: Mapping[str, PyTree] | None = None,
     *,
-    averaged: bool = False,
+    averaging: Averaging = WITHOUT,
 ) -> State:
     """The state before the first step: random weights drawn with `key`, or `weights` (params and batch_stats).
 
-    `image_shape` is (h, w, c). `averaged`: with an average of the weights, which begins as their copy.
+    `image_shape` is (h, w, c). An average of the weights begins as their copy.
     """
     variables = module.init(key, jnp.zeros((1, *image_shape))) if weights is None else weights
-    params = variables["params"]
-    average = jax.tree.map(jnp.copy, params) if averaged else ()  # no shared memory, which a step could not take over
-    return State(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), optimizer.init(params), average)
+    params, statistics = variables["params"], variables.get("batch_stats", {})
+    # Copies: no shared memory, which a step could not take over.
+    average = jax.tree.map(jnp.copy, params) if averaging.is_kept else ()
+    of_average = jax.tree.map(jnp.copy, statistics) if averaging.has_statistics else ()
+    return State(jnp.zeros((), jnp.int32), params, statistics, optimizer.init(params), average, of_average)
 
 
 def state_shapes(
-    module: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], *, averaged: bool = False
+    module: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, ...],
+    *,
+    averaging: Averaging = WITHOUT,
 ) -> State:
     """Shapes and dtypes of the state's arrays, without computing them."""
     return jax.eval_shape(
-        lambda key: initial_state(module, optimizer, key, image_shape, averaged=averaged), jax.random.key(0)
+        lambda key: initial_state(module, optimizer, key, image_shape, averaging=averaging), jax.random.key(0)
     )

@@ -8,21 +8,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from infofeat_jax.data import to_unit
+from infofeat_jax.data.mixing import Mixed
 from infofeat_jax.methods import Batch, Method
-from infofeat_jax.training.awp import WITHOUT, Awp, Perturb, create_perturb, shifted
+from infofeat_jax.training import averaging as averages
+from infofeat_jax.training import awp as perturbing
+from infofeat_jax.training.averaging import Apart, Averaging, apart, move_average
+from infofeat_jax.training.awp import Awp, Perturb, create_perturb, shifted
 from infofeat_jax.training.optimizers import at_step
-from infofeat_jax.training.state import State, move_average
-from infofeat_jax.types import Images, Outputs, PRNGKey
+from infofeat_jax.training.state import State
+from infofeat_jax.types import Forward, Images, Labels, Outputs, PRNGKey, Probabilities
 
 Augment = Callable[[PRNGKey, Images], Images]
+Mix = Callable[[PRNGKey, Images, Labels], tuple[Images, Mixed]]
 Average = Callable[[PyTree], PyTree]  # over devices, if each computes only its own part of a batch
 Metrics = dict[str, Float[Array, ""]]
 
 
 Step = Callable[..., tuple[State, Metrics]]  # (state, batch, key, *, average), pure; see `make_step`
+# What the key of the augmentation is folded with for `mix`, and that of the attack for a penalty.
+MIXING, PENALTY = 0x6D6978, 0x70656E
 
 
 class Gradients(NamedTuple):
@@ -37,35 +44,45 @@ class Gradients(NamedTuple):
 
 def make_step(
     module: nn.Module,
-    method: Method,
+    method: Method | Callable[[Int[Array, ""]], Method],
     optimizer: optax.GradientTransformation,
     *,
     augment: Augment = lambda key, images: images,
+    mix: Mix | None = None,
     accumulate_steps: int = 1,
-    awp: Awp = WITHOUT,
-    ema_decay: float = 0.0,
+    awp: Awp = perturbing.WITHOUT,
+    averaging: Averaging = averages.WITHOUT,
+    batch_norm: str = "running",
 ) -> Step:
     """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
     are the batch's mean loss and accuracy on the perturbed images before the update, at the perturbed weights if there
     is AWP; the loss is NaN if parameters are non-finite after it. With `accumulate_steps`, that many parts of a batch
-    are processed in turn, in the memory of one. With `ema_decay` the state has an average of the weights, which moves.
+    are processed in turn, in the memory of one. With `averaging` the state has an average of the weights, which moves.
+    `method` may be a function of the step; `batch_norm`: the statistics that the attack sees, as in `gradients`.
     """
 
     def step(state: State, batch, key: PRNGKey, *, average: Average = lambda tree: tree) -> tuple[State, Metrics]:
         augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
-        images = augment(augment_key, to_unit(batch[0]))
-        one_part = partial(gradients, module, method, perturb=create_perturb(awp, state.step))
+        images, labels = augment(augment_key, to_unit(batch[0])), batch[1]
+        if mix is not None:
+            images, labels = mix(jax.random.fold_in(augment_key, MIXING), images, labels)
+        one_part = partial(
+            gradients, module, method if isinstance(method, Method) else method(state.step), batch_norm=batch_norm,
+            perturb=create_perturb(awp, state.step), averaged=apart(state.average, state.step, averaging),
+        )  # fmt: skip
         whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
-        found = average(whole(state.params, state.variables, state.batch_stats, attack_key, images, batch[1]))
+        statistics = (state.batch_stats, state.average_stats) if averaging.has_statistics else state.batch_stats
+        found = average(whole(state.params, state.variables, statistics, attack_key, images, labels))
         opt_state = at_step(state.opt_state, state.step)
         # As in AWP's code, weight decay acts on the perturbed weights, and the update on the unperturbed ones.
         changes, opt_state = optimizer.update(found.params, opt_state, shifted(state.params, found.shift))
         params = optax.apply_updates(state.params, changes)
         metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
-        average = move_average(state.average, params, state.step, ema_decay) if ema_decay else state.average
-        return State(state.step + 1, params, found.batch_stats, opt_state, average), metrics
+        average = move_average(state.average, params, state.step, averaging) if averaging.is_kept else state.average
+        statistics = found.batch_stats if averaging.has_statistics else (found.batch_stats, state.average_stats)
+        return State(state.step + 1, params, statistics[0], opt_state, average, statistics[1]), metrics
 
     return step
 
@@ -91,19 +108,25 @@ def gradients(
     labels,
     *,
     perturb: Perturb | None = None,
+    averaged: Apart | None = None,
+    batch_norm: str = "running",
 ) -> Gradients:
     """Attacks the model with the `frozen` variables, and differentiates the method's loss at `params`.
 
-    `images` float32 [b, h, w, c] in [0, 1], `labels` [b]. With `perturb` at `params` plus what it returns, given the
-    gradient at `params` of the same loss; the passes which that takes leave BatchNorm's statistics alone.
+    `images` float32 [b, h, w, c] in [0, 1], `labels` [b], or Mixed. With `perturb` at `params` plus what it returns,
+    given the gradient at `params` of the same loss; the passes which that takes leave BatchNorm's statistics alone.
+    With `averaged`, `batch_stats` is a pair, the live model's and the average's, which move by the same passes of each.
+    `batch_norm`: the attack sees the "running" statistics, or those of its "batch", without moving the running ones.
     """
-    forward = partial(module.apply, frozen)
+    forward = frozen_forward(module, frozen, batch_norm, key)
+    live, of_average = (batch_stats, ()) if averaged is None else batch_stats
+    mixed, labels = (labels, labels.labels) if isinstance(labels, Mixed) else (None, labels)
     perturbed = images if method.attack is None else method.attack(forward, key, images, labels)
     perturbed = jax.lax.stop_gradient(perturbed)
-    batch = Batch(images, perturbed, labels, jax.lax.stop_gradient(method.targets(forward, images, labels)))
+    batch = Batch(images, perturbed, labels, jax.lax.stop_gradient(targets(method, forward, images, labels, mixed)))
 
-    def loss(params):
-        statistics = [batch_stats]  # before and after each forward pass, in order
+    def loss(params, before=live):
+        statistics = [before]  # before and after each forward pass, in order
 
         def train(x: Images) -> Outputs:
             variables = {"params": params, "batch_stats": statistics[-1]}
@@ -113,11 +136,33 @@ def gradients(
             return outputs
 
         values, logits = method.loss(train, batch)
+        if method.penalty is not None:
+            still = frozen_forward(module, {"params": params, "batch_stats": before}, "batch", key)
+            values = values + method.penalty(still, jax.random.fold_in(key, PENALTY), images, labels)
         return values.mean(), (logits, statistics[-1])
 
     shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
     (value, (logits, moved)), found = jax.value_and_grad(loss, has_aux=True)(shifted(params, shift))
+    if averaged is not None:
+        moved = moved, jax.lax.cond(averaged.begun, lambda: loss(averaged.params, of_average)[1][1], lambda: moved)
     return Gradients(found, moved, value, (logits.argmax(-1) == labels).mean(), shift)
+
+
+def frozen_forward(module: nn.Module, variables: PyTree, batch_norm: str, key: PRNGKey) -> Forward:
+    """The model that is attacked: on the running statistics, or on those of the batch (Wang et al., 2023)."""
+    if batch_norm == "running":
+        return partial(module.apply, variables)
+    rngs = {"dropout": jax.random.fold_in(key, 0)}
+    return lambda x: module.apply(variables, x, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+
+def targets(method: Method, forward: Forward, images: Images, labels: Labels, mixed: Mixed | None) -> Probabilities:
+    """The method's targets; for mixed images those of both labels, in proportion to their shares."""
+    found = method.targets(forward, images, labels)
+    if mixed is None:
+        return found
+    share = mixed.share[:, None]
+    return share * found + (1 - share) * method.targets(forward, images, mixed.partners)
 
 
 def accumulated_gradients(

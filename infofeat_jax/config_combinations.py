@@ -1,0 +1,118 @@
+"""Combinations of fields in which one would silently do nothing, with one-line errors."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from infofeat_jax.types import InvalidInput
+
+Values = Mapping[str, Any]  # {"awp.gamma": 0.01}, of a resolved configuration
+
+
+class Clash(NamedTuple):
+    """A field that has no effect, or not the one that is meant, because of another."""
+
+    field: str
+    other: str
+    holds: Callable[[Any, Any, Values], bool]  # (the field's value, the other's, all)
+    why: str
+    advice: str
+
+
+# Methods whose loss knows a second label only through the targets.
+MIXABLE = ("standard", "madry", "infofeature", "alp", "trades", "feature_scatter")
+
+# Methods whose attack may start anywhere: the others' start where their authors say.
+ANYWHERE = ("madry", "infofeature", "alp", "feature_matching")
+
+
+def _mixed_with(field: str) -> Clash:
+    return Clash(
+        field, "method.name", lambda value, other, _: value > 0 and other not in MIXABLE and ":" not in other,
+        "its loss or its labels are those of one class", f"leave it out, or take one of {', '.join(MIXABLE)}",
+    )  # fmt: skip
+
+
+def _unattacked(field: str, default: object) -> Clash:
+    return Clash(
+        field, "method.name", lambda value, other, _: value != default and other == "standard",
+        "there is no attack in training", "leave it out",
+    )  # fmt: skip
+
+
+def extra_count(values: Values) -> int:
+    """How many examples of each batch are of the second pool."""
+    return round(values["data.extra_share"] * values["batch_size"])
+
+
+CLASHES = (
+    Clash(
+        "awp.warmup_epochs", "awp.gamma", lambda value, other, _: value > 0 == other,
+        "there is no perturbation to delay", "set gamma, such as 0.01, or leave warmup_epochs out",
+    ),
+    Clash(
+        "awp.warmup_epochs", "num_epochs", lambda value, other, _: value >= other,
+        "no epoch would be left for the perturbation", "give fewer, or awp.gamma=0 and no warm-up",
+    ),
+    Clash(
+        "optimizer.warmup_epochs", "optimizer.schedule",
+        lambda value, other, _: value > 0 and other in ("onecycle", "cyclic"),
+        "this schedule has a warm-up of its own", "leave warmup_epochs out, or take piecewise or cosine",
+    ),
+    Clash(
+        "optimizer.warmup_epochs", "num_epochs", lambda value, other, _: value > other,
+        "the learning rate would never be reached", "give fewer",
+    ),
+    Clash(
+        "optimizer.nesterov", "optimizer.momentum", lambda value, other, _: value and other == 0,
+        "there is no momentum to look ahead along", "set momentum, or leave nesterov out",
+    ),
+    Clash(
+        "optimizer.decay_norm", "optimizer.weight_decay", lambda value, other, _: not value and other == 0,
+        "nothing decays", "set weight_decay, or leave decay_norm out",
+    ),
+    Clash(
+        "swa.start_epoch", "ema.decay", lambda value, other, _: value > 0 and other > 0,
+        "there is one average", "leave one of them out",
+    ),
+    Clash(
+        "swa.start_epoch", "num_epochs", lambda value, other, _: value >= other,
+        "no weights would be left to average", "start earlier",
+    ),
+    Clash(
+        "attack.ramp_epochs", "num_epochs", lambda value, other, _: value > other,
+        "epsilon would never be reached", "give fewer",
+    ),
+    Clash(
+        "data.extra", "data.extra_share", lambda value, other, _: bool(value) != bool(other),
+        "a second pool and its share of each batch belong together", "give both, or neither",
+    ),
+    Clash(
+        "data.extra_share", "batch_size", lambda value, other, all_: value and not 0 < extra_count(all_) < other,
+        "each batch needs an example of either pool", "give another share, or larger batches",
+    ),
+    Clash(
+        "data.mixup", "data.cutmix", lambda value, other, _: value > 0 and other > 0,
+        "a batch is mixed in one way", "leave one of them out",
+    ),
+    _mixed_with("data.mixup"),
+    _mixed_with("data.cutmix"),
+    Clash(
+        "attack.noise", "method.name", lambda value, other, _: value > 0 and other not in ANYWHERE and ":" not in other,
+        "its attack has a start of its own, or there is none", f"leave it out, or take one of {', '.join(ANYWHERE)}",
+    ),
+    Clash(
+        "attack.noise", "attack.num_steps", lambda value, other, _: value > 0 and other != 1,
+        "a single step from noise is not projected to the ball, several would leave it", "give num_steps=1",
+    ),
+    _unattacked("attack.ramp_epochs", 0),
+    _unattacked("attack.batch_norm", "running"),
+)  # fmt: skip
+
+
+def check(values: Values) -> None:
+    """Raises InvalidInput for the first of CLASHES that holds."""
+    for field, other, holds, why, advice in CLASHES:
+        if holds(values[field], values[other], values):
+            raise InvalidInput(
+                f"config.{field} = {values[field]!r} with config.{other} = {values[other]!r}: {why}: {advice}"
+            )
