@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from infofeat_jax import streams
+from infofeat_jax.attacks.inputs import Randomised, at_draw
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import (
     attack_names,
@@ -254,11 +255,13 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 
 
 def probe(subject: Subject) -> probes.Probes:
-    """The cheap probes of the model on which the flags are based."""
+    """The cheap probes of the model on which the flags are based; of a randomised one, at a single draw."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
     forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
     key = streams.key(subject.seed, "probes")
-    return probes.probe(forward, key, to_unit(images), labels, **subject.budget._asdict())
+    probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **subject.budget._asdict())
+    # The draws of a randomised model differ by image: that is no news.
+    return probed._replace(noise=0 * probed.noise) if isinstance(forward, Randomised) else probed
 
 
 def stage_accuracies(subject: Subject, measured: Measured) -> dict[str, float]:

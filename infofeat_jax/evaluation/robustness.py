@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, PyTree
 
 from infofeat_jax import streams
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.data.batches import padded_batches
 from infofeat_jax.evaluation import attack_names
@@ -23,7 +23,7 @@ from infofeat_jax.runtime import devices, files, processes, signals
 from infofeat_jax.types import Attack, PRNGKey
 
 # The model, and the one that the attack is crafted on if that is another. Weights are leaves.
-Forwards = tuple[Partial, ...]
+Forwards = tuple[Partial | Randomised, ...]
 # Compiled: (forwards, key, (images, labels)) -> which examples remain correct [b], or other values for each, [b, ...].
 OneBatch = Callable[[PyTree, PRNGKey, tuple], PyTree]
 
@@ -63,7 +63,7 @@ def compile_attack(attack: Attack | None, mesh: Mesh, *, with_images: bool = Fal
         images, labels = to_unit(batch[0]), batch[1]
         if attack is not None:
             images = attack(forwards[-1], key, images, labels)
-        correct = ~misclassified(as_forward(forwards[0])(images).logits, labels)
+        correct = ~misclassified(as_forward(at_draw(forwards[0], key))(images).logits, labels)
         return (correct, images) if with_images else correct
 
     return devices.parallelize_batch(one_batch, mesh)

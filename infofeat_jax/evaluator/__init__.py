@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from infofeat_jax.adapters import calling
 from infofeat_jax.adapters import given as givens
 from infofeat_jax.attacks import inputs
+from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation import evaluate as measurements
@@ -34,7 +35,7 @@ class Model(NamedTuple):
     """A model that is ready to be attacked."""
 
     name: str
-    forward: Partial  # its weights, the leaves, are on all devices
+    forward: Partial | Randomised  # its weights, the leaves, are on all devices
     num_classes: int
     logits: np.ndarray  # of the first few images, to recognise it by
     notes: tuple[str, ...]
@@ -53,6 +54,8 @@ def evaluate(
         inference mode, and Linen modules with train=False or the like if their __call__ has such an argument. Models
         that take images channels first, one by one, in half precision or in 0 to 255 are recognised; `notes` say so.
         The weights of a function are compiled in as constants, except those of a functools.partial.
+        A randomised model is a function (images, key) -> logits, with no default for the key: "clean" is its accuracy
+        at one draw, and the attacks are "autoattack(version=rand)", or "apgd-ce(eot=20)" and the like.
       images: [n, h, w, c], or [n, c, h, w] if they can only be that; floats in [0, 1], or uint8 in 0 to 255.
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
