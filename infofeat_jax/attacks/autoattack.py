@@ -17,6 +17,7 @@ without the state: 0.6 MB (ResNet-10 of width 16), 4.3 MB (ResNet-18), 13 MB (WR
 copies of all images.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
 from infofeat_jax.attacks.survivors import Data, Stage, Turn
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.runtime import devices
+from infofeat_jax.runtime import devices, memory
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
 
@@ -171,8 +172,12 @@ def plan_of(searches: Mapping[str, Search]) -> Plan:
 def steps(
     plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
     batch_size: int = 250, state: ResumeState | None = None, mesh: Mesh | None = None,
+    say: Callable[[str, int], None] = lambda line, size: warnings.warn(line, stacklevel=2),
 ) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
     """Yields progress and resume state every few iterations, starting from `state`.
+
+    When the devices' memory runs out, it goes on from the last state with smaller batches; `say` gets a line about that
+    and the new batch size.
 
     Images are not checked; see `autoattack`. Batches are split over `mesh` (`batch_size` is rounded up to a multiple of
     its devices), on which the weights are to be. If it spans several processes, all of them call this with the same
@@ -180,14 +185,30 @@ def steps(
     """
     batch_size = check_count("batch_size", batch_size, 1)
     images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
+    forward = forward if isinstance(forward, Partial | Randomised) else Partial(forward)
+    num_devices = mesh.size if mesh else 1
+
+    def run(size: int) -> Iterator[tuple[Progress, ResumeState]]:
+        nonlocal state
+        sizes = survivors.batch_sizes(size, len(labels), num_devices)
+        data = Data(forward, images, labels, np.empty(0), sizes, mesh)
+        for progress, reached in _steps(plan, key, data, state):
+            state = reached
+            yield progress, state
+
+    largest = survivors.batch_sizes(batch_size, len(labels), num_devices)[0]
+    yield from memory.lowering(run, largest, num_devices, say)
+
+
+def _steps(
+    plan: Plan, key: PRNGKey, data: Data, state: ResumeState | None
+) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
+    images, labels = data.images, data.labels
     if state is None or state.stage == 0:  # the clean predictions begin anew
         nothing = np.zeros(len(labels), np.int32)
         state = ResumeState(0, nothing, nothing + ROBUST, np.array(images), 0, 0)
     if state.stage > len(plan.stages):
         return
-    forward = forward if isinstance(forward, Partial | Randomised) else Partial(forward)
-    sizes = survivors.batch_sizes(batch_size, len(labels), mesh.size if mesh else 1)
-    data = Data(forward, images, labels, np.empty(0), sizes, mesh)
     logits = []
     looks = jax.random.fold_in(key, 0)  # the stages have the numbers from 1 on
     for rows, some_logits, wrong in _predictions(plan, looks, data, images, np.arange(len(labels))):

@@ -43,6 +43,7 @@ class Measured(NamedTuple):
     values: dict[str, Values]
     seconds: dict[str, float]
     sources: dict[str, str]  # {name: digest of the weights that a transferred attack was crafted on}
+    batch_size: int = 0  # the smallest that memory running out has forced; 0: it did not run out
 
     @property
     def attacks(self) -> dict[str, Values]:
@@ -65,6 +66,8 @@ def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[st
 
 def summarise(subject: Subject, measured: Measured) -> dict[str, Any]:
     """What results.json says about the measurements: accuracies, and all SUMMARIES."""
+    if measured.batch_size:
+        subject = subject._replace(probe_examples=min(subject.probe_examples, measured.batch_size))
     results = {name: float(outcome.mean()) for name, outcome in measured.attacks.items()}
     for name, summarise in SUMMARIES.items():
         results[name] = summarise(subject, measured)
@@ -104,7 +107,13 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
                 continue
             start = time.perf_counter()
 
-            def tell(text: str, share: float = 0.0, index=index, name=name, start=start) -> None:
+            def tell(text: str, share: float = 0.0, batch_size: int = 0, index=index, name=name, start=start) -> None:
+                nonlocal subject, measured
+                if batch_size:
+                    subject = subject._replace(batch_size=min(batch_size, subject.batch_size))
+                    measured = measured._replace(batch_size=subject.batch_size)
+                    show(index, name, f"{name}: {text}")
+                    return
                 if share:
                     reports.append(pace.Report(name, share, time.perf_counter() - start))
                 show(index + share, f"{name}: {text}", left=pace.left(reports, costs))

@@ -16,7 +16,8 @@ from infofeat_jax.data import Split
 from infofeat_jax.evaluation.attack_names import Budget
 
 SAVE_EVERY = 30.0  # seconds between two times that an unfinished attack is stored
-Tell = Callable[..., None]  # (text, fraction done in [0, 1]): reports the progress of one measurement
+# (text, fraction done in [0, 1]): reports the progress of one measurement; or that memory ran out, with `batch_size`.
+Tell = Callable[..., None]
 
 
 class Source(NamedTuple):

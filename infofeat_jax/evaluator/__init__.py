@@ -19,6 +19,7 @@ from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
+from infofeat_jax.evaluation.evaluate import Measured
 from infofeat_jax.evaluation.subject import Subject, digest
 from infofeat_jax.evaluator import batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
@@ -61,7 +62,7 @@ def evaluate(
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...
         All of them see all images. What `directory` holds of earlier calls is part of the result, too.
-      batch_size: images at a time; halved until a batch fits the memory, as estimated.
+      batch_size: images at a time; halved until a batch fits the memory, as estimated, and whenever it runs out.
       directory: where measurements are stored, and from where an interrupted evaluation is taken up again; refused if
         it holds another evaluation. `infofeat_jax.report.write` makes it a page. By default a temporary directory.
       progress: whether to report on stderr.
@@ -87,6 +88,7 @@ def evaluate(
             batch_size=size, cam_images=0, keep_adversarial=True,
         )  # fmt: skip
         measured = measurements.measure(subject, [spec.name for spec in specs], progress=progress)
+        setting = _noted(setting, measured)
         results = storage.complete(measurements.summarise(subject, measured), setting, mesh)
         storage.write(workdir, results)
         found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
@@ -94,6 +96,14 @@ def evaluate(
         name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
     }
     return Result.of(results, measured.attacks, adversarial)
+
+
+def _noted(setting: storage.Setting, measured: Measured) -> storage.Setting:
+    """The setting, with a note if memory ran out."""
+    if not measured.batch_size:
+        return setting
+    note = f"batches were lowered to {measured.batch_size} images, as memory ran out with more"
+    return setting._replace(notes=(*setting.notes, note))
 
 
 def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[AttackSpec], mesh: Mesh) -> Model:
