@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import timing
+from accelerator_parts.hardware import matrix_rate
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, models
@@ -50,7 +51,8 @@ def main():
     print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}")
     for name, median in medians.items():
         print(f"{name:>16}: {images / median:.1f} img/s   ours is {median / medians['infofeat_jax']:.2f} x as fast")
-    rate, work = matrix_rate(args.dtype), PASSES[args.method] * flops
+    size = 2048 if jax.default_backend() == "cpu" else 16384
+    rate, work = matrix_rate(size, args.dtype, "default"), PASSES[args.method] * flops
     reached = work * images / medians["infofeat_jax"]
     print(f"arithmetic: {work / 1e9:.2f} GFLOP an image; {reached / 1e9:.0f} GFLOP/s reached,")
     print(f"{100 * reached / rate:.0f} % of the {rate / 1e9:.0f} GFLOP/s of a {args.dtype} matrix product here")
@@ -134,19 +136,6 @@ def random_split(count: int) -> data.Split:
     """Synthetic images of CIFAR-10's shape."""
     rng = np.random.default_rng(0)
     return data.Split(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), np.arange(count, dtype=np.int32) % 10)
-
-
-def matrix_rate(dtype: str, size: int = 2048, repeats: int = 5) -> float:
-    """Operations a second of the best of a few large matrix products on the first device."""
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: jnp.matmul(a, a, preferred_element_type=jnp.float32))
-    jax.block_until_ready(product(a))
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(product(a))
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / min(seconds)
 
 
 if __name__ == "__main__":

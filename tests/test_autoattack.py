@@ -253,7 +253,7 @@ def test_everybody_gets_a_seat_and_takes_along_what_was_found():
     due = np.random.default_rng(0).permutation(60).astype(np.int32)  # 40 and later: never
     images = np.arange(60, dtype=np.float32).reshape(60, 1, 1, 1)
     forward = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1))
-    data = survivors.Data(forward, images, due, due[:, None], batch_sizes(32, 60), None)
+    data = survivors.Data(forward, images, due, due[:, None], 32, None)
     stage, rows = survivors.stage("fake", Search(start, step, 40)), np.arange(60, dtype=np.int32)
     turns = list(survivors.attack(stage, KEY, data, rows, 0 * rows))
     ended, broken, t = (np.concatenate([turn[i] for turn in turns]) for i in (0, 1, 3))
@@ -284,14 +284,21 @@ def test_what_a_separate_pass_classifies_correctly_is_not_broken(linear):
 
 def test_batch_sizes():
     assert batch_sizes(256, 10_000) == (256, 64)
-    assert batch_sizes(256, 256) == (64, 16)  # four examples a seat
+    assert batch_sizes(256, 78) == (80, 24)  # all at once
     assert batch_sizes(250, 10_000) == (250, 64)
-    assert batch_sizes(1024, 1000, 8) == (256, 64)
+    assert batch_sizes(250, 300) == (152, 40)  # two equal waves
+    assert batch_sizes(1024, 1000, 8) == (1000, 256)
     assert batch_sizes(250, 10_000, 8) == (256, 64)  # a multiple of the devices
     assert batch_sizes(250, 1000, 6) == (252, 72)
-    assert batch_sizes(32_768, 1000, 256) == (1024, 256)  # no four examples for each of 16 seats a device
+    assert batch_sizes(32_768, 1000, 256) == (1024, 256)
     assert batch_sizes(7, 90) == (7, 7)
     assert batch_sizes(5, 3) == (5, 5)
+
+
+def test_a_batch_size_that_is_compiled_already_is_used_again():
+    assert batch_sizes(250, 78, compiled={112, 120, 256}) == (112, 32)
+    assert batch_sizes(250, 78, compiled={72, 128}) == (80, 24)
+    assert batch_sizes(100, 78, compiled={112}) == (80, 24)
 
 
 def test_the_smaller_batch_is_for_those_who_would_leave_the_larger_one_empty():

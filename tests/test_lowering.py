@@ -57,15 +57,15 @@ def test_autoattack_goes_on_in_smaller_batches_where_it_was():
     plan = plan_of({name: apgd_search(threat, 6, loss=name, num_steps=12) for name in ("ce", "dlr")})
     key = jax.random.key(0)
     *_, (_, whole) = steps(plan, FORWARD, key, X, Y)
-    model, said, seen = Limited(16), [], []
+    model, said, seen = Limited(24), [], []
     for progress, after in steps(plan, Partial(model), key, X, Y, say=lambda *line: said.append(line)):
         state = after
         seen.append((progress.stage, progress.survivors))
         if progress.stage == "dlr":
             model.most = 6
-    assert max(model.sizes) == 16
+    assert max(model.sizes) == 24
     line = "memory ran out with batches of {} images: {} at a time from here on"
-    assert said == [(line.format(16, 8), 8), (line.format(8, 4), 4)]
+    assert said == [(line.format(24, 12), 12), (line.format(12, 6), 6)]
     stages = [stage for stage, _ in seen]
     assert stages == sorted(stages, key=["clean", "ce", "dlr"].index)
     assert [left for _, left in seen] == sorted((left for _, left in seen), reverse=True)

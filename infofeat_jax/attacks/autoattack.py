@@ -190,8 +190,7 @@ def steps(
 
     def run(size: int) -> Iterator[tuple[Progress, ResumeState]]:
         nonlocal state
-        sizes = survivors.batch_sizes(size, len(labels), num_devices)
-        data = Data(forward, images, labels, np.empty(0), sizes, mesh)
+        data = Data(forward, images, labels, np.empty(0), size, mesh)
         for progress, reached in _steps(plan, key, data, state):
             state = reached
             yield progress, state
@@ -285,9 +284,10 @@ def _predictions(
     plan: Plan, key: PRNGKey, data: Data, images: np.ndarray, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (rows, their logits, whether misclassified) of images[rows], in batches of the larger size."""
-    for start in range(0, len(rows), data.sizes[0]):
-        some = rows[start : start + data.sizes[0]]
-        inputs = (survivors.place(data.mesh, array[np.resize(some, data.sizes[0])]) for array in (images, data.labels))
+    size, _ = survivors.batch_sizes(data.batch_size, len(data.labels), data.mesh.size if data.mesh else 1)
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        inputs = (survivors.place(data.mesh, array[np.resize(some, size)]) for array in (images, data.labels))
         logits, wrong = devices.fetch(plan.predict(data.forward, jax.random.fold_in(key, start), *inputs))
         yield some, logits[: len(some)], wrong[: len(some)]
 

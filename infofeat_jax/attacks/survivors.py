@@ -1,13 +1,13 @@
 """One stage of AutoAttack on the examples that are left, with two batch sizes for XLA although examples drop out.
 
 A batch has seats. Each holds one example, in one attempt, at its own iteration. A turn advances all seats by a few
-iterations; then whoever is broken, or has no attempt left, makes room for one who waits. So the batch stays full until
-nobody waits, and only then moves, once, to a batch of a quarter of the size (`batch_sizes`, `next_size`).
+iterations; then whoever is broken, or has no attempt left, makes room for one who waits. There are as many seats as
+examples are left, if they fit. Once few sit and nobody waits, the batch moves to one of a quarter of the size.
 """
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 import jax
@@ -24,9 +24,8 @@ from infofeat_jax.runtime import devices
 from infofeat_jax.types import PRNGKey
 
 TURN = 10  # iterations between two looks at who is broken
-WAVES = 4  # examples for each seat, so that the seats can be filled again
-LEAST = 16  # seats a device, if there are as many examples
 FULL = 0.75  # the larger batch is left when less of it would be filled
+SPARE = 1.5  # a batch size that is compiled already is used for as many examples as 1 / SPARE of it
 
 
 class Stage(NamedTuple):
@@ -46,7 +45,7 @@ class Data(NamedTuple):
     images: Float[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n k"]  # of the clean images
-    sizes: tuple[int, int]
+    batch_size: int  # at most, but for a multiple of the devices
     mesh: Mesh | None
 
 
@@ -85,14 +84,15 @@ def stage(name: str, search: Search) -> Stage:
     return Stage(name, search, jax.jit(functools.partial(_turn, search)), move, set())
 
 
-def batch_sizes(batch_size: int, count: int, num_devices: int = 1) -> tuple[int, int]:
-    """The two batch sizes for `count` examples: at most `batch_size`, with WAVES examples a seat, and a quarter of it.
+def batch_sizes(batch_size: int, count: int, num_devices: int = 1, compiled: Collection[int] = ()) -> tuple[int, int]:
+    """The two batch sizes for `count` examples: in equal waves of at most `batch_size`, and a quarter of that.
 
     Multiples of 8 and of the devices; but the larger is at most `batch_size`, rounded up to a multiple of the devices.
+    A size among `compiled` that is not much larger is preferred.
     """
-    unit = math.lcm(8, num_devices)
-    wanted = max(count / WAVES, min(count, LEAST * num_devices))
-    large = min(_round_up(wanted, unit), _round_up(batch_size, num_devices))
+    unit, most = math.lcm(8, num_devices), _round_up(batch_size, num_devices)
+    wanted = min(_round_up(count / math.ceil(count / most), unit), most)
+    large = min((size for size in compiled if wanted <= size <= min(SPARE * wanted, most)), default=wanted)
     return large, min(_round_up(large / 4, unit), large)
 
 
@@ -114,11 +114,14 @@ def attack(
 
     What is found for an example depends on (key, example, attempt), but for rounding not on the others.
     """
-    waiting = rows, attempts
-    seats = _nobody(next_size(data.sizes, 0, len(rows)))
+    if not len(rows):
+        return
+    num_devices = data.mesh.size if data.mesh else 1
+    sizes, waiting = batch_sizes(data.batch_size, len(rows), num_devices, stage.begun), (rows, attempts)
+    seats = _nobody(next_size(sizes, 0, len(rows)))
     state, inputs = _empty_state(stage.search, data, len(seats.rows)), None
     while len(seats.taken) or len(waiting[0]):
-        size = next_size(data.sizes, len(seats.taken), len(waiting[0]))
+        size = next_size(sizes, len(seats.taken), len(waiting[0]))
         if size < len(seats.rows):
             seats, state, inputs = _move(stage, seats, state, size, data.mesh)
         seats, waiting = _sit_down(seats, *waiting)
