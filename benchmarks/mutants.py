@@ -152,7 +152,7 @@ HAND_WRITTEN = [
     ("training/step", "checked(found.loss, params)", "checked(found.loss, state.params)"),
     ("models/layers", "self.mean.value + (1 - self", "(1 - self"),
     ("models/layers", "square - jnp.square(mean), 2e-7", "square, 2e-7"),
-    ("attacks/search", "forward = hoisted(as_forward(forward), images)", "forward = as_forward(forward)"),
+    ("attacks/search", "else hoisted(as_forward(forward), images)", "else as_forward(forward)"),
     ("training/step", '"batch_stats": statistics[-1]}', '"batch_stats": batch_stats}'),
     (
         "training/optimizers",

@@ -103,11 +103,11 @@ def test_step_sizes_are_exactly_the_recorded_ones_for_the_recorded_losses(run):
     golden = {k: ARRAYS[f"apgd/{run}/{k}"] for k in RECORDED}
     losses = np.concatenate([golden["loss_start"][None], golden["loss_steps"]])
     full = lambda value: jnp.full(4, value, jnp.int32)  # noqa: E731
-    x, never = images("images_u8")[:4], jnp.zeros(4, bool)
+    x = images("images_u8")[:4]
     threat = threats.threat("linf", EPSILON["l2" if run.startswith("l2") else "linf"])
     state, sizes = initial_state(threat, x, labels("labels")[:4], labels("labels")[:4], x), []
     for t, window in enumerate(checkpoint_windows(len(losses) - 1).tolist()):
-        state = _record(state, full(t), jnp.asarray(losses[t]), x, never)
+        state = _record(state, full(t), jnp.asarray(losses[t]), x, jnp.zeros(4))
         state, _ = _review(state, x, full(window))
         sizes.append(state.step_size)
     np.testing.assert_allclose(sizes[1:], golden["step_size_after"], rtol=1e-6)

@@ -32,6 +32,7 @@ BUDGET = Budget("linf", 8 / 255, 2 / 255)
         ("fab-5", AttackSpec("fab-5")),
         ("square(num_queries=100)", AttackSpec("square", None, (("num_queries", 100),))),
         ("autoattack(version=plus)", AttackSpec("autoattack", None, (("version", "plus"),))),
+        ("apgd-ce(eot=20)", AttackSpec("apgd-ce", None, (("eot", 20),))),
     ],
 )
 def test_names(name, spec):
@@ -92,7 +93,7 @@ def test_every_attack_of_the_library_has_a_name():
         ("square(num_queries=10000000000000)", "expected a whole number, at most 100000"),
         ("pgd2(restarts=1.5)", "restarts=1.5: expected a whole number"),
         ("clean(epsilon=1)", "it takes no options"),
-        ("autoattack(version=rand)", "version=rand: choose one of standard, plus"),
+        ("autoattack(version=none)", "version=none: choose one of standard, plus, rand"),
         ("autoattack@madry", "cannot be crafted on another run"),
     ],
 )

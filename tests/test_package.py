@@ -113,7 +113,7 @@ def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_
         + f"\nimport sys; print([m for m in {set(HEAVY) - {'sklearn', 'scipy'}} if m in sys.modules])"  # of the digits
     )
     titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
-    assert titles == ["forward", "LinenModel", "NnxModel", "Sequential"]
+    assert titles == ["forward", "LinenModel", "NnxModel", "Sequential", "smoothed"]
     assert re.search(r"^0\.\d+ \(100,\) \(100, 8, 8, 1\)$", shown, re.MULTILINE)
     assert shown.splitlines()[-1] == "[]"
     assert examples("README.md")[1] == example("docs/how-to/any-model.md")

@@ -64,7 +64,7 @@ def test_a_compressed_pool_is_refused_with_the_command_that_rewrites_it(tmp_path
         ({"image": IMAGES}, "lacks label; it has 'image'"),
         ({"image": IMAGES.astype(np.float32), "label": LABELS}, "image has dtype float32, expected uint8"),
         ({"image": IMAGES, "label": LABELS + 1}, "label has the label 5, expected 0 to 4"),
-        ({"image": IMAGES, "label": LABELS[1:]}, "image has 40 images but label 39"),
+        ({"image": IMAGES, "label": LABELS[1:]}, "image has 40 images but .*label has 39 labels"),
         ({"image": np.asfortranarray(IMAGES), "label": LABELS}, "image cannot be mapped as a plain array"),
         ({"image": np.array([None, 1]), "label": LABELS}, "image cannot be mapped as a plain array"),
         ({"image": IMAGES[:0], "label": LABELS[:0]}, "is empty"),

@@ -18,7 +18,7 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import Progress
 from infofeat_jax.data import augment, to_unit
-from infofeat_jax.evaluation import autoattack, distances, evaluate, robustness
+from infofeat_jax.evaluation import autoattack, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
@@ -252,8 +252,7 @@ def test_images_are_attacked_in_batches_of_the_configured_size(tmp_path, monkeyp
         given.append((key, split, size))
         yield np.ones(9, np.float32 if name.startswith("distance") else bool)
 
-    for module in (robustness, distances):
-        monkeypatch.setattr(module, "in_batches", spy)
+    monkeypatch.setattr(robustness, "in_batches", spy)
     experiment = create_experiment(tmp_path)
     subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
     evaluate.measure_one(subject, name, lambda *texts: None)

@@ -15,9 +15,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float, Integer
 
 from infofeat_jax.adapters.given import Given
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw
 from infofeat_jax.data.arrays import summary
-from infofeat_jax.types import Images, InvalidInput
+from infofeat_jax.types import Images, InvalidInput, PRNGKey
 
 DTYPES = ("float32", "bfloat16", "float16")
 TRACED = (11, 13, 17, 19)  # sizes of batches, one of which is no side or number of channels
@@ -45,8 +45,10 @@ class Calling(NamedTuple):
         return (f"the model gets its images {', '.join(parts)}",) if parts else ()
 
 
-def in_way(call: Partial, way: Calling) -> Partial:
+def in_way(call: Partial | Randomised, way: Calling) -> Partial | Randomised:
     """The model as a function of images [b, h, w, c] in [0, 1]; its leaves are the weights."""
+    if isinstance(call, Randomised):
+        return Randomised(Partial(functools.partial(_draw, way), call.call))
     return Partial(functools.partial(_call, way), call)
 
 
@@ -73,15 +75,22 @@ def look(
 ) -> tuple[Calling, Float[np.ndarray, "m k"]]:
     """(the way with the range of pixels that the model expects, the logits of the first m images in [0, 1]).
 
-    Raises InvalidInput if the logits of an image depend on the others of its batch.
+    Raises InvalidInput if the logits of an image depend on the others of its batch, or those of a randomised model not
+    on the key.
     """
     images, labels = np.asarray(images[:LOOKED_AT], np.float32), np.asarray(labels[:LOOKED_AT])
 
     @jax.jit
-    def logits(call: Partial, images: Images, scale: Float[Array, ""]):
-        return as_forward(in_way(call, way))(images * scale).logits
+    def logits(call: Partial | Randomised, images: Images, scale: Float[Array, ""], seed=0):
+        return as_forward(at_draw(in_way(call, way), jax.random.key(seed)))(images * scale).logits
 
     here = np.asarray(logits(given.call, images, np.float32(1)))
+    if isinstance(given.call, Randomised):
+        elsewhere = (images + 0.5) / 2  # a defence may leave test images alone
+        draws = [np.asarray(logits(given.call, elsewhere, np.float32(1), seed)) for seed in (0, 1)]
+        if (draws[0] == draws[1]).all():
+            raise InvalidInput(f"{given.name}: the logits do not depend on the key: give a function of images alone")
+        return way, here
     rows = np.arange(len(images)) // 2  # other neighbours, another place
     apart = np.abs(np.asarray(logits(given.call, images[rows], np.float32(1))) - here[rows]).max(initial=0.0)
     if apart > APART * max(np.abs(here).max(initial=0.0), 1e-6):
@@ -102,17 +111,27 @@ def _failure(given: Given, way: Calling, image_shape: tuple[int, ...]) -> Except
     count = next(count for count in TRACED if count not in image_shape)
     images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
     try:
-        jax.eval_shape(as_forward(in_way(given.call, way)), images)
+        jax.eval_shape(as_forward(at_draw(in_way(given.call, way), jax.random.key(0))), images)
     except Exception as error:  # of any library
         return error
     return None
 
 
 def _call(way: Calling, call: Partial, images: Images) -> Any:
+    images = _as_taken(way, images)
+    return jax.vmap(call)(images) if way.one_by_one else call(images)
+
+
+def _draw(way: Calling, call: Partial, images: Images, key: PRNGKey) -> Any:
+    images = _as_taken(way, images)
+    return jax.vmap(call)(images, jax.random.split(key, len(images))) if way.one_by_one else call(images, key)
+
+
+def _as_taken(way: Calling, images: Images) -> Array:
     images = (images if way.scale == 1.0 else images * way.scale).astype(way.dtype)
     if way.channels_first:
         images = images.transpose(0, 3, 1, 2)
-    return jax.vmap(call)(images) if way.one_by_one else call(images)
+    return images
 
 
 def _reason(error: Exception) -> str:

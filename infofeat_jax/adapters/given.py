@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from infofeat_jax.attacks.inputs import Randomised, takes_key
 from infofeat_jax.models.own import MODES
 from infofeat_jax.types import InvalidInput
 
@@ -24,7 +25,7 @@ LINEN = "a Linen module is given as a pair (module, variables)"
 class Given(NamedTuple):
     """A model that can be called."""
 
-    call: Partial  # images, as the model takes them -> what it returns; its leaves are the weights
+    call: Partial | Randomised  # images, as the model takes them -> what it returns; its leaves are the weights
     name: str
     notes: tuple[str, ...] = ()  # what was done about it, in words
 
@@ -48,7 +49,8 @@ def read(model: Any) -> Given:
             f"the model is of type {type(model).__name__}: expected a function images -> logits, an NNX or Equinox"
             f" model; {LINEN}"
         )
-    return Given(_function(model), _name(model))
+    call = _function(model)
+    return Given(Randomised(call) if takes_key(model) else call, _name(model))
 
 
 def _function(function: Callable) -> Partial:

@@ -19,7 +19,17 @@ from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.inputs import check_budget
 from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    Labels,
+    Objective,
+    PerExample,
+    PRNGKey,
+    check_choice,
+    check_count,
+)
 
 MOMENTUM = 0.75  # weight of the new direction
 STALLED = 0.75  # up to this share of increases in a window, progress has stalled
@@ -44,12 +54,13 @@ class ApgdState(NamedTuple):
     reduced: Bool[Array, " b"]  # whether the step size was halved there
     step_size: PerExample
     adversarial: Images
+    fooled: PerExample  # the share of draws that misclassify `adversarial`; of a model that is not randomised, 0 or 1
     success: Bool[Array, " b"]
 
 
 def apgd(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget, norm: str = "linf",
-    loss: str = "ce", num_steps: int = 100, restarts: int = 1, num_targets: int = 9,
+    loss: str = "ce", num_steps: int = 100, restarts: int = 1, num_targets: int = 9, eot: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Images:  # fmt: skip
     """Auto-PGD with random starts on cross-entropy, DLR or targeted DLR (Croce & Hein, 2020).
@@ -61,27 +72,30 @@ def apgd(
       loss: "ce", "dlr" (3 classes or more, else the margin) or "dlr_targeted": one run for each of the
         `num_targets` most likely wrong classes (all, if the model has fewer), on the examples not yet broken.
       restarts: runs for each target. Broken examples take no part in later runs.
+      eot: for a randomised model, `forward(images, key)`: loss and gradient are averages over so many draws
+        (expectation over transformation; AutoAttack's version rand: 20). 0: the model is not randomised.
 
     Returns a misclassified image where one was found, else the point of highest loss of the first run.
-    Images that are already misclassified are returned unchanged. Raises InvalidInput for invalid arguments.
+    Images that are already misclassified are returned unchanged. Of a randomised model, it is the image that most
+    draws misclassify. Raises InvalidInput for invalid arguments.
     """
-    options = {"loss": loss, "num_steps": num_steps, "restarts": restarts, "num_targets": num_targets}
-    build = partial(apgd_search, **options)
-    return searches.attack(build, forward, key, images, labels, epsilon=epsilon, norm=norm, bounds=bounds)
+    options = {"loss": loss, "num_steps": num_steps, "restarts": restarts, "num_targets": num_targets, "eot": eot}
+    build, about = partial(apgd_search, **options), {"epsilon": epsilon, "norm": norm, "bounds": bounds}
+    return searches.attack(build, forward, key, images, labels, **about, eot=check_count("eot", eot))
 
 
 def apgd_search(
     threat: Threat, num_classes: int, *, loss: str = "ce", num_steps: int = 100, restarts: int = 1,
-    num_targets: int = 9,
+    num_targets: int = 9, eot: int = 0,
 ) -> Search:  # fmt: skip
     """Auto-PGD as a search; arguments as in `apgd`."""
     check_choice("loss", loss, LOSSES)
     _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
-    num_targets = searches.target_count(num_targets, num_classes)
+    num_targets, eot = searches.target_count(num_targets, num_classes), check_count("eot", eot)
     if threat.norm == "l1":
         objective = partial(_objective, loss)
         targets = num_targets if loss == "dlr_targeted" else 0
-        return apgd_l1.apgd_l1_search(threat, objective, num_steps, restarts, targets)
+        return apgd_l1.apgd_l1_search(threat, objective, num_steps, restarts, targets, eot)
     windows = checkpoint_windows(num_steps)
     num_attempts = restarts * (num_targets if loss == "dlr_targeted" else 1)
 
@@ -91,14 +105,15 @@ def apgd_search(
         return initial_state(threat, images, labels, targets, random_start(threat, keys, images))
 
     def step(forward: Forward, keys: Keys, t: Counts, state: ApgdState) -> ApgdState:
-        del keys
-        value, gradient, fooled = searches.look(forward, _objective(loss, state.targets), state.x, state.labels)
+        about = _objective(loss, state.targets), state.x, state.labels
+        value, gradient, fooled = searches.look_in_iteration(forward, *about, keys, t, eot)
         state = _record(state, t, value, gradient, fooled)
+        state = state._replace(success=searches.settled(state.fooled, t == num_steps))
         state, gradient = _review(state, gradient, jnp.asarray(windows)[t])
         return _move(threat, state, gradient, t)
 
     # One more iteration than steps: each evaluates its point before moving on, the last one only evaluates.
-    return Search(start, step, num_steps + 1, num_attempts, gradients=1)
+    return Search(start, step, num_steps + 1, num_attempts, max(eot, 1), max(eot, 1), eot)
 
 
 def checkpoint_windows(num_steps: int) -> np.ndarray:
@@ -134,7 +149,7 @@ def initial_state(threat: Threat, images: Images, labels: Labels, targets: Label
         images, labels, targets, x=start, previous=start, best=start, best_gradient=jnp.zeros_like(images),
         best_loss=zero - jnp.inf, loss=zero + jnp.inf, increases=jnp.zeros(labels.shape, jnp.int32),
         reviewed_loss=zero, reduced=~never, step_size=zero + 2 * threat.epsilon, adversarial=start,
-        success=never,
+        fooled=zero, success=never,
     )  # fmt: skip
 
 
@@ -142,10 +157,10 @@ def _objective(loss: str, targets: Labels) -> Objective:
     return objectives.dlr_targeted(targets) if loss == "dlr_targeted" else OBJECTIVES[loss]
 
 
-def _record(state: ApgdState, t: Counts, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"]) -> ApgdState:
+def _record(state: ApgdState, t: Counts, loss: PerExample, gradient: Images, fooled: PerExample) -> ApgdState:
     higher = loss > state.best_loss
     best = select(higher, state.x, state.best)
-    unbroken = select(state.success, state.adversarial, best)
+    unbroken = select(state.fooled > 0, state.adversarial, best)
     return state._replace(
         best=best,
         best_gradient=select(higher, gradient, state.best_gradient),
@@ -153,8 +168,8 @@ def _record(state: ApgdState, t: Counts, loss: PerExample, gradient: Images, foo
         # As in the authors' code: the loss after the first step is compared with 0, not with the start's.
         loss=jnp.where(t == 0, 0.0, loss),
         increases=state.increases + (loss > state.loss),
-        adversarial=select(fooled, state.x, unbroken),
-        success=state.success | fooled,
+        adversarial=select(fooled > state.fooled, state.x, unbroken),
+        fooled=jnp.maximum(fooled, state.fooled),
     )
 
 

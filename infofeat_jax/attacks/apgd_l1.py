@@ -43,6 +43,7 @@ class SparseState(NamedTuple):
     support: PerExample  # entries that the best point had changed at the last review
     step_size: PerExample
     adversarial: Images
+    fooled: PerExample  # the share of draws that misclassify `adversarial`
     success: Bool[Array, " b"]
 
 
@@ -73,7 +74,8 @@ def schedule(num_steps: int) -> Schedule:
 
 
 def apgd_l1_search(
-    threat: Threat, objective: Callable[[Labels], Objective], num_steps: int, restarts: int, num_targets: int
+    threat: Threat, objective: Callable[[Labels], Objective], num_steps: int, restarts: int, num_targets: int,
+    eot: int = 0,
 ) -> Search:  # fmt: skip
     """Auto-PGD in l1 as a search: `objective` of the targets; `num_targets` 0 is untargeted, the rest as in `apgd`."""
     plan = schedule(num_steps)
@@ -84,22 +86,35 @@ def apgd_l1_search(
         never = jnp.zeros(labels.shape, bool)
         zero = jnp.zeros(labels.shape, images.dtype)
         state = SparseState(
-            images, labels, targets, noise, noise, images, zero, zero, zero, zero, adversarial=images, success=never
+            images,
+            labels,
+            targets,
+            noise,
+            noise,
+            images,
+            zero,
+            zero,
+            zero,
+            zero,
+            adversarial=images,
+            fooled=zero,
+            success=never,
         )
         return begin_phase(threat, state, float(plan.radius[0]))
 
     def step(forward: Forward, keys: Keys, t: Counts, state: SparseState) -> SparseState:
-        del keys
         now = Schedule(*(jnp.asarray(column)[t] for column in plan))  # of each example
-        value, gradient, fooled = searches.look(forward, objective(state.targets), state.x, state.labels)
-        state = _record(state, value, gradient, fooled & now.counts, now.counts)
+        about = objective(state.targets), state.x, state.labels
+        value, gradient, fooled = searches.look_in_iteration(forward, *about, keys, t, eot)
+        state = _record(state, value, gradient, fooled * now.counts, now.counts)
+        state = state._replace(success=searches.settled(state.fooled, now.ends & now.counts))
         ended = begin_phase(threat, state, now.next_radius)
         state, gradient = _review(threat, state, gradient, now)
         going = state._replace(x=_move(threat, state, gradient, now.radius))
         # success and adversarial of a phase that has ended are those recorded; the last one is never begun anew.
         return jax.tree.map(partial(select, now.ends & ~now.counts), ended, going)
 
-    return Search(start, step, len(plan.radius), restarts * max(num_targets, 1), gradients=1)
+    return Search(start, step, len(plan.radius), restarts * max(num_targets, 1), max(eot, 1), max(eot, 1), eot)
 
 
 def begin_phase(threat: Threat, state: SparseState, radius) -> SparseState:
@@ -113,7 +128,7 @@ def begin_phase(threat: Threat, state: SparseState, radius) -> SparseState:
 
 
 def _record(
-    state: SparseState, loss: PerExample, gradient: Images, fooled: Bool[Array, " b"], counts: Bool[Array, " b"]
+    state: SparseState, loss: PerExample, gradient: Images, fooled: PerExample, counts: Bool[Array, " b"]
 ) -> SparseState:
     higher = loss > state.best_loss
     best = select(higher, state.x, state.best)
@@ -122,8 +137,8 @@ def _record(
         best=best,
         best_gradient=select(higher, gradient, state.best_gradient),
         best_loss=jnp.where(higher, loss, state.best_loss),
-        adversarial=select(fooled, state.x, select(state.success, state.adversarial, strongest)),
-        success=state.success | fooled,
+        adversarial=select(fooled > state.fooled, state.x, select(state.fooled > 0, state.adversarial, strongest)),
+        fooled=jnp.maximum(fooled, state.fooled),
     )
 
 

@@ -17,6 +17,7 @@ without the state: 0.6 MB (ResNet-10 of width 16), 4.3 MB (ResNet-18), 13 MB (WR
 copies of all images.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,22 +30,22 @@ from jax.tree_util import Partial
 from infofeat_jax.attacks import survivors
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.fab import fab_search
-from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw, num_classes, of_kind, prepare
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
 from infofeat_jax.attacks.survivors import Data, Stage, Turn
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.runtime import devices
+from infofeat_jax.runtime import devices, memory
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PRNGKey, check_choice, check_count
 
 ROBUST = -1  # in ResumeState.broken_by
 BACKWARD = 2  # cost of differentiating a forward pass, in forward passes
 
-# No "rand": the official one averages over a randomised model; a forward here is a pure function of the images.
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),  # for randomised models
 }
 
 # (threat, number of classes, (height, width), options of the search) -> Search. The number in a name counts restarts.
@@ -61,7 +62,8 @@ STAGES: dict[str, Callable[..., Search]] = {
 }
 
 
-# What the official versions change in l1.
+# What the versions change, and in l1 all official ones but rand.
+CHANGES = {"rand": {name: {"eot": 20, "restarts": 1} for name in VERSIONS["rand"]}}
 IN_L1 = {"apgd-ce": {"restarts": 5}, "apgd-t": {"num_targets": 5}}
 
 
@@ -69,7 +71,7 @@ class Plan(NamedTuple):
     """The stages in order, and what they share. Holds compiled programs, but no weights."""
 
     stages: tuple[Stage, ...]
-    predict: Callable  # (forward, images, labels) -> (logits, misclassified), compiled
+    predict: Callable  # (forward, key, images, labels) -> (logits, misclassified), compiled
 
 
 class ResumeState(NamedTuple):
@@ -109,7 +111,8 @@ def autoattack(
       key: PRNG key; the result depends on it, the data and the settings alone.
       images, labels: [n, h, w, c] float32 within `bounds`; [n] classes.
       epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
-      version: "standard", or "plus" (restarts, untargeted FAB and DLR too).
+      version: "standard"; "plus" (restarts, untargeted FAB and DLR too); or for randomised models, given as
+        `forward(images, key)`, "rand": APGD-CE and APGD-DLR on the average over 20 draws (EOT).
       attacks: names from `STAGES`, in order, in place of a version's.
       batch_size: maximum number of examples attacked at once; see the module's docstring for the memory it takes.
       on_progress: called every few iterations.
@@ -127,6 +130,8 @@ def autoattack(
     """
     if any(isinstance(value, jax.core.Tracer) for value in (key, images, labels, epsilon)):
         raise InvalidInput("autoattack's loop runs on the host: call it outside of jit, vmap, scan and the like")
+    check_choice("AutoAttack version", version, VERSIONS)
+    forward = of_kind(forward, version == "rand")
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
     if not images.size:  # not every model takes an empty batch
         return images
@@ -157,13 +162,11 @@ def plan(
         check_choice("AutoAttack stage", name, STAGES)
     if len(set(names)) < len(names):
         raise InvalidInput(f"attacks {', '.join(names)}: expected each at most once")
-    own = IN_L1 if threat.norm == "l1" else {}
-    return plan_of(
-        {
-            name: STAGES[name](threat, num_classes, image_size, **own.get(name, {}) | dict(options or {}))
-            for name in names
-        }
-    )
+    changes = (IN_L1 if threat.norm == "l1" else {}, CHANGES.get(version, {}), {name: options or {} for name in names})
+    own = {
+        name: {option: value for change in changes for option, value in change.get(name, {}).items()} for name in names
+    }
+    return plan_of({name: STAGES[name](threat, num_classes, image_size, **own[name]) for name in names})
 
 
 def plan_of(searches: Mapping[str, Search]) -> Plan:
@@ -176,8 +179,12 @@ def plan_of(searches: Mapping[str, Search]) -> Plan:
 def steps(
     plan: Plan, forward: Forward, key: PRNGKey, images: np.ndarray, labels: np.ndarray, *,
     batch_size: int = 250, state: ResumeState | None = None, mesh: Mesh | None = None,
+    say: Callable[[str, int], None] = lambda line, size: warnings.warn(line, stacklevel=2),
 ) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
     """Yields progress and resume state every few iterations, starting from `state`.
+
+    When the devices' memory runs out, it goes on from the last state with smaller batches; `say` gets a line about that
+    and the new batch size.
 
     Images are not checked; see `autoattack`. Batches are split over `mesh` (`batch_size` is rounded up to a multiple of
     its devices), on which the weights are to be. If it spans several processes, all of them call this with the same
@@ -185,15 +192,32 @@ def steps(
     """
     batch_size = check_count("batch_size", batch_size, 1)
     images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
+    forward = forward if isinstance(forward, Partial | Randomised) else Partial(forward)
+    num_devices = mesh.size if mesh else 1
+
+    def run(size: int) -> Iterator[tuple[Progress, ResumeState]]:
+        nonlocal state
+        data = Data(forward, images, labels, np.empty(0), size, mesh)
+        for progress, reached in _steps(plan, key, data, state):
+            state = reached
+            yield progress, state
+
+    largest = survivors.batch_sizes(batch_size, len(labels), num_devices)[0]
+    yield from memory.lowering(run, largest, num_devices, say)
+
+
+def _steps(
+    plan: Plan, key: PRNGKey, data: Data, state: ResumeState | None
+) -> Iterator[tuple[Progress, ResumeState]]:  # fmt: skip
+    images, labels = data.images, data.labels
     if state is None or state.stage == 0:  # the clean predictions begin anew
         nothing = np.zeros(len(labels), np.int32)
         state = ResumeState(0, nothing, nothing + ROBUST, np.array(images), 0, 0)
     if state.stage > len(plan.stages):
         return
-    forward = forward if isinstance(forward, Partial) else Partial(forward)
-    data = Data(forward, images, labels, np.empty(0), batch_size, mesh)
     logits = []
-    for rows, some_logits, wrong in _predictions(plan, data, images, np.arange(len(labels))):
+    looks = jax.random.fold_in(key, 0)  # the stages have the numbers from 1 on
+    for rows, some_logits, wrong in _predictions(plan, looks, data, images, np.arange(len(labels))):
         logits.append(some_logits)
         if state.stage == 0:
             state.broken_by[rows[wrong]] = 0
@@ -205,7 +229,7 @@ def steps(
             for turn in _run_stage(stage, jax.random.fold_in(key, index), data, state := state._replace(stage=index)):
                 state = _settle(stage.search, state, turn)
                 yield _progress(plan, state, stage.name, turn), state
-            state = _confirm(plan, data, state)
+            state = _confirm(plan, jax.random.fold_in(looks, index), data, state)
             yield _progress(plan, state, stage.name), state
 
 
@@ -227,10 +251,10 @@ def _settle(search: Search, state: ResumeState, turn: Turn) -> ResumeState:
     return _spend(state, iterations * search.queries, iterations * _cost(search))
 
 
-def _confirm(plan: Plan, data: Data, state: ResumeState) -> ResumeState:
+def _confirm(plan: Plan, key: PRNGKey, data: Data, state: ResumeState) -> ResumeState:
     """Ends a stage: only what a separate forward pass misclassifies too counts as broken."""
     broken = np.flatnonzero(state.broken_by == state.stage)
-    for rows, _, wrong in _predictions(plan, data, state.adversarial, broken):
+    for rows, _, wrong in _predictions(plan, key, data, state.adversarial, broken):
         refuted = rows[~wrong]
         state.broken_by[refuted] = ROBUST
         state.adversarial[refuted] = data.images[refuted]
@@ -264,17 +288,17 @@ def _progress(plan: Plan, state: ResumeState, name: str, turn: Turn | None = Non
 
 
 def _predictions(
-    plan: Plan, data: Data, images: np.ndarray, rows: np.ndarray
+    plan: Plan, key: PRNGKey, data: Data, images: np.ndarray, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (rows, their logits, whether misclassified) of images[rows], in batches of the larger size."""
     size, _ = survivors.batch_sizes(data.batch_size, len(data.labels), data.mesh.size if data.mesh else 1)
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         inputs = (survivors.place(data.mesh, array[np.resize(some, size)]) for array in (images, data.labels))
-        logits, wrong = devices.fetch(plan.predict(data.forward, *inputs))
+        logits, wrong = devices.fetch(plan.predict(data.forward, jax.random.fold_in(key, start), *inputs))
         yield some, logits[: len(some)], wrong[: len(some)]
 
 
-def _predict(forward: Forward, images: Images, labels: Labels):
-    logits = as_forward(forward)(images).logits
+def _predict(forward: Forward, key: PRNGKey, images: Images, labels: Labels):
+    logits = as_forward(at_draw(forward, key))(images).logits
     return logits, misclassified(logits, labels)

@@ -7,34 +7,105 @@ float64 is rejected: it would be rounded on the way to the network, and the ball
 Shapes and dtypes are always checked. Values are checked where they are concrete, which they are not under jit.
 """
 
+import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from infofeat_jax import threat as threats
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, Outputs, check_count, check_number
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    Outputs,
+    PRNGKey,
+    check_count,
+    check_number,
+)
 
 DTYPES = ("float32", "bfloat16", "float16")
+NEEDS_EOT = (
+    "the model is randomised, as it takes (images, key): choose AutoAttack's version rand, or apgd with eot=20, which"
+    " attack the average over draws"
+)
+NO_EOT = "eot and AutoAttack's version rand are for randomised models, functions of (images, key)"
 
 
 class Inputs(NamedTuple):
     """The arguments of an attack, checked and converted."""
 
-    forward: Forward  # returns Outputs with float32 logits
+    forward: Forward  # returns Outputs with float32 logits; or Randomised
     images: Images  # float32
     labels: Labels  # int32
     threat: Threat
+
+
+class Randomised(NamedTuple):
+    """A model whose logits are drawn anew for each key: `call(images, key)`. Only attacks with `eot` take it."""
+
+    call: Callable
+
+    def __call__(self, images: Images, *key: PRNGKey) -> Any:
+        """The model's outputs. Raises InvalidInput without a key."""
+        if not key:
+            raise InvalidInput(NEEDS_EOT)
+        return self.call(images, *key)
+
+
+def of_kind(forward: Forward, eot: int) -> Forward:
+    """The model for an attack that averages over `eot` draws, or with 0 takes no randomised one.
+
+    Raises InvalidInput for a model of the other kind.
+    """
+    if eot and not isinstance(forward, Randomised) and takes_key(forward):
+        forward = Randomised(Partial(forward))
+    check_kind(forward, eot)
+    return forward
+
+
+def check_kind(forward: Forward, eot: int) -> None:
+    """Raises InvalidInput for a randomised model without `eot` draws for a gradient, or any other with them."""
+    if not eot and takes_key(forward):
+        raise InvalidInput(NEEDS_EOT)
+    if eot and not isinstance(forward, Randomised):
+        raise InvalidInput(NO_EOT)
+
+
+def takes_key(forward: Callable) -> bool:
+    """Whether a model is randomised: a function that takes (images, key), and not images alone."""
+    if isinstance(forward, Randomised):
+        return True
+    try:
+        signature = inspect.signature(forward)
+        signature.bind(None, None)
+    except (TypeError, ValueError):  # it takes images alone, or does not tell
+        return False
+    try:
+        signature.bind(None)
+    except TypeError:
+        return True
+    return False
+
+
+def at_draw(forward: Forward, key: PRNGKey) -> Forward:
+    """A randomised model at one draw, as a function of images; any other as it is."""
+    return (lambda images: forward(images, key)) if isinstance(forward, Randomised) else forward
 
 
 def prepare(
     forward: Forward, images: Any, labels: Any, *, norm: str, epsilon: Budget, bounds: tuple[float, float]
 ) -> Inputs:
     """Checks and converts the arguments that all attacks share. Raises InvalidInput."""
+    forward = forward if isinstance(forward, Randomised) else as_forward(of_kind(forward, 0))
     threat = check(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
-    return Inputs(as_forward(forward), jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32), threat)
+    return Inputs(forward, jnp.asarray(images, jnp.float32), jnp.asarray(labels, jnp.int32), threat)
 
 
 def check(
@@ -74,7 +145,7 @@ def as_forward(forward: Forward) -> Forward:
 
 def num_classes(forward: Forward, images: Images | jax.ShapeDtypeStruct) -> int:
     """The number of classes of `forward`, which is traced."""
-    return jax.eval_shape(as_forward(forward), images).logits.shape[-1]
+    return jax.eval_shape(as_forward(at_draw(forward, jax.random.key(0))), images).logits.shape[-1]
 
 
 def check_budget(

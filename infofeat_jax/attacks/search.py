@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.hoisting import hoisted
-from infofeat_jax.attacks.inputs import as_forward, num_classes, prepare
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw, num_classes, of_kind, prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import (
@@ -46,6 +46,7 @@ class Search(NamedTuple):
     num_attempts: int = 1
     queries: int = 1  # forward passes per iteration
     gradients: int = 0  # of these, passes that are also differentiated
+    eot: int = 0  # draws of a randomised model for each gradient; 0: the model is not randomised
 
 
 class Result(NamedTuple):
@@ -57,9 +58,10 @@ class Result(NamedTuple):
 
 def attack(
     build: Callable[[Threat, int], Search], forward: Forward, key: PRNGKey, images: Images, labels: Labels, *,
-    epsilon: Budget, norm: str, bounds: tuple[float, float],
+    epsilon: Budget, norm: str, bounds: tuple[float, float], eot: int = 0,
 ) -> Images:  # fmt: skip
     """Checks a user's arguments and runs the search that `build` makes of (threat, number of classes)."""
+    forward = of_kind(forward, eot)
     forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
     if not images.size:  # not every model takes an empty batch
         return images
@@ -69,8 +71,8 @@ def attack(
 
 def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: Labels) -> Result:
     """Runs all attempts in order; images that are already misclassified are returned unchanged, as successes."""
-    forward = hoisted(as_forward(forward), images)
-    logits = jax.lax.stop_gradient(forward(images).logits)
+    forward = before_loop(forward, images)
+    logits = jax.lax.stop_gradient(as_forward(at_draw(forward, key))(images).logits)
     rows = jnp.arange(len(labels), dtype=jnp.int32)
 
     def attempt(index, result: Result) -> Result:
@@ -87,6 +89,11 @@ def run(search: Search, forward: Forward, key: PRNGKey, images: Images, labels: 
         return Result(select(take, state.adversarial, result.images), state.success)
 
     return jax.lax.fori_loop(0, search.num_attempts, attempt, Result(images, misclassified(logits, labels)))
+
+
+def before_loop(forward: Forward, images: Images) -> Forward:
+    """The model for the iterations on images of this shape: what they have in common is computed now."""
+    return forward if isinstance(forward, Randomised) else hoisted(as_forward(forward), images)
 
 
 def example_keys(key: PRNGKey, rows: Counts, attempts: Counts) -> Keys:
@@ -120,6 +127,47 @@ def look(
 
     gradient, (values, fooled) = jax.grad(total, has_aux=True)(x)
     return values, gradient, fooled
+
+
+def look_at_draws(
+    forward: Forward, objective: Objective, x: Images, labels: Labels, key: PRNGKey, eot: int
+) -> tuple[PerExample, Images, PerExample]:
+    """`look` averaged over `eot` draws of a randomised model; the last value is the share of draws that misclassify.
+
+    Expectation over transformation (Athalye et al., "Synthesizing robust adversarial examples", 2018).
+    """
+
+    def add(total, key):
+        found = look(at_draw(forward, key), objective, x, labels)
+        return jax.tree.map(lambda total, value: total + value, total, found), None
+
+    nothing = jnp.zeros(labels.shape, x.dtype)
+    total, _ = jax.lax.scan(add, (nothing, jnp.zeros_like(x), nothing), jax.random.split(key, eot))
+    return jax.tree.map(lambda total: total / eot, total)
+
+
+def look_in_iteration(
+    forward: Forward, objective: Objective, x: Images, labels: Labels, keys: Keys, t: Counts, eot: int
+) -> tuple[PerExample, Images, PerExample]:
+    """`look`, or with `eot` > 0 `look_at_draws`, in the iterations t; the last value is a share of draws."""
+    if eot:
+        return look_at_draws(forward, objective, x, labels, draw_key(keys, t), eot)
+    value, gradient, fooled = look(forward, objective, x, labels)
+    return value, gradient, fooled.astype(value.dtype)
+
+
+def settled(fooled: PerExample, last: Bool[Array, " b"]) -> Bool[Array, " b"]:
+    """Which attempts have succeeded, by the share of draws fooled: all of them, or in the last iteration any.
+
+    Whether a randomised model counts as broken is for a draw to decide that the attack has not seen.
+    """
+    return (fooled >= 1) | last & (fooled > 0)
+
+
+def draw_key(keys: Keys, t: Counts) -> PRNGKey:
+    """One key for a whole batch in which each example is at its own iteration."""
+    bits = jax.vmap(jax.random.bits)(jax.vmap(jax.random.fold_in)(keys, t))
+    return jax.random.fold_in(keys[0], bits.sum(dtype=bits.dtype))
 
 
 def ranked_class(logits: Logits, rank: Counts | int) -> Labels:

@@ -18,8 +18,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int
 
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.hoisting import hoisted
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.attacks.search import Counts, Search, State
 from infofeat_jax.runtime import devices
 from infofeat_jax.types import PRNGKey
@@ -42,7 +41,7 @@ class Stage(NamedTuple):
 class Data(NamedTuple):
     """All examples, as host arrays, with what is needed to attack them."""
 
-    forward: Partial
+    forward: Partial | Randomised
     images: Float[np.ndarray, "n h w c"]
     labels: Int[np.ndarray, " n"]
     logits: Float[np.ndarray, "n k"]  # of the clean images
@@ -142,13 +141,13 @@ def attack(
 
 
 def _turn(
-    search: Search, forward: Partial, key: PRNGKey, seats: Seats, inputs: list, begin: Bool[Array, ""],
+    search: Search, forward: Partial | Randomised, key: PRNGKey, seats: Seats, inputs: list, begin: Bool[Array, ""],
     count: Int[Array, ""], state: State,
 ) -> tuple[Counts, State]:  # fmt: skip
     """Begins the attempts at t = 0, if there are any, and does `count` iterations. Returns (t, state)."""
     keys = searches.example_keys(key, seats.rows, seats.attempts)
     images, labels, logits = inputs
-    early = hoisted(as_forward(forward), images)
+    early = searches.before_loop(forward, images)
 
     def begun(state: State) -> State:
         new = search.start(keys, images, labels, logits, seats.attempts)

@@ -6,8 +6,8 @@ import zipfile
 
 import numpy as np
 
-from infofeat_jax.data.arrays import MAX_CLASSES, Split, checked_split, summary
 from infofeat_jax.data.archives import read_archive, read_member
+from infofeat_jax.data.arrays import MAX_CLASSES, Split, checked_split, summary
 from infofeat_jax.types import InvalidInput
 
 FIELDS = ("image", "label")

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 
 from infofeat_jax import attacks, parts
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.autoattack import CHANGES, STAGES, VERSIONS
+from infofeat_jax.attacks.inputs import as_forward, check_kind
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.threat import threat
 from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey
@@ -30,7 +30,7 @@ from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Ou
 LEVELS = 255.0
 MOST_STEPS = 100_000
 IN_LEVELS = ("epsilon", "step_size")
-COUNTS = ("num_steps", "num_queries", "restarts")
+COUNTS = ("num_steps", "num_queries", "restarts", "eot")
 FLAGS = ("random_start", "clip_start")
 # Attacks whose name is followed by the number of steps.
 ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
@@ -39,7 +39,7 @@ CASCADES = ("autoattack", *STAGES)  # they drop broken examples; see attacks.aut
 # Parameters of an attack function that a name cannot set.
 FIXED = ("forward", "key", "images", "labels", "norm", "bounds", "num_steps", "targeted", "objective", "start")
 CASCADE_OPTIONS = {
-    "autoattack": ("version",), "apgd": ("num_steps", "restarts"), "fab": ("num_steps", "restarts"),
+    "autoattack": ("version",), "apgd": ("num_steps", "restarts", "eot"), "fab": ("num_steps", "restarts"),
     "square": ("num_queries", "restarts", "initial_share"),
 }  # fmt: skip
 
@@ -146,6 +146,8 @@ def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shap
     """
     options, (*size, _) = in_images_units(spec), shape
     try:
+        if spec.is_cascade:
+            check_kind(forward or _some_outputs, eot(spec))
         if spec.attack in STAGES:
             model = threat(budget.norm, options.pop("epsilon", budget.epsilon))
             STAGES[spec.attack](model, 10, tuple(size), **options)
@@ -158,6 +160,14 @@ def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shap
         if not parts.is_own(spec.attack):
             raise
         raise InvalidInput(f"attack {spec.name!r} failed: {parts.summary(error)}") from error
+
+
+def eot(spec: AttackSpec) -> int:
+    """The draws of a randomised model for each gradient; 0 for an attack on a model that is not randomised."""
+    options = dict(spec.options)
+    if spec.attack == "autoattack":
+        return max((stage.get("eot", 0) for stage in CHANGES.get(options.get("version"), {}).values()), default=0)
+    return options.get("eot", 0)
 
 
 def _some_outputs(images: Images) -> Outputs:

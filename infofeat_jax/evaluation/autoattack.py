@@ -42,6 +42,7 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
     key = streams.key(subject.seed, "autoattack")
     options = {"batch_size": subject.batch_size, "state": state, "mesh": subject.mesh}
+    options["say"] = lambda line, size: tell(line, batch_size=size)
     for progress, state in steps(stages, subject.forward, key, images, labels, **options):
         note = ", compiling" if progress.compiling else ""
         tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from infofeat_jax import streams, threat
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
-from infofeat_jax.evaluation.robustness import in_batches
+from infofeat_jax.evaluation.robustness import in_fitting_batches
 from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import devices
 from infofeat_jax.types import InvalidInput
@@ -25,7 +25,6 @@ def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
     Both take equally many steps of equal size from the same random start within the box. The paper's Table 2
     does not state its normalisation; this is the plain norm over all pixels and channels of an example.
     """
-    del tell
     spec = attack_names.parse(name)
     inside = spec._replace(options=(*spec.options, ("clip_start", True)))
     specs = inside, attack_names.AttackSpec("pgd", spec.steps)
@@ -37,5 +36,4 @@ def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
 
     one_batch = devices.parallelize_batch(one_batch, subject.mesh)
     key = streams.key(subject.seed, "evaluation")
-    parts = in_batches(one_batch, subject.mesh, subject.forward, key, subject.split, subject.batch_size)
-    return np.concatenate(list(parts))
+    return np.concatenate(list(in_fitting_batches(one_batch, subject, subject.forward, key, tell)))

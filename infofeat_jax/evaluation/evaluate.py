@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from infofeat_jax import streams
+from infofeat_jax.attacks.inputs import Randomised, at_draw
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import (
     attack_names,
@@ -42,6 +43,7 @@ class Measured(NamedTuple):
     values: dict[str, Values]
     seconds: dict[str, float]
     sources: dict[str, str]  # {name: digest of the weights that a transferred attack was crafted on}
+    batch_size: int = 0  # the smallest that memory running out has forced; 0: it did not run out
 
     @property
     def attacks(self) -> dict[str, Values]:
@@ -64,6 +66,8 @@ def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[st
 
 def summarise(subject: Subject, measured: Measured, *, progress: bool = True) -> dict[str, Any]:
     """What results.json says about the measurements: accuracies, and all SUMMARIES."""
+    if measured.batch_size:
+        subject = subject._replace(probe_examples=min(subject.probe_examples, measured.batch_size))
     results = {name: float(outcome.mean()) for name, outcome in measured.attacks.items()}
     active = progress and processes.is_writer()
     with console.progress(len(SUMMARIES), active=active, lasting=False) as show:  # the flags take gradients
@@ -108,7 +112,13 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
                 continue
             start = time.perf_counter()
 
-            def tell(text: str, share: float = 0.0, index=index, name=name, start=start) -> None:
+            def tell(text: str, share: float = 0.0, batch_size: int = 0, index=index, name=name, start=start) -> None:
+                nonlocal subject, measured
+                if batch_size:
+                    subject = subject._replace(batch_size=min(batch_size, subject.batch_size))
+                    measured = measured._replace(batch_size=subject.batch_size)
+                    show(index, name, f"{name}: {text}")
+                    return
                 if share:
                     reports.append(pace.Report(name, share, time.perf_counter() - start))
                 show(index + share, f"{name}: {text}", left=pace.left(reports, costs))
@@ -261,11 +271,13 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 
 
 def probe(subject: Subject) -> probes.Probes:
-    """The cheap probes of the model on which the flags are based."""
+    """The cheap probes of the model on which the flags are based; of a randomised one, at a single draw."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
     forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
     key = streams.key(subject.seed, "probes")
-    return probes.probe(forward, key, to_unit(images), labels, **subject.budget._asdict())
+    probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **subject.budget._asdict())
+    # The draws of a randomised model differ by image: that is no news.
+    return probed._replace(noise=0 * probed.noise) if isinstance(forward, Randomised) else probed
 
 
 def stage_accuracies(subject: Subject, measured: Measured) -> dict[str, float]:

@@ -49,10 +49,11 @@ def cost(name: str) -> float:
     spec = attack_names.parse(name)
     options = dict(spec.options)
     if spec.attack == "autoattack":
-        return sum(map(_stage_cost, VERSIONS[options.get("version", "standard")]))
+        stages = VERSIONS[options.get("version", "standard")]
+        return sum(map(_stage_cost, stages)) * max(attack_names.eot(spec), 1)
     if spec.is_cascade:
         share = options.get("num_queries", 5000) / 5000 * options.get("num_steps", 100) / 100
-        return 1 + _stage_cost(spec.attack) * share * options.get("restarts", 1)
+        return 1 + _stage_cost(spec.attack) * share * options.get("restarts", 1) * max(attack_names.eot(spec), 1)
     steps = {"clean": 0, "noise": 0, "fgsm": 1}.get(spec.attack, spec.steps or options.get("num_steps", 0))
     return 1 + GRADIENT * steps * options.get("restarts", 1)
 

@@ -13,17 +13,17 @@ from jax.tree_util import Partial
 from jaxtyping import Bool, PyTree
 
 from infofeat_jax import streams
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.data.batches import padded_batches
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.runtime import devices, files, processes, signals
+from infofeat_jax.runtime import devices, files, memory, processes, signals
 from infofeat_jax.types import Attack, PRNGKey
 
 # The model, and the one that the attack is crafted on if that is another. Weights are leaves.
-Forwards = tuple[Partial, ...]
+Forwards = tuple[Partial | Randomised, ...]
 # Compiled: (forwards, key, (images, labels)) -> which examples remain correct [b], or other values for each, [b, ...].
 OneBatch = Callable[[PyTree, PRNGKey, tuple], PyTree]
 
@@ -39,9 +39,8 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     forwards = (subject.forward, *([subject.source(spec.source).forward] if spec.source else []))
     one_batch = compile_attack(attack, subject.mesh, with_images=keep)
     parts, last = [part] if keep and (part := load(subject, name)) else [], time.monotonic()
-    key, size, count = streams.key(subject.seed, "evaluation"), subject.batch_size, len(subject.split.labels)
-    first = -(-len(parts[0][0]) // size) if parts else 0
-    for part in in_batches(one_batch, subject.mesh, forwards, key, subject.split, size, first=first):
+    key, count = streams.key(subject.seed, "evaluation"), len(subject.split.labels)
+    for part in in_fitting_batches(one_batch, subject, forwards, key, tell, done=len(parts[0][0]) if parts else 0):
         parts.append(part if keep else (part,))
         correct = np.concatenate([one[0] for one in parts])
         tell(f"{correct.mean():.1%} correct", len(correct) / count)
@@ -63,21 +62,37 @@ def compile_attack(attack: Attack | None, mesh: Mesh, *, with_images: bool = Fal
         images, labels = to_unit(batch[0]), batch[1]
         if attack is not None:
             images = attack(forwards[-1], key, images, labels)
-        correct = ~misclassified(as_forward(forwards[0])(images).logits, labels)
+        correct = ~misclassified(as_forward(at_draw(forwards[0], key))(images).logits, labels)
         return (correct, images) if with_images else correct
 
     return devices.parallelize_batch(one_batch, mesh)
 
 
-def in_batches(
-    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, first: int = 0
+def in_fitting_batches(
+    one_batch: OneBatch, subject: Subject, variables: PyTree, key: PRNGKey, tell: Tell, *, done: int = 0
 ) -> Iterator[Any]:
-    """Yields the results of `one_batch` on `split` from the `first` batch on, without the padding. Raises Stopped.
+    """`in_batches` of the subject's images and batch size; when memory runs out, the rest in smaller ones."""
+
+    def run(size: int) -> Iterator[Any]:
+        nonlocal done
+        for part in in_batches(one_batch, subject.mesh, variables, key, subject.split, size, done=done):
+            done += len(jax.tree.leaves(part)[0])
+            yield part
+
+    return memory.lowering(
+        run, subject.batch_size, subject.mesh.size, lambda line, size: tell(line, batch_size=size)
+    )  # fmt: skip
+
+
+def in_batches(
+    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, done: int = 0
+) -> Iterator[Any]:
+    """Yields the results of `one_batch` on `split` but the first `done`, without the padding. Raises Stopped.
 
     A result is fetched after the next batch was handed to the devices, so that they never wait for the host.
     """
     before = []
-    for batch in dispatched(one_batch, mesh, variables, key, split, batch_size, first=first):
+    for batch in dispatched(one_batch, mesh, variables, key, split, batch_size, done=done):
         before.append(batch)
         if len(before) > 1:
             yield fetch(*before.pop(0))
@@ -85,12 +100,14 @@ def in_batches(
 
 
 def dispatched(
-    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, first: int = 0
+    one_batch: OneBatch, mesh: Mesh, variables: PyTree, key: PRNGKey, split: Split, batch_size: int, *, done: int = 0
 ) -> Iterator[tuple[PyTree, Bool[np.ndarray, " B"]]]:
-    """Hands the batches from the `first` on to the devices; yields (results, mask) without waiting. Raises Stopped."""
-    for index, (images, labels, mask) in enumerate(padded_batches(split, batch_size, mesh.size)):
-        if index < first:
-            continue
+    """Hands batches of all but the first `done` examples to the devices; yields (results, mask) without waiting.
+
+    Raises Stopped.
+    """
+    first, rest = -(-done // batch_size), Split(*(array[done:] for array in split))
+    for index, (images, labels, mask) in enumerate(padded_batches(rest, batch_size, mesh.size), first):
         signals.check()
         batch = devices.shard(mesh, (images, labels))
         yield one_batch(variables, jax.random.fold_in(key, index), batch), mask
@@ -109,11 +126,8 @@ def load(subject: Subject, name: str) -> tuple[np.ndarray, np.ndarray] | None:
     path, setting = where(subject, name)
     arrays = files.read_arrays(path, setting) or {}
     correct, adversarial = (arrays.get(field, np.empty(())) for field in ("correct", "adversarial"))
-    whole = len(subject.split.labels) == len(correct) if correct.ndim else False
     usable = correct.dtype == bool and correct.ndim == 1 and adversarial.shape[:1] == correct.shape
-    if not usable or not (whole or len(correct) % subject.batch_size == 0):
-        return None
-    return correct, adversarial
+    return (correct, adversarial) if usable else None
 
 
 def save(subject: Subject, name: str, parts: list[tuple[np.ndarray, np.ndarray]]) -> None:

@@ -11,11 +11,13 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 
+from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation.attack_names import Budget
 
 SAVE_EVERY = 30.0  # seconds between two times that an unfinished attack is stored
-Tell = Callable[..., None]  # (text, fraction done in [0, 1]): reports the progress of one measurement
+# (text, fraction done in [0, 1]): reports the progress of one measurement; or that memory ran out, with `batch_size`.
+Tell = Callable[..., None]
 
 
 class Source(NamedTuple):
@@ -31,7 +33,8 @@ class Subject(NamedTuple):
     A run gives `Partial(module.apply, variables)`; a function that closes over its weights is a Partial without leaves.
     """
 
-    forward: Partial  # a frozen model, images [b, h, w, c] in [0, 1] -> Outputs or logits; its leaves are the weights
+    # A frozen model, images [b, h, w, c] in [0, 1] (Randomised: and a key) -> Outputs or logits; leaves are weights.
+    forward: Partial | Randomised
     split: Split  # the test images that are evaluated, uint8 in 0..255 or float32 in [0, 1]
     num_classes: int
     mesh: Mesh

@@ -14,10 +14,12 @@ from jax.tree_util import Partial
 from infofeat_jax.adapters import calling
 from infofeat_jax.adapters import given as givens
 from infofeat_jax.attacks import inputs
+from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
+from infofeat_jax.evaluation.evaluate import Measured
 from infofeat_jax.evaluation.subject import Subject, digest
 from infofeat_jax.evaluator import batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
@@ -34,7 +36,7 @@ class Model(NamedTuple):
     """A model that is ready to be attacked."""
 
     name: str
-    forward: Partial  # its weights, the leaves, are on all devices
+    forward: Partial | Randomised  # its weights, the leaves, are on all devices
     num_classes: int
     logits: np.ndarray  # of the first few images, to recognise it by
     notes: tuple[str, ...]
@@ -53,12 +55,14 @@ def evaluate(
         inference mode, and Linen modules with train=False or the like if their __call__ has such an argument. Models
         that take images channels first, one by one, in half precision or in 0 to 255 are recognised; `notes` say so.
         The weights of a function are compiled in as constants, except those of a functools.partial.
+        A randomised model is a function (images, key) -> logits, with no default for the key: "clean" is its accuracy
+        at one draw, and the attacks are "autoattack(version=rand)", or "apgd-ce(eot=20)" and the like.
       images: [n, h, w, c], or [n, c, h, w] if they can only be that; floats in [0, 1], or uint8 in 0 to 255.
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...
         All of them see all images. What `directory` holds of earlier calls is part of the result, too.
-      batch_size: images at a time; halved until a batch fits the memory, as estimated.
+      batch_size: images at a time; halved until a batch fits the memory, as estimated, and whenever it runs out.
       directory: where measurements are stored, and from where an interrupted evaluation is taken up again; refused if
         it holds another evaluation. `infofeat_jax.report.write` makes it a page. By default a temporary directory.
       progress: whether to report on stderr.
@@ -90,14 +94,22 @@ def evaluate(
             batch_size=size, cam_images=0, keep_adversarial=True,
         )  # fmt: skip
         measured = measurements.measure(subject, [spec.name for spec in specs], progress=progress)
-        results = measurements.summarise(subject, measured, progress=progress)
-        results = storage.complete(results, setting, mesh)
+        setting = _noted(setting, measured)
+        results = storage.complete(measurements.summarise(subject, measured, progress=progress), setting, mesh)
         storage.write(workdir, results)
         found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
     adversarial = {
         name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
     }
     return Result.of(results, measured.attacks, adversarial)
+
+
+def _noted(setting: storage.Setting, measured: Measured) -> storage.Setting:
+    """The setting, with a note if memory ran out."""
+    if not measured.batch_size:
+        return setting
+    note = f"batches were lowered to {measured.batch_size} images, as memory ran out with more"
+    return setting._replace(notes=(*setting.notes, note))
 
 
 def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[AttackSpec], mesh: Mesh) -> Model:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from infofeat_jax import objectives
-from infofeat_jax.attacks.inputs import as_forward
+from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw
 from infofeat_jax.data import Split
 from infofeat_jax.runtime import memory
 from infofeat_jax.types import Images, Labels, Outputs
@@ -15,7 +15,7 @@ from infofeat_jax.types import Images, Labels, Outputs
 STATE = 16  # copies of a batch that an attack holds: twice APGD's state, and the batch
 
 
-def fit(forward: Partial, split: Split, batch_size: int, num_devices: int) -> int:
+def fit(forward: Partial | Randomised, split: Split, batch_size: int, num_devices: int) -> int:
     """`batch_size`, at most the number of images, halved until the gradient of a batch fits the devices' memory.
 
     Nothing is compiled if everything that the model computes on the way would fit twice, as it does for small images.
@@ -45,11 +45,11 @@ def notes(size: int, asked: int, count: int) -> list[str]:
     return [f"batches of {size} images, not {asked}: more would not fit the memory"] if lowered else []
 
 
-def _logits(forward: Partial, images: Images):
-    return as_forward(forward)(images).logits
+def _logits(forward: Partial | Randomised, images: Images):
+    return as_forward(at_draw(forward, jax.random.key(0)))(images).logits
 
 
-def _gradient(forward: Partial, images: Images, labels: Labels) -> Images:
+def _gradient(forward: Partial | Randomised, images: Images, labels: Labels) -> Images:
     def loss(images: Images):
         outputs = Outputs(_logits(forward, images))
         return objectives.cross_entropy(outputs, outputs, labels).sum()

@@ -1,15 +1,20 @@
-"""Whether a compiled step fits the memory: refused with the estimate before it runs, not by a crash in it."""
+"""Whether a compiled step fits the memory: refused with the estimate before it runs, not by a crash in it.
+
+An evaluation, whose batches may be of any size, goes on with smaller ones (`lowering`).
+"""
 
 import math
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax.extend import core as extended
 
 from infofeat_jax.types import InvalidInput
+
+T = TypeVar("T")
 
 
 def checked(step: Callable, advice: str) -> Callable:
@@ -31,6 +36,26 @@ def checked(step: Callable, advice: str) -> Callable:
         return compiled[0](*arguments)
 
     return call
+
+
+def lowering(
+    run: Callable[[int], Iterator[T]], size: int, least: int, say: Callable[[str, int], None]
+) -> Iterator[T]:  # fmt: skip
+    """Yields from `run(size)`; when the devices' memory runs out, from `run` of half the size, down to `least`.
+
+    `run` is to go on where it stopped. `say` gets a line, and the new size. Several processes cannot agree on it in the
+    middle of a computation: there the error is raised.
+    """
+    while True:
+        try:
+            yield from run(size)
+            return
+        except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter from jit's second call on
+            if size <= least or "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+                raise
+        smaller = max(size // 2, least)  # here: what the failed computation held is freed with the error
+        say(f"memory ran out with batches of {size} images: {smaller} at a time from here on", smaller)
+        size = smaller
 
 
 def needed(program: jax.stages.Compiled) -> int:

@@ -21,6 +21,7 @@ from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models import own
 from infofeat_jax.runtime import devices, memory, signals
 from infofeat_jax.training import checkpoint, claim, loop, optimizers, records, validation
+from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import WITHOUT, Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Augment, make_step
@@ -106,7 +107,8 @@ def fit(
     size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
     budget = attack_names.Budget(norm, epsilon, size)
     inner = budget._asdict() | {"num_steps": num_steps}
-    step = {"accumulate_steps": accumulate_steps, "awp": awp, "ema_decay": ema_decay, "augment": augment or _unchanged}
+    averaging = Averaging(ema_decay=ema_decay)
+    step = {"averaging": averaging, "accumulate_steps": accumulate_steps, "awp": awp, "augment": augment or _unchanged}
     schedule = _schedule(learning_rate, steps_per_epoch(len(dataset.train.labels), batch_size), num_epochs)
     planned = Plan(
         own.adapted(module),
@@ -153,14 +155,14 @@ def _step(plan: Plan):
 
 
 def _initial(plan: Plan) -> State:
-    shape, averaged = plan.data.train.images.shape[1:], bool(plan.step["ema_decay"])
-    begin = jax.jit(lambda key: initial_state(plan.module, plan.optimizer, key, shape, averaged=averaged))
+    shape, averaging = plan.data.train.images.shape[1:], plan.step["averaging"]
+    begin = jax.jit(lambda key: initial_state(plan.module, plan.optimizer, key, shape, averaging=averaging))
     return devices.replicate(plan.mesh, begin(streams.key(plan.settings.seed, "initial_weights")))
 
 
 def _shapes(plan: Plan) -> State:
-    averaged = bool(plan.step["ema_decay"])
-    return state_shapes(plan.module, plan.optimizer, plan.data.train.images.shape[1:], averaged=averaged)
+    averaging = plan.step["averaging"]
+    return state_shapes(plan.module, plan.optimizer, plan.data.train.images.shape[1:], averaging=averaging)
 
 
 def _schedule(rate: float | int | optax.Schedule, epoch_steps: int, num_epochs: int) -> optax.Schedule:
