@@ -597,7 +597,7 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
     simple_run(tmp_path)
     simple_run(tmp_path, "infofeature", **{
         "method.weight": 0.5, "attack.num_steps": 3, "attack.step_size": 4.0, "data.data_dir": "elsewhere",
-        "eval.batch_size": 100, "model.width": 8,
+        "eval.batch_size": 100, "model.width": 8, "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3,
     })  # fmt: skip
     write_study(tmp_path, {"madry-seed0": ("madry", 0), "infofeature-seed0": ("infofeature", 0)})
     assert gaps(tmp_path) == {}
