@@ -606,6 +606,14 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
     assert gaps(tmp_path / "infofeature-seed0") == {"madry-seed0": "left out: model.width is 0, elsewhere 8"}
 
 
+def test_a_run_that_is_its_own_row_is_named_once(tmp_path):
+    simple_run(tmp_path)
+    write_run(tmp_path / "mine", create_config("trades"), None)
+    lines = {line.label: line.gap for line in tables.accuracy_table(collect.collect(tmp_path)).lines}
+    assert lines["mine"] == "not evaluated"
+    assert "1 finished run in " in report.write(tmp_path).read_text()
+
+
 def test_runs_of_a_row_differ_in_the_seed_alone(tmp_path):
     simple_run(tmp_path)
     simple_run(tmp_path, seed=1, **{"method.label_smoothing": 0.5})
