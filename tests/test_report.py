@@ -606,6 +606,18 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
     assert gaps(tmp_path / "infofeature-seed0") == {"madry-seed0": "left out: model.width is 0, elsewhere 8"}
 
 
+def test_a_run_s_facts_name_its_recipe(tmp_path):
+    simple_run(tmp_path, **{
+        "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3, "swa.start_epoch": 2.0, "awp.gamma": 0.01,
+    })  # fmt: skip
+    simple_run(tmp_path, "trades")
+    mine, plain = (dict(provenance.facts(row.runs[0])) for row in collect.collect(tmp_path).rows)
+    assert mine["data"].endswith("training images; 30% of a batch from pool.npz; MixUp 1")
+    assert mine["training"].endswith("seed 0, SWA from epoch 2 on, AWP of 0.01")
+    assert plain["data"].endswith("training images")
+    assert plain["training"].endswith("seed 0")
+
+
 def test_a_run_that_is_its_own_row_is_named_once(tmp_path):
     simple_run(tmp_path)
     write_run(tmp_path / "mine", create_config("trades"), None)

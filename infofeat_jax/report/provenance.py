@@ -41,11 +41,10 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     budget = evaluated["attack"]
     seconds = (results.get("seconds_per_attack") or {}).items()
     data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
-    share, extra = config["data"].get("extra_share", 0), config["data"].get("extra", "")
     found = [
         ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
-        ("data", f"{data}; {images:,} training images" + (f"; {share:.0%} of a batch from {extra}" if extra else "")),
+        ("data", f"{data}; {images:,} training images{_mixture(config['data'])}"),
         ("note on the data", config["data"].get("note", "")),
         ("training", _training(run)),
         ("attack in training", _attack(attack) if _attacked(run) else ""),
@@ -116,7 +115,25 @@ def _training(run: RunRecord) -> str:
     config = run.config
     if _converted(run):
         return "elsewhere"
-    return f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"
+    return f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}{_weights(config)}"
+
+
+def _weights(config: dict) -> str:
+    """What is done to the weights; fields that earlier runs lack are those of a run without."""
+    ema, swa, awp = (config.get(part) or {} for part in ("ema", "swa", "awp"))
+    averaged = f", EMA of the weights, decay {decay:g}" if (decay := ema.get("decay")) else ""
+    equal = f", SWA from epoch {start:g} on" if (start := swa.get("start_epoch")) else ""
+    delay = f" after {warmup:g} epochs" if (warmup := awp.get("warmup_epochs")) else ""
+    return averaged + equal + (f", AWP of {gamma:g}{delay}" if (gamma := awp.get("gamma")) else "")
+
+
+def _mixture(data: dict) -> str:
+    share, pool = data.get("extra_share"), data.get("extra")
+    extra = f"; {share:.0%} of a batch from {pool}" if share and pool else ""
+    mixed = [
+        f"; {name} {data[field]:g}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)
+    ]
+    return extra + "".join(mixed)
 
 
 def _criterion(run: RunRecord) -> str:
