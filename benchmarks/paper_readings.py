@@ -1,0 +1,84 @@
+"""Under which reading of the attacks' units does an evaluation have the pattern of the paper's Table 1?
+
+  python benchmarks/paper_readings.py --weights=DIR --data=cifar10.npz   # evaluates, about an hour on 2 CPU cores
+  python benchmarks/paper_readings.py                                    # the table from the records
+
+DIR has the weights of ResNet18 that accelerator.py leaves. `step`: steps of 2/255 and FGSM's of 8/255, in
+[0, 1] pixels, as the paper says. `half step`: FGSM's of 4/255 and the others' of 1/255 within the same 8/255, which is
+what comes of inputs in [-1, 1] whose epsilon was doubled and whose steps were not.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+from accelerator_parts import weights
+
+import infofeat_jax
+from infofeat_jax import data, models
+from infofeat_jax.report import paper
+from infofeat_jax.runtime import compilation
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RECORDS = ROOT / "results/readings"
+METHODS = ("madry", "infofeature")
+# {reading: what FGSM, PGD7, PGD20 and CW20 are called in it}; without a random start there is no CW20.
+READINGS = {
+    "step": ("fgsm", "pgd7", "pgd20", "cw20"),
+    "half step": ("fgsm(step_size=4)", "pgd7(step_size=1)", "pgd20(step_size=1)", "cw20(step_size=1)"),
+    "half step, no random start": (
+        "fgsm(step_size=4)", "pgd7(random_start=False,step_size=1)", "pgd20(random_start=False,step_size=1)",
+    ),
+}  # fmt: skip
+ATTACKS = tuple(dict.fromkeys(("clean", *(name for names in READINGS.values() for name in names))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=pathlib.Path, help="directory of METHOD.0.npz, ...")
+    parser.add_argument("--data", help="an .npz of CIFAR-10")
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--workdir", type=pathlib.Path, default=ROOT / "runs/readings", help="to resume from")
+    args = parser.parse_args()
+    compilation.tune_cpu()
+    if args.weights:
+        test = data.load(args.data, validation_size=1000).test
+        images, labels = test.images[: args.images], test.labels[: args.images]
+        for method in METHODS:
+            evaluate(method, args.weights, images, labels, args.workdir / method)
+    print(table())
+
+
+def evaluate(method: str, directory: pathlib.Path, images: np.ndarray, labels: np.ndarray, work: pathlib.Path) -> None:
+    """Attacks a method's network under every reading; the outcomes become its record."""
+    model = models.create("resnet18", num_classes=10, dtype="bfloat16"), weights.read(directory, method)
+    found = infofeat_jax.evaluate(
+        model, data.to_unit(images), labels, epsilon=8 / 255, attacks=ATTACKS, batch_size=100, directory=work
+    )
+    print(found)
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(RECORDS / f"{method}.npz", **found.outcomes)
+
+
+def table() -> str:
+    """Markdown: accuracies in %, and the falls between columns, of each reading and of the paper."""
+    lines = ["| | | clean | FGSM | PGD7 | PGD20 | CW20 | FGSM - PGD7 | PGD7 - PGD20 |", "|---" * 9 + "|"]
+    for method in METHODS:
+        published = paper.TABLES["table1"].rows[method]["mean"]
+        lines.append(line(paper.NAMES[method], "the paper", published))
+        with np.load(RECORDS / f"{method}.npz", allow_pickle=False) as found:
+            accuracy = {name: 100 * found[name].mean() for name in ATTACKS}
+        for reading, names in READINGS.items():
+            lines.append(line(paper.NAMES[method], reading, [accuracy[name] for name in ("clean", *names)]))
+    return "\n".join(lines)
+
+
+def line(method: str, reading: str, values) -> str:
+    """A row; what is missing stays empty."""
+    fgsm, pgd7, pgd20 = values[1:4]
+    cells = [f"{value:.1f}" for value in values] + [""] * (5 - len(values))
+    return " | ".join([f"| {method}", reading, *cells, f"{fgsm - pgd7:.1f}", f"{pgd7 - pgd20:.1f}"]) + " |"
+
+
+if __name__ == "__main__":
+    main()
