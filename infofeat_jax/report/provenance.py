@@ -120,19 +120,17 @@ def _training(run: RunRecord) -> str:
 
 def _weights(config: dict) -> str:
     """What is done to the weights; fields that earlier runs lack are those of a run without."""
-    ema, swa, awp = (config.get(part) or {} for part in ("ema", "swa", "awp"))
-    averaged = f", EMA of the weights, decay {decay:g}" if (decay := ema.get("decay")) else ""
-    equal = f", SWA from epoch {start:g} on" if (start := swa.get("start_epoch")) else ""
-    delay = f" after {warmup:g} epochs" if (warmup := awp.get("warmup_epochs")) else ""
-    return averaged + equal + (f", AWP of {gamma:g}{delay}" if (gamma := awp.get("gamma")) else "")
+    own = dict(configs.flatten(config))
+    ema = f", EMA of the weights, decay {decay}" if (decay := own.get("ema.decay")) else ""
+    swa = f", SWA from epoch {start} on" if (start := own.get("swa.start_epoch")) else ""
+    delay = f" after {warmup} epochs" if (warmup := own.get("awp.warmup_epochs")) else ""
+    return ema + swa + (f", AWP of {gamma}{delay}" if (gamma := own.get("awp.gamma")) else "")
 
 
 def _mixture(data: dict) -> str:
     share, pool = data.get("extra_share"), data.get("extra")
     extra = f"; {share:.0%} of a batch from {pool}" if share and pool else ""
-    mixed = [
-        f"; {name} {data[field]:g}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)
-    ]
+    mixed = [f"; {name} {data[field]}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)]
     return extra + "".join(mixed)
 
 
@@ -143,9 +141,9 @@ def _criterion(run: RunRecord) -> str:
 
 
 def _attack(attack: dict) -> str:
-    grown = f", grown over {ramp:g} epochs" if (ramp := attack.get("ramp_epochs")) else ""
+    grown = f", grown over {ramp} epochs" if (ramp := attack.get("ramp_epochs")) else ""
     batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
-    noise = f", from noise of {scale:g} epsilon, not projected" if (scale := attack.get("noise")) else ""
+    noise = f", from noise of {scale} epsilon, not projected" if (scale := attack.get("noise")) else ""
     return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{grown}{batch}"
 
 
