@@ -612,7 +612,7 @@ def test_a_run_s_facts_name_its_recipe(tmp_path):
     })  # fmt: skip
     simple_run(tmp_path, "trades")
     mine, plain = (dict(provenance.facts(row.runs[0])) for row in collect.collect(tmp_path).rows)
-    assert mine["data"].endswith("training images; 30% of a batch from pool.npz; MixUp 1.0")
+    assert mine["data"].endswith("training images; a share of 0.3 of each batch from pool.npz; MixUp 1.0")
     assert mine["training"].endswith("seed 0, SWA from epoch 2.0 on, AWP of 0.01")
     assert plain["data"].endswith("training images")
     assert plain["training"].endswith("seed 0")

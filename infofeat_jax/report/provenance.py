@@ -129,7 +129,7 @@ def _weights(config: dict) -> str:
 
 def _mixture(data: dict) -> str:
     share, pool = data.get("extra_share"), data.get("extra")
-    extra = f"; {share:.0%} of a batch from {pool}" if share and pool else ""
+    extra = f"; a share of {share} of each batch from {pool}" if share and pool else ""
     mixed = [f"; {name} {data[field]}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)]
     return extra + "".join(mixed)
 
