@@ -93,7 +93,7 @@ def test_every_attack_of_the_library_has_a_name():
         ("square(num_queries=10000000000000)", "expected a whole number, at most 100000"),
         ("pgd2(restarts=1.5)", "restarts=1.5: expected a whole number"),
         ("clean(epsilon=1)", "it takes no options"),
-        ("autoattack(version=none)", "version=none: choose one of standard, plus, rand"),
+        ("autoattack(version=none)", "version=none: choose one of standard, plus, rand, quick"),
         ("autoattack@madry", "cannot be crafted on another run"),
     ],
 )

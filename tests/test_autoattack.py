@@ -16,7 +16,7 @@ from golden_attacks import ARRAYS, EPSILON, images, labels, network
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import ATTACKS, autoattack, survivors
 from infofeat_jax.attacks.apgd import apgd_search
-from infofeat_jax.attacks.autoattack import ROBUST, STAGES, VERSIONS, Plan, plan_of, steps
+from infofeat_jax.attacks.autoattack import ROBUST, STAGES, VERSIONS, Plan, plan, plan_of, steps
 from infofeat_jax.attacks.fab import fab_search
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
@@ -64,6 +64,19 @@ def test_versions_are_the_official_lists():
     assert [attempts[name] for name in VERSIONS["standard"]] == [1, 9, 9, 1]
     assert [attempts[name] for name in VERSIONS["plus"]] == [5, 5, 5, 1, 9, 9]
     assert [built[name].num_steps for name in VERSIONS["standard"]] == [101, 101, 100, 5000]
+
+
+def _work(search: Search) -> int:
+    return search.num_attempts * search.num_steps * (search.queries + 2 * search.gradients)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_quick_version_costs_an_eighth_or_little_more(norm):
+    plans = [plan(threats.threat(norm, 0.1), 10, (8, 8), version=name) for name in ("quick", "standard")]
+    costs = [sum(_work(stage.search) for stage in one.stages) for one in plans]
+    assert [stage.name for stage in plans[0].stages] == ["apgd-ce", "apgd-t"]
+    assert [stage.search.num_attempts for stage in plans[0].stages] == [1, 4]
+    assert costs[0] < 0.135 * costs[1]
 
 
 def shortened(name: str):

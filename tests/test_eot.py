@@ -115,6 +115,7 @@ def test_version_rand_is_the_official_one():
             assert (search.eot, search.queries, search.gradients) == (20, 20, 20)
             assert (search.num_attempts, search.num_steps) == (1, evaluations)
     assert pace.cost("autoattack(version=rand)") == 2 * 20 * 303
+    assert pace.cost("autoattack(version=quick)") == pytest.approx(5 * 303)
 
 
 def test_autoattack_takes_a_randomised_model():

@@ -391,6 +391,34 @@ def test_the_directory_becomes_the_report_page_of_a_run(tmp_path, capsys):
     )
 
 
+# AutoAttack's quick version.
+
+QUICK = "autoattack(version=quick)"
+
+
+@pytest.mark.parametrize(("robust", "followed"), [({"pgd20": 20, QUICK: 19}, False), ({"pgd20": 20, QUICK: 9}, True)])
+def test_quick_is_no_certificate_and_the_whole_follows_a_flag(tmp_path, monkeypatch, capsys, robust, followed):
+    calls, robust = [], robust | {"autoattack": 8}
+
+    def measure_one(subject, name, tell):
+        calls.append(name)
+        return np.arange(len(Y)) < robust[name]
+
+    monkeypatch.setattr(measurements, "measure_one", measure_one)
+    monkeypatch.setattr(measurements, "adversarial", lambda subject, name: X)
+    found = evaluate(names=("pgd20", QUICK), directory=tmp_path / "mine")
+    assert calls == ["pgd20", QUICK, *["autoattack"] * followed] == list(found.outcomes)
+    assert any(flag.startswith("large gap") for flag in found.flags) == followed
+    page = report.write(str(tmp_path / "mine")).read_text()
+    results, shown = json.loads((tmp_path / "mine" / "results.json").read_text()), capsys.readouterr().out
+    for text in (str(found), found._repr_html_()):
+        assert f"{QUICK}, no certificate" in text
+    assert "AutoAttack (version=quick, no certificate)" in page
+    assert "certificate" in shown  # a heading of several lines
+    for told in (results["flags"], found.flags):
+        assert any(flag.startswith(f"no certificate: {QUICK}") for flag in told) != followed
+
+
 # Memory and time.
 
 

@@ -299,6 +299,7 @@ def test_small_batches_on_accelerators_are_remarked_on(platform, size, said):
     [
         ("autoattack", 100, ["apgd-ce", "apgd-t", "fab-t", "square"], None),
         ("autoattack(version=plus)", 100, ["apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"], None),
+        ("autoattack(version=quick)", 100, ["apgd-ce", "apgd-t"], None),
         ("apgd-t(epsilon=50)", 50, ["apgd-t"], {}),
         ("square(num_queries=7)", 100, ["square"], {"num_queries": 7}),
     ],

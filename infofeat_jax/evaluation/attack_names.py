@@ -82,6 +82,13 @@ class AttackSpec(NamedTuple):
         return self.attack in CASCADES
 
     @property
+    def whole(self) -> "AttackSpec | None":
+        """AutoAttack, where this is its quick version, which is no certificate; None for all else."""
+        quick = ("version", "quick")
+        rest = tuple(option for option in self.options if option != quick)
+        return self._replace(options=rest) if quick in self.options and self.attack == "autoattack" else None
+
+    @property
     def has_own_epsilon(self) -> bool:
         """Whether it departs from the evaluation's threat model."""
         return "epsilon" in dict(self.options)

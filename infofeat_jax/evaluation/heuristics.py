@@ -5,7 +5,7 @@ et al. ("On evaluating adversarial robustness", 2019), and the warnings of AutoA
 The absence of flags does not prove a model robust; each flag names an evaluation that should not be trusted as it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 from jaxtyping import Bool
@@ -18,6 +18,7 @@ RANDOM = 1e-3  # relative difference of logits; rounding that depends on the pos
 AT_LEAST = 3
 PROBED = 0.05  # of the few that were probed
 MEASURED = 0.005  # between attacks of which the first should not be the stronger
+NO_CERTIFICATE = "no certificate"
 GAP = 0.1  # between PGD and AutoAttack; for sound models PGD-20 is up to 0.08 above
 
 
@@ -35,7 +36,24 @@ def flags(
     """
     outcomes = outcomes or {}
     found = [] if probes is None else [*_of_gradients(probes), *_of_outputs(probes), *_of_effort(probes)]
-    return [*found, *_of_attacks(outcomes), *_of_black_boxes(outcomes), *_of_stages(stages or {})]
+    found += [*_of_attacks(outcomes), *_of_black_boxes(outcomes), *_of_stages(stages or {})]
+    return [*found, *(no_certificate(name) for name in unconfirmed(outcomes))]
+
+
+def unconfirmed(names: Collection[str]) -> dict[str, str]:
+    """{quick AutoAttack: AutoAttack} of the names whose whole is not among them."""
+    wholes = {name: spec.name for name in names if (spec := attack_names.parse(name).whole)}
+    return {name: whole for name, whole in wholes.items() if whole not in names}
+
+
+def suspected(flags: Iterable[str]) -> bool:
+    """Whether flags are raised beyond the one that goes with quick AutoAttack."""
+    return any(not flag.startswith(NO_CERTIFICATE) for flag in flags)
+
+
+def no_certificate(name: str) -> str:
+    """The flag of a quick AutoAttack without the whole."""
+    return f"{NO_CERTIFICATE}: {name} is a part of AutoAttack, for development; measure autoattack for a result"
 
 
 def _of_gradients(probes: Probes) -> Iterator[str]:
@@ -95,11 +113,15 @@ def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
         yield (
             f"one step beats many: {_accuracies('fgsm', longest, outcomes)}; the gradients mislead iterative attacks"
         )
-    if longest and "autoattack" in outcomes and _beats(outcomes["autoattack"], outcomes[longest], GAP):
-        yield (
-            f"large gap between PGD and AutoAttack: {_accuracies('autoattack', longest, outcomes)};"
-            " accuracy under PGD says little about this model"
-        )
+    for name in outcomes:
+        spec = attack_names.parse(name)
+        ours = (spec.whole or spec).name == "autoattack"
+        if longest and ours and _beats(outcomes[name], outcomes[longest], GAP):
+            yield (
+                f"large gap between PGD and AutoAttack: {_accuracies(name, longest, outcomes)};"
+                " accuracy under PGD says little about this model"
+            )
+            return
 
 
 def _of_black_boxes(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """How long an evaluation still takes, at most: from what has been measured, with compilation counted."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from infofeat_jax.attacks.autoattack import VERSIONS
+from infofeat_jax.attacks.autoattack import CHANGES, VERSIONS
 from infofeat_jax.evaluation import attack_names
 
 EARLY = 0.02  # share of an attack
@@ -49,11 +49,11 @@ def cost(name: str) -> float:
     spec = attack_names.parse(name)
     options = dict(spec.options)
     if spec.attack == "autoattack":
-        stages = VERSIONS[options.get("version", "standard")]
-        return sum(map(_stage_cost, stages)) * max(attack_names.eot(spec), 1)
+        version = options.get("version", "standard")
+        changes = CHANGES.get(version, {})
+        return sum(_stage_cost(stage, changes.get(stage, {})) for stage in VERSIONS[version])
     if spec.is_cascade:
-        share = options.get("num_queries", 5000) / 5000 * options.get("num_steps", 100) / 100
-        return 1 + _stage_cost(spec.attack) * share * options.get("restarts", 1) * max(attack_names.eot(spec), 1)
+        return 1 + _stage_cost(spec.attack, options)
     steps = {"clean": 0, "noise": 0, "fgsm": 1}.get(spec.attack, spec.steps or options.get("num_steps", 0))
     return 1 + GRADIENT * steps * options.get("restarts", 1)
 
@@ -67,6 +67,8 @@ def _pace(reports: Sequence[Report]) -> tuple[float, float]:
     return whole, max(first.seconds - first.share * whole, 0.0)
 
 
-def _stage_cost(stage: str) -> float:
+def _stage_cost(stage: str, options: Mapping[str, Any]) -> float:
     name = stage.removesuffix("-5")
-    return STAGE_COSTS[name] * (5 if name != stage else 1)
+    share = options.get("num_queries", 5000) / 5000 * options.get("num_steps", 100) / 100
+    share *= options.get("num_targets", 9) / 9 * options.get("restarts", 1) * max(options.get("eot", 0), 1)
+    return STAGE_COSTS[name] * share * (5 if name != stage else 1)

@@ -61,7 +61,8 @@ def evaluate(
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...
-        All of them see all images. What `directory` holds of earlier calls is part of the result, too.
+        All of them see all images. "autoattack(version=quick)" is for development, and no certificate: where a flag is
+        raised, the whole is run too. What `directory` holds of earlier calls is part of the result, too.
       batch_size: images at a time; halved until a batch fits the memory, as estimated, and whenever it runs out.
       directory: where measurements are stored, and from where an interrupted evaluation is taken up again; refused if
         it holds another evaluation. `infofeat_jax.report.write` makes it a page. By default a temporary directory.
@@ -93,9 +94,10 @@ def evaluate(
             ready.forward, split, ready.num_classes, mesh, budget, workdir, setting.text, source=_no_source, seed=seed,
             batch_size=size, cam_images=0, keep_adversarial=True,
         )  # fmt: skip
-        measured = measurements.measure(subject, [spec.name for spec in specs], progress=progress)
+        names = [spec.name for spec in specs]
+        measured, results = measurements.measure_and_summarise(subject, names, progress=progress)
         setting = _noted(setting, measured)
-        results = storage.complete(measurements.summarise(subject, measured, progress=progress), setting, mesh)
+        results = storage.complete(results, setting, mesh)
         storage.write(workdir, results)
         found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
     adversarial = {

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infofeat_jax.evaluation import intervals
+from infofeat_jax.evaluation import attack_names, intervals
 
 
 class Result(NamedTuple):
@@ -46,7 +46,8 @@ class Result(NamedTuple):
         for name, value in self.accuracy.items():
             low, high = self.intervals[name]
             seconds = f"{self.seconds[name]:.1f}" if name in self.seconds else ""
-            rows.append((name, f"{100 * value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]", seconds))
+            label = f"{name}, no certificate" if attack_names.parse(name).whole else name
+            rows.append((label, f"{100 * value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]", seconds))
             if name == "autoattack":
                 rows += [(f"  after {stage}", f"{100 * left:.1f}", "", "") for stage, left in self.stages.items()]
         if self.worst_case is not None:

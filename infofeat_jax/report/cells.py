@@ -42,7 +42,8 @@ def display(attack: str) -> str:
     """How the paper writes an attack: PGD20 for pgd20; options after it, the source of a transferred one before."""
     family, steps, options, source = estimate.split_steps(attack)
     text = DISPLAYED.get(family, family) + ("" if steps is None else str(steps))
-    text += f" ({options})" if options else ""
+    quick = family == "autoattack" and "version=quick" in options
+    text += f" ({options}{', no certificate' if quick else ''})" if options else ""
     return f"{source} {text}" if source else text
 
 
