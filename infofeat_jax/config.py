@@ -82,10 +82,9 @@ def default() -> ConfigDict:
     # N-FGSM (de Jorge et al., 2022), in training alone: a single step of size epsilon from uniform noise of so many
     # epsilons, such as 2.0, not projected to the ball. 0: the method's own start and projection
     config.attack.noise = 0.0
-    # In training alone: epsilon and step_size grow linearly over the first epochs; BatchNorm's statistics that the
-    # attack sees, the running ones or those of the batch
+    # in training alone, epsilon and step_size grow linearly over the first epochs
     config.attack.ramp_epochs = 0.0
-    config.attack.batch_norm = "running"
+    config.attack.batch_norm = "running"  # statistics that the attack in training sees: running, or batch
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "sgd"  # sgd, adam, adamw, muon

@@ -174,6 +174,8 @@ def test_a_directory_of_something_else(plain):
         ({"batch_size": 33}, "batch_size=33 is larger than the training set"),
         ({"module": nn.Dense(5)}, "logits"),
         ({"data": "digit"}, "unknown data set 'digit'"),
+        ({"data": pathlib.Path("missing")}, "unknown data set 'missing'"),
+        ({"ema_decay": 1.5}, "ema_decay 1.5: expected at least 0 (no average) and below 1"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_computed(plain, monkeypatch, changes, expected):

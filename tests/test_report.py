@@ -597,13 +597,33 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
     simple_run(tmp_path)
     simple_run(tmp_path, "infofeature", **{
         "method.weight": 0.5, "attack.num_steps": 3, "attack.step_size": 4.0, "data.data_dir": "elsewhere",
-        "eval.batch_size": 100, "model.width": 8,
+        "eval.batch_size": 100, "model.width": 8, "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3,
     })  # fmt: skip
     write_study(tmp_path, {"madry-seed0": ("madry", 0), "infofeature-seed0": ("infofeature", 0)})
     assert gaps(tmp_path) == {}
     (tmp_path / "study.json").unlink()  # merely neighbours: another model is another table
     assert gaps(tmp_path / "madry-seed0") == {"infofeature-seed0": "left out: model.width is 8, elsewhere 0"}
     assert gaps(tmp_path / "infofeature-seed0") == {"madry-seed0": "left out: model.width is 0, elsewhere 8"}
+
+
+def test_a_run_s_facts_name_its_recipe(tmp_path):
+    simple_run(tmp_path, **{
+        "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3, "swa.start_epoch": 2.0, "awp.gamma": 0.01,
+    })  # fmt: skip
+    simple_run(tmp_path, "trades")
+    mine, plain = (dict(provenance.facts(row.runs[0])) for row in collect.collect(tmp_path).rows)
+    assert mine["data"].endswith("training images; a share of 0.3 of each batch from pool.npz; MixUp 1.0")
+    assert mine["training"].endswith("seed 0, SWA from epoch 2.0 on, AWP of 0.01")
+    assert plain["data"].endswith("training images")
+    assert plain["training"].endswith("seed 0")
+
+
+def test_a_run_that_is_its_own_row_is_named_once(tmp_path):
+    simple_run(tmp_path)
+    write_run(tmp_path / "mine", create_config("trades"), None)
+    lines = {line.label: line.gap for line in tables.accuracy_table(collect.collect(tmp_path)).lines}
+    assert lines["mine"] == "not evaluated"
+    assert "1 finished run in " in report.write(tmp_path).read_text()
 
 
 def test_runs_of_a_row_differ_in_the_seed_alone(tmp_path):

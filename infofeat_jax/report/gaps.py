@@ -24,8 +24,11 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "common": dict, "worst_case": (int, float),
     "given": dict,
 }  # fmt: skip
-# Fields in which comparable runs may differ; in runs of earlier versions each seed held out images of its own.
-FREE_DATA = ("data.data_dir", "data.note", "data.split_seed")
+# Fields in which comparable runs may differ: what a recipe trains on is what its study compares; in runs of earlier
+# versions each seed held out images of its own.
+FREE_DATA = (
+    "data.data_dir", "data.note", "data.split_seed", "data.mixup", "data.cutmix", "data.extra", "data.extra_share",
+)  # fmt: skip
 
 
 def find_gap(config: dict | str | None, results: dict | str | None, epochs: list[dict]) -> str:

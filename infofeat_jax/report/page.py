@@ -100,7 +100,7 @@ def to_html(study: Study, all_tables: list[tables.Table], plots: list[Drawing], 
         script=Markup((HERE / "page.js").read_text()),
         study=study,
         finding=finding(study),
-        summary=f"{notes.setting_line(study)}. {len(study.runs)} finished runs in {study.directory.name}/.",
+        summary=f"{notes.setting_line(study)}. {_count(study)} in {study.directory.name}/.",
         flags=notes.flags(study),
         warnings=warnings,
         tables=[table for table in shown if table.name != "images"],
@@ -112,6 +112,10 @@ def to_html(study: Study, all_tables: list[tables.Table], plots: list[Drawing], 
         runs_table=provenance.runs_table(study),
         runs=[provenance.record(run) for row in study.rows for run in (*row.runs, *row.gaps)],
     )
+
+
+def _count(study: Study) -> str:
+    return "1 finished run" if len(study.runs) == 1 else f"{len(study.runs)} finished runs"
 
 
 def list_warnings(study: Study, all_tables: list[tables.Table]) -> list[str]:

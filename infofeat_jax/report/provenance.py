@@ -41,11 +41,10 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
     budget = evaluated["attack"]
     seconds = (results.get("seconds_per_attack") or {}).items()
     data, images = results.get("data", config["data"]["name"]), results.get("train_images") or 0
-    share, extra = config["data"].get("extra_share", 0), config["data"].get("extra", "")
     found = [
         ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
-        ("data", f"{data}; {images:,} training images" + (f"; {share:.0%} of a batch from {extra}" if extra else "")),
+        ("data", f"{data}; {images:,} training images{_mixture(config['data'])}"),
         ("note on the data", config["data"].get("note", "")),
         ("training", _training(run)),
         ("attack in training", _attack(attack) if _attacked(run) else ""),
@@ -116,7 +115,23 @@ def _training(run: RunRecord) -> str:
     config = run.config
     if _converted(run):
         return "elsewhere"
-    return f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}"
+    return f"{config['num_epochs']} epochs, batches of {config['batch_size']}, seed {config['seed']}{_weights(config)}"
+
+
+def _weights(config: dict) -> str:
+    """What is done to the weights; fields that earlier runs lack are those of a run without."""
+    own = dict(configs.flatten(config))
+    ema = f", EMA of the weights, decay {decay}" if (decay := own.get("ema.decay")) else ""
+    swa = f", SWA from epoch {start} on" if (start := own.get("swa.start_epoch")) else ""
+    delay = f" after {warmup} epochs" if (warmup := own.get("awp.warmup_epochs")) else ""
+    return ema + swa + (f", AWP of {gamma}{delay}" if (gamma := own.get("awp.gamma")) else "")
+
+
+def _mixture(data: dict) -> str:
+    share, pool = data.get("extra_share"), data.get("extra")
+    extra = f"; a share of {share} of each batch from {pool}" if share and pool else ""
+    mixed = [f"; {name} {data[field]}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)]
+    return extra + "".join(mixed)
 
 
 def _criterion(run: RunRecord) -> str:
@@ -126,9 +141,9 @@ def _criterion(run: RunRecord) -> str:
 
 
 def _attack(attack: dict) -> str:
-    grown = f", grown over {ramp:g} epochs" if (ramp := attack.get("ramp_epochs")) else ""
+    grown = f", grown over {ramp} epochs" if (ramp := attack.get("ramp_epochs")) else ""
     batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
-    noise = f", from noise of {scale:g} epsilon, not projected" if (scale := attack.get("noise")) else ""
+    noise = f", from noise of {scale} epsilon, not projected" if (scale := attack.get("noise")) else ""
     return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{grown}{batch}"
 
 

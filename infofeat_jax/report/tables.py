@@ -185,7 +185,8 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
     if row.runs:
         lines += [Line(gap.name, [], "part", gap.gap) for gap in row.gaps]
     else:
-        lines.append(Line(name_of(row), [], gap="; ".join(f"{gap.name}: {gap.gap}" for gap in row.gaps)))
+        named = [gap.gap if gap.name == name_of(row) else f"{gap.name}: {gap.gap}" for gap in row.gaps]
+        lines.append(Line(name_of(row), [], gap="; ".join(named)))
     if published and row.label in published.rows:
         lines += paper_lines(row, columns, published, measured, notes.deviations_of(study, row, published))
     return lines

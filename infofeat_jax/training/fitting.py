@@ -65,7 +65,7 @@ class Fitted(NamedTuple):
 
 
 def fit(
-    module: nn.Module, method: str | methods.Method, data: str | datasets.Dataset, *,
+    module: nn.Module, method: str | methods.Method, data: str | os.PathLike[str] | datasets.Dataset, *,
     directory: str | os.PathLike[str], epsilon: float, num_epochs: int, batch_size: int = 128, norm: str = "linf",
     step_size: float | None = None, num_steps: int = 7, learning_rate: float | int | optax.Schedule = 0.1,
     optimizer: Optimizer = sgd, augment: Augment | None = None,
@@ -80,7 +80,7 @@ def fit(
     Args:
       module: any Linen module of images [b, h, w, c] in [0, 1] that returns logits or Outputs: see `models.own`.
       method: a name of `methods.METHODS`, or a `methods.Method`.
-      data: what `data.load` returns, or its name.
+      data: what `data.load` returns, or the name or path that it takes.
       directory: where checkpoints, metrics.jsonl and a description of the training are kept; for one training.
       epsilon: the budget in the images' units, as 8 / 255, of the method (if it is a name) and the validation; `norm`
         "linf", "l2" or "l1". `step_size` is a quarter of it by default, and `num_steps` 7.
@@ -97,7 +97,7 @@ def fit(
 
     Raises InvalidInput before anything is computed, Stopped when interrupted, RunFailed.
     """
-    dataset = datasets.load(data) if isinstance(data, str) else data
+    dataset = data if isinstance(data, datasets.Dataset) else datasets.load(data)
     check_count("num_epochs", num_epochs, 1)
     if not len(dataset.validation.labels):
         raise InvalidInput(
@@ -107,6 +107,8 @@ def fit(
     size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
     budget = attack_names.Budget(norm, epsilon, size)
     inner = budget._asdict() | {"num_steps": num_steps}
+    if not 0 <= check_number("ema_decay", ema_decay) < 1:
+        raise InvalidInput(f"ema_decay {ema_decay}: expected at least 0 (no average) and below 1")
     averaging = Averaging(ema_decay=ema_decay)
     step = {"averaging": averaging, "accumulate_steps": accumulate_steps, "awp": awp, "augment": augment or _unchanged}
     schedule = _schedule(learning_rate, steps_per_epoch(len(dataset.train.labels), batch_size), num_epochs)
