@@ -354,7 +354,7 @@ def test_nan_logits_of_some_do_not_spoil_the_others(shared_plan, linear):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "none"}, "plus, rand, standard"),
+        ({"version": "none"}, "plus, quick, rand, standard"),
         ({"attacks": ("apgd",)}, "apgd-ce"),
         ({"attacks": ("square", "square")}, "once"),
         ({"batch_size": 0}, "batch_size"),
