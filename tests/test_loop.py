@@ -67,20 +67,25 @@ def test_the_same_run_twice_gives_the_same_bits_whatever_the_clock_says(training
     assert checkpoint.latest_step(training.workdir) == 2 * EPOCHS
 
 
+def train_in_pieces(training, monkeypatch, most: int = 9):
+    """(state, number of stops) of a run that is interrupted wherever it may stop; after `most` stops no state."""
+    for stops in range(most):
+        asked = iter([False, False, True])  # a step or a validation further each time
+        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
+        try:
+            return loop.train(training), stops
+        except Stopped:
+            pass
+    return None, most
+
+
 @pytest.mark.parametrize("every_minutes", [0.0, 1e6])
 def test_stopped_after_any_step_or_in_validation_it_goes_on_to_the_same_bits(
     tmp_path, whole, monkeypatch, every_minutes
 ):
     """The run is interrupted at every place where it may stop, and each time resumes from there."""
-    training, stops = in_directory(tmp_path, every_minutes=every_minutes), 0
-    while stops < 20:
-        asked = iter([False, False, True])  # a step or a validation further each time
-        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
-        try:
-            state = loop.train(training)
-            break
-        except Stopped:
-            stops += 1
+    training = in_directory(tmp_path, every_minutes=every_minutes)
+    state, stops = train_in_pieces(training, monkeypatch, most=20)
     assert 4 <= stops < 20
     assert same(whole[0], state)
     kept = [record for record in records(training.workdir) if "interrupted" not in record]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
-from test_loop import in_directory, same
+from test_loop import in_directory, same, train_in_pieces
 from test_recipes import KEY, PGD, configured
 from test_step import distance, steps
 
@@ -16,10 +16,10 @@ from infofeat_jax import experiment as experiments
 from infofeat_jax import methods
 from infofeat_jax.data import mixing, to_unit
 from infofeat_jax.methods import losses
-from infofeat_jax.runtime import devices, signals
+from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop, optimizers
 from infofeat_jax.training.step import PENALTY, frozen_forward, gradients
-from infofeat_jax.types import Outputs, Stopped
+from infofeat_jax.types import Outputs
 
 IMAGES, LABELS = small.batch(8)
 
@@ -254,15 +254,7 @@ def test_eight_devices_compute_what_one_does(changes):
 @pytest.mark.parametrize("changes", [TOGETHER, AGAIN], ids=["swa", "cutmix"])
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     whole = jax.device_get(loop.train(in_directory(tmp_path / "whole", trained="madry", **changes)))
-    training, stops = in_directory(tmp_path / "stopped", trained="madry", **changes), 0
-    while stops < 9:
-        asked = iter([False, False, True])
-        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
-        try:
-            state = loop.train(training)
-            break
-        except Stopped:
-            stops += 1
+    state, stops = train_in_pieces(in_directory(tmp_path / "stopped", trained="madry", **changes), monkeypatch)
     assert 4 <= stops < 9
     assert same(whole, state)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from test_loop import in_directory, same
+from test_loop import in_directory, same, train_in_pieces
 from test_recipes import configured
 from test_step import distance
 
@@ -19,9 +19,8 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import batches
 from infofeat_jax.data.mapped import mapped
-from infofeat_jax.runtime import signals
 from infofeat_jax.training import loop
-from infofeat_jax.types import InvalidInput, Stopped
+from infofeat_jax.types import InvalidInput
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
 LABELS = np.arange(40) % 5
@@ -124,15 +123,8 @@ def pooled(workdir, pool: str, count: int = 1) -> loop.Training:
 
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, pool, monkeypatch):
     whole = jax.device_get(loop.train(pooled(tmp_path / "whole", pool)))
-    training, stops = pooled(tmp_path / "stopped", pool), 0
-    while stops < 9:
-        asked = iter([False, False, True])
-        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
-        try:
-            state = loop.train(training)
-            break
-        except Stopped:
-            stops += 1
+    training = pooled(tmp_path / "stopped", pool)
+    state, stops = train_in_pieces(training, monkeypatch)
     assert 4 <= stops < 9
     assert same(whole, state)
     assert distance(jax.device_get(training.initial()).params, whole.params) > 1e-3

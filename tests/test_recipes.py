@@ -14,19 +14,17 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 from small import tiny_model  # noqa: F401
-from test_loop import in_directory, same
+from test_loop import in_directory, same, train_in_pieces
 from test_step import create_experiment, distance, steps
 
 from infofeat_jax import attacks, data, methods, models, run, weights
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
 from infofeat_jax.models.pytorch import names
-from infofeat_jax.runtime import signals
 from infofeat_jax.training import checkpoint, loop, optimizers
 from infofeat_jax.training.awp import Awp, create_perturb
 from infofeat_jax.training.state import initial_state
 from infofeat_jax.training.step import gradients, make_step
-from infofeat_jax.types import Stopped
 
 KEY = jax.random.key(0)
 PGD = partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=2, random_start=False)
@@ -132,15 +130,8 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     """With an average, and within and after AWP's warm-up."""
     whole = jax.device_get(loop.train(in_directory(tmp_path / "whole", **BOTH)))
     assert distance(whole.params, whole.average) > 1e-4
-    training, stops = in_directory(tmp_path / "stopped", **BOTH), 0
-    while stops < 9:
-        asked = iter([False, False, True])
-        monkeypatch.setattr(signals, "requested", lambda asked=asked: next(asked, True))
-        try:
-            state = loop.train(training)
-            break
-        except Stopped:
-            stops += 1
+    training = in_directory(tmp_path / "stopped", **BOTH)
+    state, stops = train_in_pieces(training, monkeypatch)
     assert 4 <= stops < 9
     assert same(whole, state)
     assert same(whole, checkpoint.restore(training.workdir, "latest", training.like))

@@ -296,7 +296,7 @@ def _predictions(
     plan: Plan, key: PRNGKey, data: Data, images: np.ndarray, rows: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yields (rows, their logits, whether misclassified) of images[rows], in batches of the larger size."""
-    size, _ = survivors.batch_sizes(data.batch_size, len(data.labels), data.mesh.size if data.mesh else 1)
+    size, _ = survivors.batch_sizes(data.batch_size, len(data.labels), data.num_devices)
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
         inputs = (survivors.place(data.mesh, array[np.resize(some, size)]) for array in (images, data.labels))

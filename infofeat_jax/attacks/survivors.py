@@ -48,6 +48,11 @@ class Data(NamedTuple):
     batch_size: int  # at most, but for a multiple of the devices
     mesh: Mesh | None
 
+    @property
+    def num_devices(self) -> int:
+        """That a batch is split over."""
+        return self.mesh.size if self.mesh else 1
+
 
 class Seats(NamedTuple):
     """Who sits where, as host arrays: an example (-1: nobody), its attempt and the iteration t within it."""
@@ -116,8 +121,7 @@ def attack(
     """
     if not len(rows):
         return
-    num_devices = data.mesh.size if data.mesh else 1
-    sizes, waiting = batch_sizes(data.batch_size, len(rows), num_devices, stage.begun), (rows, attempts)
+    sizes, waiting = batch_sizes(data.batch_size, len(rows), data.num_devices, stage.begun), (rows, attempts)
     seats = _nobody(next_size(sizes, 0, len(rows)))
     state, inputs = _empty_state(stage.search, data, len(seats.rows)), None
     while len(seats.taken) or len(waiting[0]):
