@@ -16,7 +16,7 @@ from infofeat_jax.types import InvalidInput
 # Fields that do not affect the trained parameters: they may change when a run is continued.
 FREE = (
     "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
-    "data.data_dir", "data.note", "data.test_size",
+    "data.data_dir", "data.note", "data.test_size", "data.in_memory",
 )  # fmt: skip
 # Single-step methods; every other method takes the paper's 7 steps of a quarter of epsilon.
 ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
@@ -60,6 +60,9 @@ def default() -> ConfigDict:
     # A second pool of training images, such as generated ones: an .npz with image and label, not compressed; "": none
     config.data.extra = ""
     config.data.extra_share = 0.0  # of each batch that comes from it, such as 0.7
+    # Of a folder's images: each one's largest square in the middle is scaled to so many pixels a side; 0: as they are
+    config.data.image_size = 0
+    config.data.in_memory = True  # False: a folder's images are decoded batch by batch, from their files
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
     config.data.mixup = 0.0  # MixUp with shares of Beta(mixup, mixup), such as 1.0; 0: none

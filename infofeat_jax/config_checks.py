@@ -24,6 +24,7 @@ LONGEST_TEXT, LONGEST_NAME = 4096, 255  # characters; bytes between two slashes,
 MAX_SEED = 2**32 - 1  # JAX's keys without 64-bit types are a function of the seed's lower 32 bits
 MAX_STEPS = 10**6  # of an attack, and epochs: counted in 32 bits on the device
 MAX_BATCH = 2**20
+MAX_SIDE = 2**13  # pixels of an image
 MAX_FACTOR = 10**6  # budgets, rates and weights: far from float32's limits whatever they are multiplied by
 
 
@@ -76,6 +77,7 @@ RULES = {
     "data.train_size": at_least(0, "0 (all) or more"),
     "data.test_size": at_least(0, "0 (all) or more"),
     "data.validation_size": at_least(1, "1 or more: early stopping needs images"),
+    "data.image_size": between(0, MAX_SIDE, f"0 (their own) or more pixels, at most {MAX_SIDE}"),
     "data.crop_padding": at_least(0, "0 or more pixels"),
     "data.extra_share": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "data.mixup": between(0, MAX_FACTOR, f"0 (none) or more, at most {MAX_FACTOR}"),

@@ -124,6 +124,7 @@ def load_data(config: ConfigDict) -> data.Dataset:
     return data.load(
         options.name, data_dir=options.data_dir or None, validation_size=options.validation_size,
         train_size=options.train_size or None, test_size=options.test_size or None, split_seed=options.split_seed,
+        image_size=options.image_size, in_memory=options.in_memory,
     )  # fmt: skip
 
 

@@ -154,6 +154,8 @@ def describe_setting(experiment: Experiment, variables: PyTree, count: int) -> s
     if any(model.get(name) for name in ("activation", "mean", "std", "options")):
         fields["model"] = configs.to_json(ConfigDict(model))
     fields |= {"seed": config.seed, "num_examples": count, "batch_size": config.eval.batch_size}
+    if config.data.image_size:
+        fields["image_size"] = config.data.image_size
     return json.dumps(fields | {"dtype": config.dtype, "data": experiment.data.name})
 
 

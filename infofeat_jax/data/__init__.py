@@ -1,4 +1,4 @@
-"""Image data sets in memory: uint8, channels last, with a validation split held out from the training set."""
+"""Image data sets: uint8, channels last, with a validation split held out from the training set."""
 
 import os
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ import numpy as np
 
 from infofeat_jax import parts, streams
 from infofeat_jax.data.archives import LAYOUT, arranged, npz
-from infofeat_jax.data.arrays import Dataset, Source, Split
+from infofeat_jax.data.arrays import Dataset, Source, Split, take
 from infofeat_jax.data.folders import folder
 from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.data.sources import SOURCES
@@ -25,8 +25,10 @@ def load(
     train_size: int | None = None,
     test_size: int | None = None,
     split_seed: int = 0,
+    image_size: int = 0,
+    in_memory: bool = True,
 ) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set, into memory unless it is told not to.
 
     Args:
       name: digits, cifar10, cifar100, svhn_cropped; the path of an .npz with image_train, label_train, image_test and
@@ -38,6 +40,8 @@ def load(
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
       test_size: number of test images to keep, the first ones; all by default.
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
+      image_size: of a folder's images, which are scaled to so many pixels a side; 0: their own size.
+      in_memory: False leaves a folder's images in their files until a batch needs them; see `files.FileImages`.
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are
@@ -54,7 +58,7 @@ def load(
     if isinstance(name, Mapping):
         name, source = "arrays", arranged("arrays", list(map(str, name)), name.__getitem__)
     else:
-        source = _find(name := os.fspath(name), data_dir)
+        source = _find(name := os.fspath(name), data_dir, image_size, in_memory)
     available = len(source.train.labels)
     _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
     rest = available - validation_size
@@ -63,8 +67,8 @@ def load(
     order = streams.generator(split_seed, "held_out").permutation(available)
     kept = order[validation_size:][:train_size]
     return Dataset(
-        train=_take(source.train, kept),
-        validation=_take(source.train, order[:validation_size]),
+        train=take(source.train, kept),
+        validation=take(source.train, order[:validation_size]),
         test=Split(source.test.images[:test_size], source.test.labels[:test_size]),
         num_classes=source.num_classes,
         name=name,
@@ -72,15 +76,18 @@ def load(
     )
 
 
-def _find(name: str, data_dir: str | None):
+def _find(name: str, data_dir: str | None, image_size: int, in_memory: bool) -> Source:
+    own = name.lower().endswith(".npz") or parts.is_own(name) or name in SOURCES
+    if not own and os.path.isdir(os.path.expanduser(name)):
+        return folder(name, image_size=image_size, in_memory=in_memory)
+    if image_size or not in_memory:
+        raise InvalidInput(f"data.image_size={image_size}, data.in_memory={in_memory}: {name!r} is no folder of images")
     if name.lower().endswith(".npz"):
         return npz(name)
     if parts.is_own(name):
         return _own(name, data_dir)
     if name in SOURCES:
         return SOURCES[name](data_dir)
-    if os.path.isdir(os.path.expanduser(name)):
-        return folder(name)
     choices = ", ".join(sorted(SOURCES))
     raise InvalidInput(
         f"unknown data set {name!r}: choose one of {choices}, the path of an .npz or of a folder of images,"
@@ -93,10 +100,6 @@ def _own(name: str, data_dir: str | None) -> Source:
     if not isinstance(arrays, dict):
         raise InvalidInput(f"{what} returned {type(arrays).__name__}: expected a dict of NumPy arrays {LAYOUT}")
     return arranged(what, list(map(str, arrays)), arrays.__getitem__)
-
-
-def _take(split: Split, rows: np.ndarray) -> Split:
-    return Split(split.images[rows], split.labels[rows])
 
 
 def _check_integer(field: str, value: int | None, low: int, high: int | None, meaning: str) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Int, Int32, UInt8
 
+from infofeat_jax.data.files import FileImages, select
 from infofeat_jax.types import InvalidInput
 
 MAX_CLASSES = 65_536  # a larger label is a mistake, and would need a classifier too large for any memory
@@ -20,7 +21,7 @@ ORDER_SEED = 1797  # fixed: a test split that is drawn is the same in every run
 class Split(NamedTuple):
     """Images, uint8 in 0..255, channels last, and their class indices. Those of an evaluation may be float32."""
 
-    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"]
+    images: UInt8[np.ndarray, "n h w c"] | Float32[np.ndarray, "n h w c"] | FileImages
     labels: Int32[np.ndarray, " n"]
 
 
@@ -46,7 +47,7 @@ class Source(NamedTuple):
 
 def checked_source(
     name: str,
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray | FileImages],
     num_classes: int | None = None,
     class_names: Sequence[str] | np.ndarray = (),
     called: Mapping[str, str] | None = None,
@@ -105,7 +106,12 @@ def _split_off_test(name: str, whole: Split) -> tuple[Split, Split]:
     if not tested.any():
         raise InvalidInput(f"{name} has {len(order)} images: expected 5 or more, of which a fifth is the test split")
     rows = order[~tested[order]], order[tested[order]]
-    return Split(whole.images[rows[0]], whole.labels[rows[0]]), Split(whole.images[rows[1]], whole.labels[rows[1]])
+    return take(whole, rows[0]), take(whole, rows[1])
+
+
+def take(split: Split, rows: Int[np.ndarray, " b"]) -> Split:
+    """The examples of these rows, in this order; images in files stay there."""
+    return Split(select(split.images, rows), split.labels[rows])
 
 
 def fixed_order(count: int) -> np.ndarray:
@@ -122,15 +128,18 @@ def roles(available: Collection[str]) -> tuple[list[str], list[str]]:
     return (train + validation, test) if test else (train, validation)
 
 
-def checked_split(image_name: str, images: np.ndarray, label_name: str, labels: np.ndarray, num_classes: int) -> Split:
+def checked_split(
+    image_name: str, images: np.ndarray | FileImages, label_name: str, labels: np.ndarray, num_classes: int
+) -> Split:
     """Images and labels as `checked_source` describes them, called by these names in errors; raises as it does."""
     images, labels = _checked_images(image_name, images), _checked_labels(label_name, labels, num_classes)
     if len(images) != len(labels):
         raise InvalidInput(f"{image_name} has {len(images)} images but {label_name} has {len(labels)} labels")
-    return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels, np.int32))
+    images = images if isinstance(images, FileImages) else np.ascontiguousarray(images)
+    return Split(images, np.ascontiguousarray(labels, np.int32))
 
 
-def _checked_images(what: str, images: np.ndarray) -> np.ndarray:
+def _checked_images(what: str, images: np.ndarray | FileImages) -> np.ndarray | FileImages:
     if images.dtype != np.uint8:
         raise InvalidInput(f"{what} has dtype {images.dtype}, expected uint8 in 0..255")
     shape = images.shape

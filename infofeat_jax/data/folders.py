@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from infofeat_jax import installation
 from infofeat_jax.data.arrays import MAX_BYTES, Source, checked_source, fixed_order, roles, summary
+from infofeat_jax.data.files import FileImages
 from infofeat_jax.types import InvalidInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -22,13 +23,19 @@ LAYOUT = (
 Labelled = list[tuple[pathlib.Path, int]]
 
 
-def folder(path: str) -> Source:
-    """Reads a folder of images of one size. A class is called as its folder.
+def folder(path: str, *, image_size: int = 0, in_memory: bool = True) -> Source:
+    """Reads a folder of images. A class is called as its folder.
 
     Classes are in the folders train and test (or val, where there is no test; else val is joined with train), or in the
     folder itself: then a fifth of each class becomes the test split. They are numbered in alphabetical order, or
     numerical, if all names are numbers. Images become greyscale if all are, and RGB otherwise; transparency is dropped.
     The order of the test images is random, but always the same.
+
+    Args:
+      path: of the folder.
+      image_size: pixels of a side: each image's largest square in the middle is scaled to it, bilinearly. 0: the
+        images' own size, which must be one.
+      in_memory: decodes all images now. Otherwise only their headers are read, and a batch's images when it is due.
 
     Raises:
       InvalidInput: Pillow is not installed, folders are arranged differently, or images have different sizes, more than
@@ -40,17 +47,18 @@ def folder(path: str) -> Source:
         raise InvalidInput(f"{path}: images need Pillow ({error}): run {installation.command('train')}") from error
     root = pathlib.Path(os.path.expanduser(path))
     names, splits = _find(path, root)
-    files = [labelled for split in splits.values() for labelled in split]
-    mode, shape = _common(path, files, _each(partial(_header, Image), files))
-    if len(files) * np.prod(shape, dtype=np.int64) > MAX_BYTES:
-        raise InvalidInput(f"{path}: {len(files)} images {list(shape)}: expected at most {MAX_BYTES / 2**30:.0f} GiB")
+    files = [file for split in splits.values() for file, _ in split]
+    with ThreadPoolExecutor() as threads:
+        mode, shape = _common(path, files, threads.map(partial(_header, Image), files), image_size)
+    if in_memory and len(files) * np.prod(shape, dtype=np.int64) > MAX_BYTES:
+        most = f"expected at most {MAX_BYTES / 2**30:.0f} GiB in memory: set data.in_memory=False"
+        raise InvalidInput(f"{path}: {len(files)} images {list(shape)}: {most}")
     arrays = {}
     for split, labelled in splits.items():
-        images = np.empty((len(labelled), *shape), np.uint8)
-        list(_each(partial(_decode, Image, mode), labelled, images))
-        order = fixed_order(len(labelled)) if split == "test" else slice(None)
-        arrays[f"image_{split}"] = images[order]
-        arrays[f"label_{split}"] = np.array([label for _, label in labelled])[order]
+        order = fixed_order(len(labelled)) if split == "test" else range(len(labelled))
+        images = FileImages([labelled[row][0] for row in order], shape, partial(_decode, Image, mode, bool(image_size)))
+        arrays[f"image_{split}"] = np.asarray(images) if in_memory else images
+        arrays[f"label_{split}"] = np.array([labelled[row][1] for row in order])
     return checked_source(path, arrays, class_names=names)
 
 
@@ -94,11 +102,6 @@ def _files(folders: list[pathlib.Path], names: list[str]) -> Labelled:
     ]
 
 
-def _each(read: Callable, files: Labelled, *others: Iterable) -> Iterator:
-    with ThreadPoolExecutor() as threads:  # Pillow decodes without the interpreter's lock
-        yield from threads.map(read, (file for file, _ in files), *others)
-
-
 def _header(pillow, file: pathlib.Path) -> tuple[str, tuple[int, int]]:
     """The mode, and (width, height)."""
     try:
@@ -108,29 +111,42 @@ def _header(pillow, file: pathlib.Path) -> tuple[str, tuple[int, int]]:
         raise _unreadable(file, error) from None
 
 
-def _decode(pillow, mode: str, file: pathlib.Path, out: np.ndarray) -> None:
+def _decode(pillow, mode: str, scaled: bool, file: pathlib.Path, out: np.ndarray) -> None:
     try:
         with pillow.open(file, formats=FORMATS) as image:
             whole = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of transparent palettes
-            out[...] = np.asarray(whole.convert(mode)).reshape(out.shape)
+            whole = whole.convert(mode)
+            if scaled:
+                whole = whole.resize(out.shape[:2], pillow.Resampling.BILINEAR, _middle(*whole.size))
+            out[...] = np.asarray(whole).reshape(out.shape)
     except Exception as error:
         raise _unreadable(file, error) from None
+
+
+def _middle(width: int, height: int) -> tuple[float, float, float, float]:
+    """The largest square in the middle: left, upper, right, lower."""
+    side = min(width, height)
+    left, upper = (width - side) / 2, (height - side) / 2
+    return left, upper, left + side, upper + side
 
 
 def _unreadable(file: pathlib.Path, error: Exception) -> InvalidInput:
     return InvalidInput(f"{str(file)!r} cannot be read as an image: {summary(error)}")
 
 
-def _common(path: str, files: Labelled, headers: Iterable) -> tuple[str, tuple[int, int, int]]:
-    """The mode that all images are converted to, and their shape."""
+def _common(
+    path: str, files: list[pathlib.Path], headers: Iterable[tuple[str, tuple[int, int]]], image_size: int
+) -> tuple[str, tuple[int, int, int]]:
+    """The mode that all images are converted to, and the shape that they have, or are scaled to."""
     first, modes = None, set()
-    for (file, _), (mode, size) in zip(files, headers, strict=True):
+    for file, (mode, size) in zip(files, headers, strict=True):
         first = first or (file, size)
-        if size != first[1]:
+        if size != first[1] and not image_size:
             sizes = [f"{str(name)!r} {width} x {height}" for name, (width, height) in (first, (file, size))]
-            raise InvalidInput(f"{path}: images of different sizes, {' and '.join(sizes)}: resize them to one size")
+            advice = "resize them to one size, or set data.image_size"
+            raise InvalidInput(f"{path}: images of different sizes, {' and '.join(sizes)}: {advice}")
         if mode.startswith(DEEP):
             raise InvalidInput(f"{str(file)!r} has more than 8 bits (mode {mode}): convert it to 8 bits")
         modes.add(mode)
-    width, height = first[1]
+    width, height = (image_size, image_size) if image_size else first[1]
     return ("L", (height, width, 1)) if modes <= {"L", "1"} else ("RGB", (height, width, 3))

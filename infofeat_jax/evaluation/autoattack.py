@@ -35,7 +35,7 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     """
     spec = attack_names.parse(name)
     count = subject.autoattack_examples or None
-    images, labels = np.asarray(to_unit(subject.split.images[:count])), subject.split.labels[:count]
+    images, labels = to_unit(np.asarray(subject.split.images[:count])), subject.split.labels[:count]
     stages = create_plan(subject, spec, images.shape[1:3])
     saved, due = where(subject, spec), 0.0
     state = load(saved)
