@@ -85,6 +85,9 @@ def default() -> ConfigDict:
     # N-FGSM (de Jorge et al., 2022), in training alone: a single step of size epsilon from uniform noise of so many
     # epsilons, such as 2.0, not projected to the ball. 0: the method's own start and projection
     config.attack.noise = 0.0
+    # Free-AT (Shafahi et al., 2019), in training alone: so many updates on each batch, such as 8, the perturbation
+    # moving by step_size after each. num_epochs counts passes through the data, of so many updates. 0: no replays
+    config.attack.replays = 0
     # in training alone, epsilon and step_size grow linearly over the first epochs
     config.attack.ramp_epochs = 0.0
     config.attack.batch_norm = "running"  # statistics that the attack in training sees: running, or batch
@@ -158,7 +161,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
     config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
-    one_step = config.method.name in ONE_STEP or config.attack.noise > 0
+    one_step = config.method.name in ONE_STEP or config.attack.noise > 0 or config.attack.replays > 0
     _fill(config.attack, "num_steps", 1 if one_step else 7)
     _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)

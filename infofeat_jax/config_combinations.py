@@ -21,6 +21,9 @@ class Clash(NamedTuple):
 # Methods whose loss knows a second label only through the targets.
 MIXABLE = ("standard", "madry", "infofeature", "alp", "trades", "feature_scatter")
 
+# Methods whose attack may be replaced by ascent of their loss, which knows the perturbed images.
+REPLAYED = ("madry", "alp", "feature_matching", "trades", "mart")
+
 # Methods whose attack may start anywhere: the others' start where their authors say.
 ANYWHERE = ("madry", "infofeature", "alp", "feature_matching")
 
@@ -36,6 +39,13 @@ def _unattacked(field: str, default: object) -> Clash:
     return Clash(
         field, "method.name", lambda value, other, _: value != default and other == "standard",
         "there is no attack in training", "leave it out",
+    )  # fmt: skip
+
+
+def _without_replays(field: str, default: object, why: str) -> Clash:
+    return Clash(
+        field, "attack.replays", lambda value, other, _: other > 0 and value != default, why,
+        f"leave one of them out, or give {field}={default}",
     )  # fmt: skip
 
 
@@ -104,6 +114,18 @@ CLASHES = (
         "attack.noise", "attack.num_steps", lambda value, other, _: value > 0 and other != 1,
         "a single step from noise is not projected to the ball, several would leave it", "give num_steps=1",
     ),
+    Clash(
+        "attack.replays", "method.name",
+        lambda value, other, _: value > 0 and other not in REPLAYED and ":" not in other,
+        "the gradient of its update is not that of its attack, or there is none",
+        f"leave it out, or take one of {', '.join(REPLAYED)}",
+    ),
+    _without_replays("attack.num_steps", 1, "there is one step between two updates"),
+    _without_replays("attack.noise", 0, "a batch's perturbation starts in the ball"),
+    _without_replays("attack.ramp_epochs", 0, "the budget of replays is constant"),
+    _without_replays("attack.batch_norm", "running", "the gradient is that of the update, on batch statistics"),
+    _without_replays("accumulate_steps", 1, "the perturbation of a whole batch is carried on"),
+    _without_replays("swa.start_epoch", 0, "the average's statistics would move with every replay"),
     _unattacked("attack.ramp_epochs", 0),
     _unattacked("attack.batch_norm", "running"),
 )  # fmt: skip

@@ -25,6 +25,7 @@ from infofeat_jax.runtime import devices
 from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
+from infofeat_jax.training.free import Free
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Mix, make_step
 from infofeat_jax.types import InvalidInput
@@ -182,6 +183,12 @@ def create_averaging(experiment: Experiment) -> Averaging:
     return Averaging(float(config.ema.decay), max(start, 1) if config.swa.start_epoch else 0)
 
 
+def create_free(config: ConfigDict) -> Free:
+    """Whether and how each batch is replayed."""
+    attack = config.attack
+    return Free(attack.replays, attack.norm, attack.epsilon / configs.LEVELS, attack.step_size / configs.LEVELS)
+
+
 def create_mix(config: ConfigDict) -> Mix | None:
     """MixUp or CutMix, if the configuration asks for it."""
     if config.data.mixup:
@@ -218,7 +225,7 @@ def compile_step(experiment: Experiment):
         augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
         mix=create_mix(config), accumulate_steps=config.accumulate_steps,
         awp=Awp(float(config.awp.gamma), round(config.awp.warmup_epochs * experiment.epoch_steps)),
-        averaging=create_averaging(experiment), batch_norm=config.attack.batch_norm,
+        averaging=create_averaging(experiment), batch_norm=config.attack.batch_norm, free=create_free(config),
     )  # fmt: skip
     return devices.parallelize_update(step, experiment.mesh, config.parallel)
 

@@ -186,6 +186,62 @@ def test_a_single_step_from_noise_is_the_naive_one(method, changes, start, size,
         assert 20 / 255 < jnp.abs(found - IMAGES).max() <= 24.001 / 255
 
 
+REPLAYS = {"attack": {"replays": 3, "num_steps": 1, "step_size": 6.0}, "ema": {"decay": 0.2}}
+
+
+def test_free_training_is_the_naive_one():
+    """Three updates in each of two steps: each moves the perturbation by the gradient that it has itself gone along."""
+    experiment = configured(**REPLAYS)
+    found = states(experiment, 2)
+    images, labels = jnp.asarray(to_unit(experiment.data.train.images[:16])), experiment.data.train.labels[:16]
+    params, stats = found[0].params, found[0].batch_stats
+    velocity = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def differentiated(params, stats, x):
+        def loss(params, x):
+            outputs, moved = experiment.module.apply(
+                {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+            )
+            return -jax.nn.log_softmax(outputs.logits)[jnp.arange(16), labels].mean(), moved["batch_stats"]
+
+        (_, moved), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return gradient, moved
+
+    for step in range(2):
+        attack_key = jax.random.split(jax.random.fold_in(KEY, step))[1]
+        x = jnp.clip(images + 8 / 255 * jax.random.uniform(attack_key, images.shape, minval=-1.0), 0, 1)
+        for _ in range(3):
+            (g, to_images), stats = differentiated(params, stats, x)
+            velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.05 * p, velocity, g, params)
+            params = jax.tree.map(lambda p, v: p - 0.1 * v, params, velocity)
+            x = x + 6 / 255 * jnp.sign(to_images)
+            x = jnp.clip(x, images - 8 / 255, images + 8 / 255).clip(0, 1)
+    assert distance(params, found[2].params) < 1e-4
+    assert distance(stats, found[2].batch_stats) < 1e-4
+    average = found[0].params
+    for state, decay in zip(found[1:], (0.1, 2 / 11), strict=True):  # moves once a step, after its updates
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)
+    assert distance(average, found[2].average) < 1e-5
+    assert found[2].step == 2
+
+
+def test_free_trades_ascends_the_loss_of_its_update():
+    """Its images' gradient is that of all of the method's loss, by finite differences."""
+    module, x = small.TinyNet(), IMAGES + 0.01
+    variables = jax.jit(module.init)(KEY, IMAGES)
+    method = methods.create("trades", methods.Options(5, {}))
+    given = variables["params"], variables, variables["batch_stats"], KEY, IMAGES, LABELS
+
+    @jax.jit
+    def found(x):
+        return gradients(module, method._replace(attack=lambda *_: x), *given, to_images=True)
+
+    (slope,) = found(x).images
+    ahead, behind = (found(x + h * jnp.sign(slope)).loss for h in (1e-3, -1e-3))
+    np.testing.assert_allclose((ahead - behind) / 2e-3, jnp.abs(slope).sum(), rtol=0.02)
+
+
 def test_grad_align_is_the_naive_penalty():
     """The loss; by finite differences along it, with the first gradient held, its gradient; statistics of one pass."""
     module = small.TinyNet()
@@ -243,7 +299,10 @@ AGAIN = {
 }
 
 
-@pytest.mark.parametrize("changes", [TOGETHER, AGAIN], ids=["swa", "cutmix"])
+EACH = pytest.mark.parametrize("changes", [TOGETHER, AGAIN, REPLAYS], ids=["swa", "cutmix", "free"])
+
+
+@EACH
 def test_eight_devices_compute_what_one_does(changes):
     one, eight = (steps(configured(count, **changes)) for count in (1, 8))
     assert distance(one[0].params, eight[0].params) < 2e-3
@@ -251,7 +310,7 @@ def test_eight_devices_compute_what_one_does(changes):
     np.testing.assert_allclose(one[1]["loss"], eight[1]["loss"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [TOGETHER, AGAIN], ids=["swa", "cutmix"])
+@EACH
 def test_stopped_anywhere_it_goes_on_to_the_same_bits(tmp_path, monkeypatch, changes):
     whole = jax.device_get(loop.train(in_directory(tmp_path / "whole", trained="madry", **changes)))
     state, stops = train_in_pieces(in_directory(tmp_path / "stopped", trained="madry", **changes), monkeypatch)

@@ -15,8 +15,10 @@ from infofeat_jax.data.mixing import Mixed
 from infofeat_jax.methods import Batch, Method
 from infofeat_jax.training import averaging as averages
 from infofeat_jax.training import awp as perturbing
+from infofeat_jax.training import free as freely
 from infofeat_jax.training.averaging import Apart, Averaging, apart, move_average
 from infofeat_jax.training.awp import Awp, Perturb, create_perturb, shifted
+from infofeat_jax.training.free import Free, replay
 from infofeat_jax.training.optimizers import at_step
 from infofeat_jax.training.state import State
 from infofeat_jax.types import Forward, Images, Labels, Outputs, PRNGKey, Probabilities
@@ -40,6 +42,7 @@ class Gradients(NamedTuple):
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     shift: PyTree = ()  # adversarial weight perturbation, if any
+    images: tuple[Images, ...] = ()  # the gradient to the perturbed images, if it is asked for
 
 
 def make_step(
@@ -53,6 +56,7 @@ def make_step(
     awp: Awp = perturbing.WITHOUT,
     averaging: Averaging = averages.WITHOUT,
     batch_norm: str = "running",
+    free: Free = freely.WITHOUT,
 ) -> Step:
     """Builds a training step: augment, attack the frozen model, update the parameters by the method's loss.
 
@@ -61,6 +65,7 @@ def make_step(
     is AWP; the loss is NaN if parameters are non-finite after it. With `accumulate_steps`, that many parts of a batch
     are processed in turn, in the memory of one. With `averaging` the state has an average of the weights, which moves.
     `method` may be a function of the step; `batch_norm`: the statistics that the attack sees, as in `gradients`.
+    With `free` a step is several updates, on the same images, and the metrics are their means: see `free.replay`.
     """
 
     def step(state: State, batch, key: PRNGKey, *, average: Average = lambda tree: tree) -> tuple[State, Metrics]:
@@ -68,23 +73,40 @@ def make_step(
         images, labels = augment(augment_key, to_unit(batch[0])), batch[1]
         if mix is not None:
             images, labels = mix(jax.random.fold_in(augment_key, MIXING), images, labels)
-        one_part = partial(
-            gradients, module, method if isinstance(method, Method) else method(state.step), batch_norm=batch_norm,
-            perturb=create_perturb(awp, state.step), averaged=apart(state.average, state.step, averaging),
-        )  # fmt: skip
-        whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
-        statistics = (state.batch_stats, state.average_stats) if averaging.has_statistics else state.batch_stats
-        found = average(whole(state.params, state.variables, statistics, attack_key, images, labels))
-        opt_state = at_step(state.opt_state, state.step)
-        # As in AWP's code, weight decay acts on the perturbed weights, and the update on the unperturbed ones.
-        changes, opt_state = optimizer.update(found.params, opt_state, shifted(state.params, found.shift))
-        params = optax.apply_updates(state.params, changes)
-        metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
-        average = move_average(state.average, params, state.step, averaging) if averaging.is_kept else state.average
-        statistics = found.batch_stats if averaging.has_statistics else (found.batch_stats, state.average_stats)
-        return State(state.step + 1, params, statistics[0], opt_state, average, statistics[1]), metrics
+        chosen = method if isinstance(method, Method) else method(state.step)
+
+        def update(state: State, key: PRNGKey, perturbed: Images | None = None):
+            given = chosen if perturbed is None else chosen._replace(attack=lambda *_: perturbed)
+            one_part = partial(
+                gradients, module, given, batch_norm=batch_norm, to_images=perturbed is not None,
+                perturb=create_perturb(awp, state.step), averaged=apart(state.average, state.step, averaging),
+            )  # fmt: skip
+            whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
+            statistics = (state.batch_stats, state.average_stats) if averaging.has_statistics else state.batch_stats
+            found = whole(state.params, state.variables, statistics, key, images, labels)
+            return *updated(optimizer, state, average(found._replace(images=()))), *found.images
+
+        if free.replays:
+            state, metrics = replay(update, free, state, attack_key, images)
+        else:
+            state, metrics = update(state, attack_key)
+        moved = move_average(state.average, state.params, state.step, averaging) if averaging.is_kept else state.average
+        return state._replace(step=state.step + 1, average=moved), metrics
 
     return step
+
+
+def updated(optimizer: optax.GradientTransformation, state: State, found: Gradients) -> tuple[State, Metrics]:
+    """The state after an update, but for its step and the average of its weights."""
+    opt_state = at_step(state.opt_state, state.step)
+    # As in AWP's code, weight decay acts on the perturbed weights, and the update on the unperturbed ones.
+    changes, opt_state = optimizer.update(found.params, opt_state, shifted(state.params, found.shift))
+    params = optax.apply_updates(state.params, changes)
+    has_own = isinstance(found.batch_stats, tuple)  # the average, statistics of its own
+    statistics, of_average = found.batch_stats if has_own else (found.batch_stats, state.average_stats)
+    metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
+    moved = {"params": params, "batch_stats": statistics, "opt_state": opt_state, "average_stats": of_average}
+    return state._replace(**moved), metrics
 
 
 def checked(loss: Float[Array, ""], params: PyTree) -> Float[Array, ""]:
@@ -110,6 +132,7 @@ def gradients(
     perturb: Perturb | None = None,
     averaged: Apart | None = None,
     batch_norm: str = "running",
+    to_images: bool = False,
 ) -> Gradients:
     """Attacks the model with the `frozen` variables, and differentiates the method's loss at `params`.
 
@@ -117,15 +140,16 @@ def gradients(
     given the gradient at `params` of the same loss; the passes which that takes leave BatchNorm's statistics alone.
     With `averaged`, `batch_stats` is a pair, the live model's and the average's, which move by the same passes of each.
     `batch_norm`: the attack sees the "running" statistics, or those of its "batch", without moving the running ones.
+    `to_images`: with the gradient of the mean loss to the perturbed images, from the same backward pass.
     """
     forward = frozen_forward(module, frozen, batch_norm, key)
     live, of_average = (batch_stats, ()) if averaged is None else batch_stats
     mixed, labels = (labels, labels.labels) if isinstance(labels, Mixed) else (None, labels)
     perturbed = images if method.attack is None else method.attack(forward, key, images, labels)
     perturbed = jax.lax.stop_gradient(perturbed)
-    batch = Batch(images, perturbed, labels, jax.lax.stop_gradient(targets(method, forward, images, labels, mixed)))
+    goals = jax.lax.stop_gradient(targets(method, forward, images, labels, mixed))
 
-    def loss(params, before=live):
+    def loss(params, before=live, perturbed=perturbed):
         statistics = [before]  # before and after each forward pass, in order
 
         def train(x: Images) -> Outputs:
@@ -135,17 +159,18 @@ def gradients(
             statistics.append(moved.get("batch_stats", {}))
             return outputs
 
-        values, logits = method.loss(train, batch)
+        values, logits = method.loss(train, Batch(images, perturbed, labels, goals))
         if method.penalty is not None:
             still = frozen_forward(module, {"params": params, "batch_stats": before}, "batch", key)
             values = values + method.penalty(still, jax.random.fold_in(key, PENALTY), images, labels)
         return values.mean(), (logits, statistics[-1])
 
     shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
-    (value, (logits, moved)), found = jax.value_and_grad(loss, has_aux=True)(shifted(params, shift))
+    differentiated = jax.value_and_grad(loss, (0, 2) if to_images else (0,), has_aux=True)
+    (value, (logits, moved)), found = differentiated(shifted(params, shift), live, perturbed)
     if averaged is not None:
         moved = moved, jax.lax.cond(averaged.begun, lambda: loss(averaged.params, of_average)[1][1], lambda: moved)
-    return Gradients(found, moved, value, (logits.argmax(-1) == labels).mean(), shift)
+    return Gradients(found[0], moved, value, (logits.argmax(-1) == labels).mean(), shift, found[1:])
 
 
 def frozen_forward(module: nn.Module, variables: PyTree, batch_norm: str, key: PRNGKey) -> Forward:
