@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "Muon": {"optimizer.name": "muon"},
     "FGSM-RS": {"attack.num_steps": 1, "attack.step_size": 10.0},
     "N-FGSM": {"attack.noise": 2.0},
+    "Free-AT, 4 updates": {"attack.replays": 4},
     "FGSM-RS with GradAlign": {"attack.num_steps": 1, "attack.step_size": 10.0, "method.grad_align": 0.2},
 }
 

@@ -22,6 +22,9 @@ __all__ = ["tiny_model"]
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+MADRY = {"name": "madry"}
+
+
 def changed(**fields) -> ConfigDict:
     """The default configuration with FIELD=value or GROUP={FIELD: value}, whatever the types."""
     config = configs.default()
@@ -234,8 +237,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
-        "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
-        "study.title", "study.paper", "tensorboard",
+        "remat", "data.data_dir", "data.in_memory", "data.note", "data.flip", "optimizer.nesterov",
+        "optimizer.decay_norm", "study.title", "study.paper", "tensorboard",
     }  # fmt: skip
     assert names == set(config_checks.RULES) | checked_elsewhere | free
     assert set(config_checks.ELEMENTS) <= names
@@ -265,6 +268,13 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         ({"attack": {"noise": 2.0}, "method": {"name": "trades"}}, "its attack has a start of its own"),
         ({"attack": {"noise": 2.0}, "method": {"name": "standard"}}, "or there is none"),
         ({"attack": {"noise": 2.0, "num_steps": 7}}, "attack.noise = 2.0 with config.attack.num_steps = 7: a single"),
+        ({"attack": {"replays": 8}, "method": {"name": "infofeature"}}, "the gradient of its update is not"),
+        ({"attack": {"replays": 8, "num_steps": 7}, "method": MADRY}, "there is one step between two updates"),
+        ({"attack": {"replays": 8, "noise": 2.0}, "method": MADRY}, "a batch's perturbation starts in the ball"),
+        ({"attack": {"replays": 8, "ramp_epochs": 1.0}, "method": MADRY}, "the budget of replays is constant"),
+        ({"attack": {"replays": 8, "batch_norm": "batch"}, "method": MADRY}, "that of the update, on"),
+        ({"attack": {"replays": 8}, "method": MADRY, "accumulate_steps": 2}, "perturbation of a whole batch"),
+        ({"attack": {"replays": 8}, "method": MADRY, "swa": {"start_epoch": 1.0}}, "would move with every replay"),
         ({"data": {"extra": "a.npz"}}, "a second pool and its share of each batch belong together"),
         ({"data": {"extra_share": 0.7}}, "a second pool and its share of each batch belong together"),
         ({"data": {"extra": "a.npz", "extra_share": 0.01}, "batch_size": 16}, "an example of either pool"),

@@ -12,10 +12,12 @@ from test_step import create_experiment
 from infofeat_jax import checks, cli, run
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
+from infofeat_jax.types import InvalidInput
 
 __all__ = ["tiny_model"]
 pytestmark = pytest.mark.usefixtures("tiny_model")
 FILES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/recipes/[!_]*.py"))
+REFUSED = "free_at:infofeature"
 SHORT = {
     "model.name": "tiny", "model.activation": "", "batch_size": 16, "num_epochs": 1, "attack.num_steps": 1,
     "awp.warmup_epochs": 0.0, "optimizer.milestones": (), "eval.batch_size": 32, "eval.validation_attack": "fgsm",
@@ -23,8 +25,15 @@ SHORT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["", ":infofeature"])
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_free_training_has_no_place_for_another_objective():
+    with pytest.raises(InvalidInput, match="the gradient of its update is not that of its attack"):
+        configs.resolve(parse(f"--config=recipes/{REFUSED}"))
+
+
+BOTH = [(path, method) for path in FILES for method in ("", ":infofeature") if path.stem + method != REFUSED]
+
+
+@pytest.mark.parametrize(("path", "method"), BOTH, ids=lambda given: getattr(given, "stem", given))
 def test_a_recipe_is_valid_and_its_step_can_be_traced(path, method, tmp_path):
     """With InfoFeature in the place of its method, too; on a tiny network, with the recipe's own attack."""
     config = configs.resolve(parse(f"--config={path}{method}"))

@@ -389,6 +389,8 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
         ("data.cutmix", 1.0),
         ("data.extra", "pool.npz"),
         ("attack.noise", 2.0),
+        ("attack.replays", 8),
+        ("data.image_size", 64),
         ("method.grad_align", 0.2),
     ],
 )

@@ -144,7 +144,8 @@ def _attack(attack: dict) -> str:
     grown = f", grown over {ramp} epochs" if (ramp := attack.get("ramp_epochs")) else ""
     batch = ", BatchNorm on batch statistics" if attack.get("batch_norm") == "batch" else ""
     noise = f", from noise of {scale} epsilon, not projected" if (scale := attack.get("noise")) else ""
-    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{grown}{batch}"
+    free = f", replayed {times} times" if (times := attack.get("replays")) else ""
+    return f"{_ball(attack)}, {attack['num_steps']} steps of {levels(attack['step_size'])}{noise}{free}{grown}{batch}"
 
 
 def _ball(attack: dict) -> str:
