@@ -34,6 +34,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "AWP and EMA": {"awp.gamma": 0.01, "ema.decay": 0.999},
     "MixUp": {"data.mixup": 1.0},
     "CutMix": {"data.cutmix": 1.0},
+    "TrivialAugment": {"data.augment": "trivial"},
     "attack on batch statistics": {"attack.batch_norm": "batch"},
     "ramp of epsilon": {"attack.ramp_epochs": 1.0},
     "Adam": {"optimizer.name": "adam"},

@@ -115,6 +115,8 @@ def check_data(config: ConfigDict, dataset: data.Dataset) -> None:
     *_, height, width, channels = dataset.train.images.shape
     normalization = {"mean": 0.5, "std": 0.5} | weights.normalization(config.model.to_dict())
     check_channels(**normalization, channels=channels)
+    if config.data.augment == "trivial" and channels not in (1, 3):
+        raise InvalidInput(f"config.data.augment = 'trivial' with images of {channels} channels: expected 1 or 3")
     if config.data.crop_padding > min(height, width):
         raise InvalidInput(
             f"config.data.crop_padding = {config.data.crop_padding}: expected at most the images' side,"

@@ -80,6 +80,7 @@ RULES = {
     "data.image_size": between(0, MAX_SIDE, f"0 (their own) or more pixels, at most {MAX_SIDE}"),
     "data.crop_padding": at_least(0, "0 or more pixels"),
     "data.extra_share": Rule(lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "data.augment": one_of("none", "trivial"),
     "data.mixup": between(0, MAX_FACTOR, f"0 (none) or more, at most {MAX_FACTOR}"),
     "data.cutmix": between(0, MAX_FACTOR, f"0 (none) or more, at most {MAX_FACTOR}"),
     "method.weight": between(0, MAX_FACTOR),

@@ -222,7 +222,9 @@ def compile_step(experiment: Experiment):
     config = experiment.config
     step = make_step(
         experiment.module, create_ramp(experiment) or experiment.method, experiment.optimizer,
-        augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),
+        augment=partial(
+            augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip, first=config.data.augment
+        ),
         mix=create_mix(config), accumulate_steps=config.accumulate_steps,
         awp=Awp(float(config.awp.gamma), round(config.awp.warmup_epochs * experiment.epoch_steps)),
         averaging=create_averaging(experiment), batch_norm=config.attack.batch_norm, free=create_free(config),

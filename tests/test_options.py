@@ -292,7 +292,7 @@ TOGETHER = {
     "awp": {"gamma": 0.1},
 }  # fmt: skip
 AGAIN = {
-    "data": {"cutmix": 1.0},
+    "data": {"cutmix": 1.0, "augment": "trivial"},
     "method": {"grad_align": 0.2},
     "attack": {"batch_norm": "batch", "ramp_epochs": 1.5},
     "optimizer": {"name": "adam"},

@@ -3,11 +3,17 @@
 Every example has its own key: its augmentation depends neither on the rest of the batch nor on the device count.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from infofeat_jax.data.trivial import trivial
 from infofeat_jax.types import Images, InvalidInput, PRNGKey
+
+FIRST: dict[str, Callable[[PRNGKey, Images], Images]] = {"none": lambda key, images: images, "trivial": trivial}
+BEFORE = 0x747269  # what the key is folded with for FIRST
 
 
 def random_crop(key: PRNGKey, images: Images, padding: int) -> Images:
@@ -49,14 +55,15 @@ def random_flip(key: PRNGKey, images: Images) -> Images:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
-def crop_and_flip(key: PRNGKey, images: Images, *, padding: int, flip: bool) -> Images:
+def crop_and_flip(key: PRNGKey, images: Images, *, padding: int, flip: bool, first: str = "none") -> Images:
     """Applies `random_crop`, unless `padding` is 0, then `random_flip`, if `flip`, with independent keys.
 
-    Images are [b, h, w, c] in [0, 1]; `padding` and `flip` are static.
+    Images are [b, h, w, c] in [0, 1]; `padding` and `flip` are static. `first`: what is applied before, of FIRST.
 
     Raises:
-      InvalidInput: `padding` is negative.
+      InvalidInput: `padding` is negative, or `first` does not apply to the images.
     """
+    images = FIRST[first](jax.random.fold_in(key, BEFORE), images)
     crop_key, flip_key = jax.random.split(key)
     if padding != 0:
         images = random_crop(crop_key, images, padding)

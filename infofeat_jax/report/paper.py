@@ -48,7 +48,7 @@ WITHOUT = {
     "optimizer.warmup_epochs": 0.0, "optimizer.nesterov": False, "optimizer.decay_norm": True, "ema.decay": 0.0,
     "swa.start_epoch": 0.0, "awp.gamma": 0.0, "attack.ramp_epochs": 0.0, "attack.batch_norm": "running",
     "attack.noise": 0.0, "attack.replays": 0, "data.image_size": 0,
-    "method.grad_align": None, "data.extra": "", "data.mixup": 0.0, "data.cutmix": 0.0,
+    "data.augment": "none", "method.grad_align": None, "data.extra": "", "data.mixup": 0.0, "data.cutmix": 0.0,
 }  # fmt: skip
 CIFAR10 = {
     "data.name": "cifar10", "model.name": "resnet18", "num_epochs": 120, "attack.norm": "linf", "attack.epsilon": 8.0,
