@@ -142,6 +142,15 @@ def test_the_result_does_not_depend_on_the_device_count(monkeypatch):
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_applied_first_has_a_key_of_its_own():
+    """Crop and flip are the same with it and without."""
+    crop_and_flip = partial(augment.crop_and_flip, KEY, padding=1, flip=True)
+    first = jax.jit(augment.trivial)(jax.random.fold_in(KEY, augment.BEFORE), images(8))
+    found = jax.jit(partial(crop_and_flip, first="trivial"))(images(8))
+    np.testing.assert_array_equal(found, crop_and_flip(first))
+    assert not np.array_equal(found, crop_and_flip(images(8)))
+
+
 @pytest.mark.parametrize("crop", [augment.random_crop, partial(augment.crop_and_flip, flip=False)])
 def test_negative_padding(crop):
     with pytest.raises(InvalidInput, match="padding=-1: expected 0 or more pixels on each side"):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
 from infofeat_jax.data import to_unit, trivial
@@ -78,14 +79,16 @@ def test_flat_images_stay_as_they_are():
         np.testing.assert_array_equal(applied(flat, index, jnp.array([0, 30]), jnp.array([False, True])), flat)
 
 
-def test_operations_are_equally_likely_and_an_example_does_not_depend_on_its_batch():
-    images = jnp.asarray(to_unit(np.repeat(pixels(1), 700, 0)))
+def test_operations_are_equally_likely_and_an_example_depends_neither_on_its_batch_nor_on_the_devices():
+    images = jnp.asarray(to_unit(np.repeat(pixels(1), 704, 0)))
     augmented = jax.jit(trivial.trivial)
     found = np.asarray(augmented(KEY, images))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, to_unit(np.rint(found * 255).astype(np.uint8)))  # levels, as they are read
     np.testing.assert_array_equal(found[:5], augmented(KEY, images[:5]))
     same = {pixels(1)[0].tobytes()}
+    split = NamedSharding(jax.sharding.Mesh(jax.devices(), "data"), PartitionSpec("data"))
+    np.testing.assert_array_equal(found, augmented(KEY, jax.device_put(images, split)))
     kinds = {
         name: {by_pillow(name, s, n, Image.fromarray(pixels(1)[0])).tobytes() for s in range(31) for n in (0, 1)} - same
         for name in ("equalize", "rotate", "posterize", "translate_x")
