@@ -178,6 +178,23 @@ def over_seeds(row: str, attack: str) -> tuple[float, float, int]:
     return mean, (high - low) / 2, len(each)
 
 
+def strength() -> str:
+    """The ideas as attacks on trained digits models: accuracy, and the difference to PGD on the same images."""
+    found = {}
+    for method in ("madry", "infofeature"):
+        with np.load(RESULTS / f"ideas_strength/{method}-seed0.npz", allow_pickle=False) as arrays:
+            found[method] = {name.rpartition(":")[2]: arrays[name][None] for name in arrays.files}
+    lines = []
+    for attack in (name for name in found["madry"] if name != "clean"):
+        cells = [f"{100 * of[attack].mean():.1f}" for of in found.values()]
+        gaps = ["" if attack == "pgd20" else str(difference(of[attack], of["pgd20"])) for of in found.values()]
+        lines.append([ATTACKS.get(attack, f"`{attack}`"), cells[0], gaps[0], cells[1], gaps[1]])
+    return table(("attack, 20 steps", "on Madry's", "minus PGD20", "on InfoFeature's", "minus PGD20"), lines)
+
+
+ATTACKS = {"pgd20": "PGD", "cw20": "CW", "infofeature20": "InfoFeature"}
+
+
 def forest() -> list[reproduction_figures.Line]:
     """InfoFeature (lambda 0.1) minus Madry, setting by setting, for the figure."""
     lines = [("the paper", [(9.0, 0.0, "PGD20")])]
@@ -220,6 +237,7 @@ def table(head, lines) -> str:
 TABLES = {
     "full width": full_width, "overfitting": overfitting, "against Madry": against_madry,
     "readings": paper_readings.table, "readings in training": readings_in_training, "small": small, "digits": digits,
+    "strength": strength,
 }  # fmt: skip
 
 
