@@ -1,4 +1,4 @@
-"""How strong the ideas of configs/studies/ideas.py are as 20-step attacks on trained models, beside PGD, CW, InfoFeature.
+"""How strong the ideas of configs/studies/ideas.py are as 20-step attacks on trained models, beside known ones.
 
   python benchmarks/ideas_strength.py runs/ideas/madry-seed0 runs/ideas/infofeature-seed0
 
