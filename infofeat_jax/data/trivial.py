@@ -84,7 +84,7 @@ def _moved(levels: Pixels, coefficients: Int[Array, "b 6"]) -> Pixels:
     y, x = jnp.arange(height)[:, None], jnp.arange(width)
     a, b, c, d, e, f = coefficients.T[:, :, None, None]
     row, column = (d * x + e * y + f) // FIXED, (a * x + b * y + c) // FIXED
-    inside = (0 <= row) & (row < height) & (0 <= column) & (column < width)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
     places = (row.clip(0, height - 1) * width + column.clip(0, width - 1)).reshape(count, -1, 1)
     found = jnp.take_along_axis(levels.reshape(count, -1, channels), places, 1).reshape(levels.shape)
     return jnp.where(inside[..., None], found, 0)
