@@ -11,7 +11,7 @@ from infofeat_jax.data import to_unit, trivial
 from infofeat_jax.types import InvalidInput
 
 KEY = jax.random.key(0)
-NAMES, SIDE = list(trivial.OPERATIONS), 16
+NAMES, HEIGHT, WIDTH = list(trivial.OPERATIONS), 40, 36  # enough pixels for histograms of several a level
 AFFINE = {
     "shear_x": lambda s, d: (1, s, 0, 0, 1, 0), "shear_y": lambda s, d: (1, 0, 0, s, 1, 0),
     "translate_x": lambda s, d: (1, 0, d, 0, 1, 0), "translate_y": lambda s, d: (1, 0, 0, 0, 1, d),
@@ -22,12 +22,12 @@ ENHANCED = {
 }  # fmt: skip
 
 
-def pixels(count: int, channels: int = 3, side: int = SIDE) -> np.ndarray:
+def pixels(count: int, channels: int = 3) -> np.ndarray:
     """Smooth images that do not use all levels, as photographs."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(20, 230, (count, 5, 4, channels), np.uint8)
-    images = [Image.fromarray(one.squeeze()).resize((side, side), Image.Resampling.BICUBIC) for one in coarse]
-    return np.stack([np.asarray(image).reshape(side, side, channels) for image in images])
+    images = [Image.fromarray(one.squeeze()).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for one in coarse]
+    return np.stack([np.asarray(image).reshape(HEIGHT, WIDTH, channels) for image in images])
 
 
 def by_pillow(name: str, strength: int, negative: bool, image: Image.Image) -> Image.Image:
@@ -73,7 +73,7 @@ def test_an_operation_is_pillows(name, channels):
 
 
 def test_flat_images_stay_as_they_are():
-    flat = jnp.full((2, SIDE, SIDE, 3), 77)
+    flat = jnp.full((2, HEIGHT, WIDTH, 3), 77)
     for name in ("auto_contrast", "equalize"):
         index = jnp.full(2, NAMES.index(name))
         np.testing.assert_array_equal(applied(flat, index, jnp.array([0, 30]), jnp.array([False, True])), flat)
