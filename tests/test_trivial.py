@@ -7,6 +7,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image, ImageEnhance, ImageOps
 
+from infofeat_jax import checks, data
+from infofeat_jax import config as configs
 from infofeat_jax.data import to_unit, trivial
 from infofeat_jax.types import InvalidInput
 
@@ -80,17 +82,17 @@ def test_flat_images_stay_as_they_are():
 
 
 def test_operations_are_equally_likely_and_an_example_depends_neither_on_its_batch_nor_on_the_devices():
-    images = jnp.asarray(to_unit(np.repeat(pixels(1), 704, 0)))
+    original = pixels(1)[:, :24, :24]
+    images, same = jnp.asarray(to_unit(np.repeat(original, 704, 0))), {original.tobytes()}
     augmented = jax.jit(trivial.trivial)
     found = np.asarray(augmented(KEY, images))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, to_unit(np.rint(found * 255).astype(np.uint8)))  # levels, as they are read
     np.testing.assert_array_equal(found[:5], augmented(KEY, images[:5]))
-    same = {pixels(1)[0].tobytes()}
     split = NamedSharding(jax.sharding.Mesh(jax.devices(), "data"), PartitionSpec("data"))
     np.testing.assert_array_equal(found, augmented(KEY, jax.device_put(images, split)))
     kinds = {
-        name: {by_pillow(name, s, n, Image.fromarray(pixels(1)[0])).tobytes() for s in range(31) for n in (0, 1)} - same
+        name: {by_pillow(name, s, n, Image.fromarray(original[0])).tobytes() for s in range(31) for n in (0, 1)} - same
         for name in ("equalize", "rotate", "posterize", "translate_x")
     }
     seen = [np.rint(255 * image).astype(np.uint8).tobytes() for image in found]
@@ -101,5 +103,12 @@ def test_operations_are_equally_likely_and_an_example_depends_neither_on_its_bat
 
 
 def test_other_channels_are_refused():
+    config = configs.default()
+    config.data.augment = "trivial"
+    split = data.Split(np.zeros((200, 4, 4, 4), np.uint8), np.zeros(200, np.int32))
+    with pytest.raises(
+        InvalidInput, match=r"config\.data\.augment = 'trivial' with images of 4 channels: expected 1 or"
+    ):
+        checks.check_data(config, data.Dataset(split, split, split, 2, "zeros"))
     with pytest.raises(InvalidInput, match="trivial augmentation of 4 channels: expected 1 or 3"):
         trivial.trivial(KEY, jnp.zeros((2, 4, 4, 4)))
