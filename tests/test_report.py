@@ -601,6 +601,7 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
     simple_run(tmp_path, "infofeature", **{
         "method.weight": 0.5, "attack.num_steps": 3, "attack.step_size": 4.0, "data.data_dir": "elsewhere",
         "eval.batch_size": 100, "model.width": 8, "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3,
+        "data.augment": "trivial", "data.in_memory": False,
     })  # fmt: skip
     write_study(tmp_path, {"madry-seed0": ("madry", 0), "infofeature-seed0": ("infofeature", 0)})
     assert gaps(tmp_path) == {}
@@ -612,12 +613,16 @@ def test_what_may_differ_between_the_rows_of_a_study(tmp_path):
 def test_a_run_s_facts_name_its_recipe(tmp_path):
     simple_run(tmp_path, **{
         "data.mixup": 1.0, "data.extra": "pool.npz", "data.extra_share": 0.3, "swa.start_epoch": 2.0, "awp.gamma": 0.01,
+        "data.augment": "trivial", "data.image_size": 64,
     })  # fmt: skip
-    simple_run(tmp_path, "trades")
+    simple_run(tmp_path, "trades", **{"data.image_size": 64, "attack.replays": 8, "attack.num_steps": 1})
     mine, plain = (dict(provenance.facts(row.runs[0])) for row in collect.collect(tmp_path).rows)
-    assert mine["data"].endswith("training images; a share of 0.3 of each batch from pool.npz; MixUp 1.0")
+    images = "training images; scaled to 64 pixels; a share of 0.3 of each batch from pool.npz"
+    assert mine["data"].endswith(f"{images}; TrivialAugment; MixUp 1.0")
+    assert any(text.endswith("replayed 8 times") for text in plain.values())
+    assert not any("replayed" in text for text in mine.values())
     assert mine["training"].endswith("seed 0, SWA from epoch 2.0 on, AWP of 0.01")
-    assert plain["data"].endswith("training images")
+    assert plain["data"].endswith("training images; scaled to 64 pixels")
     assert plain["training"].endswith("seed 0")
 
 

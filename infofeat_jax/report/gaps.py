@@ -28,6 +28,7 @@ OPTIONAL: dict[str, type | tuple[type, ...]] = {
 # versions each seed held out images of its own.
 FREE_DATA = (
     "data.data_dir", "data.note", "data.split_seed", "data.mixup", "data.cutmix", "data.extra", "data.extra_share",
+    "data.augment", "data.in_memory",
 )  # fmt: skip
 
 

@@ -131,8 +131,9 @@ def _mixture(data: dict) -> str:
     share, pool = data.get("extra_share"), data.get("extra")
     extra = f"; a share of {share} of each batch from {pool}" if share and pool else ""
     mixed = [f"; {name} {data[field]}" for name, field in (("MixUp", "mixup"), ("CutMix", "cutmix")) if data.get(field)]
+    scaled = f"; scaled to {size} pixels" if (size := data.get("image_size")) else ""
     trivial = "; TrivialAugment" if data.get("augment") == "trivial" else ""
-    return extra + trivial + "".join(mixed)
+    return scaled + extra + trivial + "".join(mixed)
 
 
 def _criterion(run: RunRecord) -> str:
