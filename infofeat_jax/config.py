@@ -65,7 +65,7 @@ def default() -> ConfigDict:
     config.data.in_memory = True  # False: a folder's images are decoded batch by batch, from their files
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
-    config.data.augment = "none"  # before these: or trivial (TrivialAugment, wide)
+    config.data.augment = "none"  # augmentation before these: none, or trivial (TrivialAugment, wide)
     config.data.mixup = 0.0  # MixUp with shares of Beta(mixup, mixup), such as 1.0; 0: none
     config.data.cutmix = 0.0  # CutMix with boxes of area Beta(cutmix, cutmix), such as 1.0; 0: none
 
