@@ -24,6 +24,7 @@ from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
+from infofeat_jax.training.free import Free
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
 
@@ -158,9 +159,21 @@ def test_the_step_is_made_of_the_experiments_parts(monkeypatch):
     experiments.compile_step(experiment)
     assert seen["parts"] == (experiment.module, experiment.method, experiment.optimizer)
     assert seen["augment"].func is augment.crop_and_flip
-    assert seen["augment"].keywords == {"padding": 2, "flip": False}
+    assert seen["augment"].keywords == {"padding": 2, "flip": False, "first": "none"}
+    assert seen["free"].replays == 0
     assert (seen["awp"], seen["averaging"]) == (Awp(0.03, 4), Averaging(0.75))
     assert (seen["accumulate_steps"], seen["mode"], seen["mesh"]) == (2, "pmap", experiment.mesh)
+
+
+def test_replays_and_the_augmentation_before_the_others_reach_the_step(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(options))
+    monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: None)
+    free = {"method.name": "madry", "attack.norm": "l2", "attack.replays": 3, "attack.num_steps": 1}
+    free |= {"attack.epsilon": 51.0, "attack.step_size": 25.5}
+    experiments.compile_step(create_experiment(**{"data.augment": "trivial", **free}))
+    assert seen["free"] == Free(3, "l2", 0.2, 0.1)
+    assert seen["augment"].keywords["first"] == "trivial"
 
 
 def test_the_module_is_the_configurations():
@@ -175,10 +188,11 @@ def test_the_data_are_loaded_as_the_configuration_says(monkeypatch):
     seen = {}
     monkeypatch.setattr(data, "load", lambda *names, **options: seen.update(names=names, **options) or create_data())
     changes = {"data.name": "digits", "data.data_dir": "here", "data.train_size": 20, "data.test_size": 30}
+    changes |= {"data.image_size": 64, "data.in_memory": False}
     experiments.load_data(configure(**changes))
     assert seen == {
         "names": ("digits",), "data_dir": "here", "validation_size": VALIDATION, "train_size": 20, "test_size": 30,
-        "split_seed": 9,
+        "split_seed": 9, "image_size": 64, "in_memory": False,
     }  # fmt: skip
 
 
