@@ -21,6 +21,7 @@ from test_step import create_experiment
 from infofeat_jax import experiment as experiments
 from infofeat_jax import models
 from infofeat_jax.models import convolution, layers
+from infofeat_jax.runtime import devices
 
 OTHERS = ("tpu", "cuda")
 FORMS = ("convolution", "dot_general", "custom_call", "transpose", "reverse")  # what CPUs' differ in
@@ -77,6 +78,24 @@ def test_compiled_for_eight_tpus_nothing_is_moved_or_exchanged_in_the_attack():
     assert found.looped_collectives == 0
     assert found.looped_move_bytes / 2 < 2 * 8 * 8 * 3 * 4  # an iteration: the head's few pixels, not even the images
     assert {name.split()[0] for name in found.convolutions} == {"bf16"}
+
+
+@pytest.mark.skipif(not targets.installed("h100"), reason="jax's packages for CUDA 13 are not installed")
+def test_compiled_for_a_gpu_the_state_is_not_copied_nor_the_attack_moved():
+    targets.prepare("h100", 1)
+    program = hlo.parse(trace(targets.mesh("h100", 1)).lower(lowering_platforms=("cuda",)).compile().as_text())
+    copied = [run.instruction.arrays[0] for run in hlo.runs(program) if run.instruction.opcode == "copy"]
+    assert all(array.shape in ((), (1,)) for array in copied)  # counters
+    found = hlo_cost.cost(program, targets.TARGETS["h100"].rates)
+    assert {name.split()[0] for name in found.convolutions} == {"bf16"}
+    assert found.looped_move_bytes / 2 < 2 * 8 * 8 * 3 * 4
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+def test_a_step_takes_over_the_state_except_on_gpus(platform):
+    """There XLA would copy all of it first, and hold the copies beside it."""
+    assert devices.donated(platform) == (() if platform == "gpu" else (0,))
+    assert ("jax.buffer_donor" in step("cpu")) or ("tf.aliasing_output" in step("cpu"))
 
 
 def test_what_the_benchmark_compiles_is_written_once_and_shown(tmp_path, capsys):
