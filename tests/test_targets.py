@@ -81,14 +81,12 @@ def test_compiled_for_eight_tpus_nothing_is_moved_or_exchanged_in_the_attack():
 
 
 @pytest.mark.skipif(not targets.installed("h100"), reason="jax's packages for CUDA 13 are not installed")
-def test_compiled_for_a_gpu_the_state_is_not_copied_nor_the_attack_moved():
+def test_compiled_for_a_gpu_nothing_of_the_state_is_copied():
     targets.prepare("h100", 1)
     program = hlo.parse(trace(targets.mesh("h100", 1)).lower(lowering_platforms=("cuda",)).compile().as_text())
     copied = [run.instruction.arrays[0] for run in hlo.runs(program) if run.instruction.opcode == "copy"]
     assert all(array.shape in ((), (1,)) for array in copied)  # counters
-    found = hlo_cost.cost(program, targets.TARGETS["h100"].rates)
-    assert {name.split()[0] for name in found.convolutions} == {"bf16"}
-    assert found.looped_move_bytes / 2 < 2 * 8 * 8 * 3 * 4
+    assert {name.split()[0] for name in hlo_cost.cost(program).convolutions} == {"bf16"}
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
