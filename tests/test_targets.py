@@ -137,10 +137,19 @@ def test_the_page_shows_before_and_after(tmp_path):
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
     assert (
-        "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 50 % → other 100 % |"
+        "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 100 % |"
         in lines
     )
     assert any(line.startswith("| 1 x cpu | `digits`, clean, bfloat16 | 2 | does not fit") for line in lines)
+
+
+def test_each_row_of_the_page_is_in_the_first_table_that_asks_for_it():
+    step = CLEAN._replace(program="step", method="infofeature", dtype="bfloat16", images=128)
+    other = [step._replace(method="madry"), step._replace(remat=1, method="madry"), CLEAN]
+    rows = [setting._asdict() | {"error": "too large"} for setting in [*other, step]]
+    lines = [line for line in compile_only_page.tables(rows) if line.startswith(("**", "| 8 x cpu"))]
+    assert [line[:4] for line in lines] == ["**De", "| 8 ", "**Me", "| 8 ", "**Op", "| 8 ", "**Ev", "| 8 "]
+    assert ["madry" in line for line in lines[1::2]] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(
