@@ -136,10 +136,7 @@ def test_the_page_shows_before_and_after(tmp_path):
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
-    assert (
-        "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 100 % |"
-        in lines
-    )
+    assert "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 100 % |" in lines
     assert any(line.startswith("| 1 x cpu | `digits`, clean, bfloat16 | 2 | does not fit") for line in lines)
 
 

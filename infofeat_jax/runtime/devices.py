@@ -98,7 +98,8 @@ def parallelize_update(
             mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
             check_vma=False,  # with it, the mean of replicated parameters' gradients comes out multiplied
         )  # fmt: skip
-    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=donated(mesh.devices.flat[0].platform))
+    taken = donated(mesh.devices.flat[0].platform)
+    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=taken)
 
 
 def donated(platform: str) -> tuple[int, ...]:
