@@ -15,6 +15,9 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from processes import finished, main
+
+__all__ = ["finished", "main"]  # fixtures
 
 # Every run of the suite tries the same examples; --hypothesis-profile=default tries others.
 hypothesis.settings.register_profile("same", derandomize=True)

@@ -13,17 +13,13 @@ import pytest
 from processes import (
     CLEAN,
     TRAINED,
-    finished,
     lines,
-    main,
     parameters,
-    start,
     start_by_slurm,
     start_several,
     wait_for,
 )
 
-__all__ = ["finished", "main"]
 STEPS = 24  # of TRAINED, 4 an epoch
 
 
@@ -40,7 +36,7 @@ def assert_same_bits(workdir, other) -> None:
 
 def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start(main, *CLEAN, f"--workdir={workdir}")
+    process = main.start(*CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6)
     process.send_signal(signal.SIGSTOP)  # it keeps the directory, however slow it is
     second = main(*CLEAN, f"--workdir={workdir}", check=False)
@@ -66,7 +62,7 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
 def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     flags = [*TRAINED, f"--workdir={workdir}", "--config.eval.batch_size=20"]
-    process = start(main, *flags, "--config.eval.attacks=('clean','noise','pgd3000')")
+    process = main.start(*flags, "--config.eval.attacks=('clean','noise','pgd3000')")
     wait_for(process, lambda: "noise" in np.load(workdir / "outcomes.npz"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -99,7 +95,7 @@ def disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(main, finished, disk):
     workdir, ballast = disk / "run", disk / "ballast"
-    process = start(main, *CLEAN, f"--workdir={workdir}")
+    process = main.start(*CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6 and (workdir / "checkpoints" / "4").exists())
     process.send_signal(signal.SIGSTOP)
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 2**19))
@@ -173,12 +169,13 @@ def test_two_processes_split_autoattack_and_one_resumes_what_they_left(main, smo
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victim):
     workdir = tmp_path / "run"
-    processes = start_several(main, 2, *CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
+    flags = (*CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
+    processes = start_several(main, 2, *flags, patience=10)
     wait_for(processes[0], lambda: step(workdir) >= 6)
     processes[victim].kill()
     began = time.monotonic()
     _, errors = processes[1 - victim].communicate(timeout=90)
-    assert time.monotonic() - began < 75  # at once, if the connection breaks; a silent partner is given 60 s
+    assert time.monotonic() - began < 25  # at once, if the connection breaks; a silent partner is given 10 s
     assert processes[1 - victim].returncode != 0
     assert "another" in errors  # one may have died, or task
     processes[victim].communicate()
