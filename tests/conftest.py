@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for all tests; jaxtyping's annotations are checked (see addopts in pyproject.toml)."""
 
 import os
+import tempfile
 
 # Most of the suite's time is compilation: five times quicker without LLVM's optimisations, and three times again with
 # XLA's older code generator for fusions. YNNPACK: as in main.py. Flags from outside come last and win:
@@ -23,6 +24,11 @@ __all__ = ["finished", "main"]  # fixtures
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile many programs that another test has compiled already. Each process has a directory of its own, empty at
+# first: JAX does not write entries atomically.
+COMPILED = tempfile.TemporaryDirectory(prefix="infofeat_jax-")
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_collection_modifyitems(items):
