@@ -24,10 +24,11 @@ __all__ = ["finished", "main"]  # fixtures
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
-# Tests compile many programs that another test has compiled already. Each process has a directory of its own, empty at
-# first: JAX does not write entries atomically.
-COMPILED = tempfile.TemporaryDirectory(prefix="infofeat_jax-")
-jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+# Tests compile many programs that another test has compiled already: they are kept. Each process has a directory of its
+# own, empty at first, as JAX does not write entries atomically; JAX_COMPILATION_CACHE_DIR names another.
+if jax.config.jax_compilation_cache_dir is None:
+    COMPILED = tempfile.TemporaryDirectory(prefix="infofeat_jax-")
+    jax.config.update("jax_compilation_cache_dir", COMPILED.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
