@@ -38,7 +38,7 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
 # process id, and with the exit status of one that is asked about, null while it runs.
 SERVER = """
 import contextlib, json, os, runpy, signal, sys
-import jax, sklearn.datasets
+import jax
 from infofeat_jax import cli, command
 from infofeat_jax.export import convert
 from infofeat_jax.runtime import processes
