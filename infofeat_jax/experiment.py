@@ -21,7 +21,7 @@ from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.data.mapped import mapped
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import Budget
-from infofeat_jax.runtime import devices
+from infofeat_jax.runtime import compilation, devices
 from infofeat_jax.training import checkpoint, optimizers
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
@@ -237,7 +237,10 @@ def create_state(experiment: Experiment) -> State:
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
     shape, averaging = experiment.image_shape, create_averaging(experiment)
-    begin = jax.jit(lambda key, given: initial_state(*parts, key, shape, given, averaging=averaging))
+    begin = jax.jit(
+        lambda key, given: initial_state(*parts, key, shape, given, averaging=averaging),
+        compiler_options=compilation.once(experiment.mesh.devices.flat[0].platform),
+    )
     return devices.replicate(experiment.mesh, begin(key, experiment.initial))
 
 

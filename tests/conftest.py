@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for all tests; jaxtyping's annotations are checked (see addopts in pyproject.toml)."""
 
 import os
+import tempfile
 from importlib.metadata import version
 
 # Most of the suite's time is compilation: five times quicker without LLVM's optimisations, and three times again with
@@ -17,11 +18,20 @@ import hypothesis
 import jax
 import jaxtyping
 import pytest
+from processes import finished, main
+
+__all__ = ["finished", "main"]  # fixtures
 
 # Every run of the suite tries the same examples; --hypothesis-profile=default tries others.
 hypothesis.settings.register_profile("same", derandomize=True)
 hypothesis.settings.load_profile("same")
 jax.config.update("jax_num_cpu_devices", 8)
+# Tests compile many programs that another test has compiled already: they are kept. Each process has a directory of its
+# own, empty at first, as JAX does not write entries atomically; JAX_COMPILATION_CACHE_DIR names another.
+if jax.config.jax_compilation_cache_dir is None:
+    COMPILED = tempfile.TemporaryDirectory(prefix="infofeat_jax-")
+    jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_collection_modifyitems(items):

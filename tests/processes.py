@@ -1,8 +1,9 @@
-"""Runs of main.py in separate processes, and the files that they write; fixtures for the tests that import them."""
+"""Runs of main.py in separate processes, and the files that they write; conftest.py has its fixtures."""
 
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ CLEAN = (*TRAINED, "--config.eval.attacks=('clean',)", "--config.eval.cam_images
 
 
 def environment(cache: pathlib.Path, devices: int = 1) -> dict:
-    """Compiled programs are shared between the runs of this file."""
+    """Compiled programs are shared between the runs of a suite."""
     return os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -33,23 +34,33 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
     }
 
 
-# Imports once what main.py imports; then a forked process for each line of stdin runs it.
+# Imports once what main.py and its runs import; then a forked process runs each program asked for. Answers with its
+# process id, and with the exit status of one that is asked about, null while it runs.
 SERVER = """
-import json, os, runpy, signal, sys
+import contextlib, json, os, runpy, signal, sys
 import jax
 from infofeat_jax import cli, command
 from infofeat_jax.export import convert
+from infofeat_jax.runtime import processes
+with contextlib.suppress(ImportError):
+    from clu import parameter_overview
 for line in sys.stdin:
     asked = json.loads(line)
-    if not (child := os.fork()):
+    if "ended" in asked:
+        child, status = os.waitpid(asked["ended"], os.WNOHANG)
+        print(json.dumps(os.waitstatus_to_exitcode(status) if child else None), flush=True)
+    elif child := os.fork():
+        print(child, flush=True)
+    else:
         break
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 else:
     sys.exit()
 signal.alarm(300)
 for number, path in enumerate(asked["files"]):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+os.environ.update(asked["variables"])
 jax.config.update("jax_num_cpu_devices", asked["devices"])
+processes.PATIENCE = asked["patience"] or processes.PATIENCE
 sys.argv = [asked["program"], *asked["flags"]]
 os.chdir(asked["folder"])
 if asked["program"].endswith(".py"):
@@ -60,33 +71,68 @@ else:
 """
 
 
-@pytest.fixture(scope="module")
+class Process:
+    """A process of the server, with what the tests use of a Popen."""
+
+    def __init__(self, ask: Callable, folder: pathlib.Path, request: dict) -> None:
+        self._ask, self._outputs = ask, [folder / name for name in ("stdout", "stderr")]
+        self.pid = ask(request | {"files": [os.devnull, *map(str, self._outputs)]})
+        self.returncode = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._ask({"ended": self.pid})
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            assert time.monotonic() < deadline, "it has not ended"
+            time.sleep(0.005)
+        return tuple(path.read_text() for path in self._outputs)
+
+
+@pytest.fixture(scope="session")
 def main(tmp_path_factory):
-    """Runs main.py, or another `program`, with the given flags in a process of its own; returns it when finished."""
+    """Runs main.py, or another `program`, with the given flags in a process of its own; returns it when finished.
+
+    `main.start` returns it at once. `patience`: seconds for one of several processes to respond, in place of a minute.
+    """
     cache = tmp_path_factory.mktemp("compiled")
-    outputs = [tmp_path_factory.mktemp("outputs") / name for name in ("stdout", "stderr")]
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER], cwd=ROOT, env=environment(cache), stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 
-    def run(*flags, check=True, devices=1, program="main.py", folder=ROOT):
-        for path in outputs:
-            path.write_text("")
-        asked = {"flags": flags, "devices": devices, "files": [os.devnull, *map(str, outputs)]}
-        asked |= {"program": program, "folder": str(folder)}
+    def ask(asked):
         print(json.dumps(asked), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
-        process = subprocess.CompletedProcess(flags, code, *(path.read_text() for path in outputs))
-        assert not check or process.returncode == 0, process.stderr[-3000:]
-        return process
+        return json.loads(server.stdout.readline())
 
-    run.cache = cache
+    def start(*flags, devices=1, program="main.py", folder=ROOT, variables=None, patience=None):
+        asked = {"flags": flags, "devices": devices, "program": program, "folder": str(folder)}
+        asked |= {"variables": variables or {}, "patience": patience}
+        return Process(ask, tmp_path_factory.mktemp("outputs"), asked)
+
+    def run(*flags, check=True, **given):
+        process = start(*flags, **given)
+        outputs = process.communicate()
+        done = subprocess.CompletedProcess(flags, process.returncode, *outputs)
+        assert not check or done.returncode == 0, done.stderr[-3000:]
+        return done
+
+    run.cache, run.start = cache, start
     yield run
     server.communicate()  # the end of its stdin is the end of it
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(main, tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
@@ -108,28 +154,20 @@ def parameters(workdir: pathlib.Path, step: int) -> list[np.ndarray]:
         return jax.tree.leaves(m.restore(step, args=ocp.args.StandardRestore(fallback_sharding=here)))
 
 
-def start(main, *flags: str, devices: int = 1, **variables: str) -> subprocess.Popen:
-    """main.py in the background, with these environment variables."""
-    return subprocess.Popen(
-        [sys.executable, "main.py", *flags], cwd=ROOT, env=environment(main.cache, devices) | variables,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def start_several(main, count: int, *flags: str) -> list[subprocess.Popen]:
+def start_several(main, count: int, *flags: str, patience: float | None = None) -> list[Process]:
     """The processes of one run in the background, one device each."""
     hosts = f"--coordinator=localhost:{free_port()}", f"--num_processes={count}"
-    return [start(main, *flags, *hosts, f"--process_id={index}") for index in range(count)]
+    return [main.start(*flags, *hosts, f"--process_id={index}", patience=patience) for index in range(count)]
 
 
-def start_by_slurm(main, count: int, *flags: str) -> list[subprocess.Popen]:
+def start_by_slurm(main, count: int, *flags: str) -> list[Process]:
     """The same with what SLURM tells the tasks of a job step."""
     job = {
         "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count),
         "JAX_COORDINATOR_PORT": str(free_port()),
     }  # fmt: skip
     tasks = [{"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
-    return [start(main, *flags, "--coordinator=auto", **job, **task) for task in tasks]
+    return [main.start(*flags, "--coordinator=auto", variables=job | task) for task in tasks]
 
 
 def free_port() -> int:
@@ -138,7 +176,7 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def wait_for(process: subprocess.Popen, happened: Callable[[], bool], seconds: float = 150) -> None:
+def wait_for(process: Process, happened: Callable[[], bool], seconds: float = 150) -> None:
     """Waits for a condition while the process is alive."""
     deadline = time.monotonic() + seconds
     while not happened():

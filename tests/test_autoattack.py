@@ -309,9 +309,18 @@ def test_batch_sizes():
 
 
 def test_a_batch_size_that_is_compiled_already_is_used_again():
-    assert batch_sizes(250, 78, compiled={112, 120, 256}) == (112, 32)
-    assert batch_sizes(250, 78, compiled={72, 128}) == (80, 24)
-    assert batch_sizes(100, 78, compiled={112}) == (80, 24)
+    assert batch_sizes(250, 78, compiled={104, 120, 256}) == (104, 32)
+    assert batch_sizes(250, 78, compiled={72, 112}) == (80, 24)
+    assert batch_sizes(100, 78, compiled={104}) == (80, 24)
+
+
+@pytest.mark.parametrize("count", [9, 40, 61, 78, 119, 300, 1000])
+def test_a_batch_size_that_is_used_again_is_begun_with(count):
+    """One rule decides which of the compiled sizes is taken, and whether the larger or the smaller one is begun."""
+    for compiled in range(8, 256, 8):
+        sizes = batch_sizes(250, count, compiled={compiled})
+        if sizes != batch_sizes(250, count):
+            assert next_size(sizes, 0, count) == compiled
 
 
 def test_the_smaller_batch_is_for_those_who_would_leave_the_larger_one_empty():

@@ -10,11 +10,9 @@ import time
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from processes import CLEAN, QUICK, ROOT, environment, finished, lines, main, parameters
+from processes import CLEAN, QUICK, ROOT, environment, lines, parameters
 
 from infofeat_jax import cli
-
-__all__ = ["finished", "main"]
 
 
 def test_a_run_leaves_its_records(finished):

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infofeat_jax import data, installation
-from infofeat_jax.data import batches, prepared
+from infofeat_jax.data import batches, prepared, sources
 from infofeat_jax.types import InvalidInput
 
 
@@ -81,9 +81,11 @@ def test_a_pixel_is_one_number_everywhere():
 # The embedded digits
 
 
-def test_digits_are_those_of_scikit_learn():
+@pytest.mark.parametrize("file", [sources.DIGITS_FILE, "of_another_version.csv.gz"])
+def test_digits_are_those_of_scikit_learn(monkeypatch, file):
     from sklearn.datasets import load_digits
 
+    monkeypatch.setattr(sources, "DIGITS_FILE", file)
     loaded = data.load("digits", validation_size=100)
     assert (loaded.name, loaded.num_classes) == ("digits", 10)
     assert loaded.class_names == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
@@ -600,7 +602,7 @@ def test_importing_data_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("name", "module"), [("digits", "sklearn.datasets"), ("cifar10", "tensorflow_datasets")])
+@pytest.mark.parametrize(("name", "module"), [("digits", "sklearn"), ("cifar10", "tensorflow_datasets")])
 def test_a_missing_package_is_named(tfds_root, monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
     text = message(data.load, name, data_dir=str(tfds_root))

@@ -6,13 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from test_step import create_experiment
 
 from configs import cifar10_wrn, svhn_resnet18
 from infofeat_jax import config as configs
 from infofeat_jax import data, experiment, threat
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import robustness
-from infofeat_jax.runtime import devices
+from infofeat_jax.runtime import compilation, devices
 from infofeat_jax.types import InvalidInput
 
 
@@ -74,3 +75,20 @@ def test_the_papers_configurations_start_on_eight_devices_as_they_are(get_config
     config = configs.resolve(get_config())
     made = experiment.create(config, pathlib.Path("unused"), data.Dataset(split, split, split, 10, "none"))
     assert made.mesh.size == 8
+
+
+def test_a_program_that_runs_once_is_compiled_quickly_on_a_cpu(monkeypatch):
+    """To the same values. XLA_FLAGS from outside win, and accelerators are left alone."""
+    assert compilation.once("cpu") is None  # the suite's own flags
+    monkeypatch.setenv("XLA_FLAGS", "")
+    assert compilation.once("cpu") == {"xla_backend_optimization_level": 1}
+    assert compilation.once("gpu") is None
+    draw = lambda key: jax.random.normal(key, (3, 3, 4))  # noqa: E731
+    quick = jax.jit(draw, compiler_options=compilation.once("cpu"))
+    np.testing.assert_allclose(quick(jax.random.key(0)), draw(jax.random.key(0)), rtol=1e-6)
+
+
+def test_the_initial_state_is_such_a_program(monkeypatch):
+    monkeypatch.setattr(compilation, "once", lambda platform: {"no_such_option": 1})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):
+        experiment.create_state(create_experiment("standard"))

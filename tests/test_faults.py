@@ -6,24 +6,19 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 import numpy as np
 import pytest
 from processes import (
     CLEAN,
     TRAINED,
-    finished,
     lines,
-    main,
     parameters,
-    start,
     start_by_slurm,
     start_several,
     wait_for,
 )
 
-__all__ = ["finished", "main"]
 STEPS = 24  # of TRAINED, 4 an epoch
 
 
@@ -40,7 +35,7 @@ def assert_same_bits(workdir, other) -> None:
 
 def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start(main, *CLEAN, f"--workdir={workdir}")
+    process = main.start(*CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6)
     process.send_signal(signal.SIGSTOP)  # it keeps the directory, however slow it is
     second = main(*CLEAN, f"--workdir={workdir}", check=False)
@@ -51,11 +46,10 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
     )
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
-    asked = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert time.monotonic() - asked < 10  # CPU steps of 0.1 s, and a checkpoint of 0.2 MB
     assert process.returncode == 75
     stopped = int(re.search(r"stopped at step (\d+) of 24; the state is saved", errors)[1])
+    assert stopped < STEPS
     assert not (workdir / "results.json").exists()
     shutil.move(workdir, tmp_path / "moved")
     continued = main(*CLEAN, f"--workdir={tmp_path / 'moved'}")
@@ -66,7 +60,7 @@ def test_one_run_a_directory_and_a_stop_that_loses_nothing(main, finished, tmp_p
 def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     flags = [*TRAINED, f"--workdir={workdir}", "--config.eval.batch_size=20"]
-    process = start(main, *flags, "--config.eval.attacks=('clean','noise','pgd3000')")
+    process = main.start(*flags, "--config.eval.attacks=('clean','noise','pgd3000')")
     wait_for(process, lambda: "noise" in np.load(workdir / "outcomes.npz"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -99,7 +93,7 @@ def disk(tmp_path):
 
 def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_when_there_is_room(main, finished, disk):
     workdir, ballast = disk / "run", disk / "ballast"
-    process = start(main, *CLEAN, f"--workdir={workdir}")
+    process = main.start(*CLEAN, f"--workdir={workdir}")
     wait_for(process, lambda: step(workdir) >= 6 and (workdir / "checkpoints" / "4").exists())
     process.send_signal(signal.SIGSTOP)
     ballast.write_bytes(bytes(shutil.disk_usage(disk).free - 2**19))
@@ -130,12 +124,11 @@ def smooth(main, tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize(("count", "start_all"), [(2, start_several), (4, start_by_slurm)])
-def test_several_processes_compute_what_one_does(main, smooth, tmp_path, count, start_all):
+def test_several_processes_compute_what_one_does(main, smooth, tmp_path):
     flags = [*SMOOTH, f"--workdir={tmp_path / 'run'}"]
-    processes = start_all(main, count, *flags)
+    processes = start_by_slurm(main, 4, *flags)
     outputs = [process.communicate(timeout=200) for process in processes]
-    assert [process.returncode for process in processes] == [0] * count, outputs
+    assert [process.returncode for process in processes] == [0] * 4, outputs
     assert "PGD7" in outputs[0][0]
     said = [line for out, _ in outputs[1:] for line in out.splitlines() if not line.startswith("[Gloo]")]
     assert not said  # one process writes
@@ -173,12 +166,12 @@ def test_two_processes_split_autoattack_and_one_resumes_what_they_left(main, smo
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_of_several_processes_dies_the_others_end(main, tmp_path, victim):
     workdir = tmp_path / "run"
-    processes = start_several(main, 2, *CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
+    flags = (*CLEAN, "--config.num_epochs=1000", f"--workdir={workdir}")
+    processes = start_several(main, 2, *flags, patience=10)
     wait_for(processes[0], lambda: step(workdir) >= 6)
     processes[victim].kill()
-    began = time.monotonic()
-    _, errors = processes[1 - victim].communicate(timeout=90)
-    assert time.monotonic() - began < 75  # at once, if the connection breaks; a silent partner is given 60 s
+    # At once, if the connection breaks; a silent partner is given 10 s, where JAX would give it 100.
+    _, errors = processes[1 - victim].communicate(timeout=80)
     assert processes[1 - victim].returncode != 0
     assert "another" in errors  # one may have died, or task
     processes[victim].communicate()

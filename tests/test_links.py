@@ -1,9 +1,10 @@
-"""Links within the repository's pages lead to files and headings that are there."""
+"""What refers to a place in the repository: links within its pages, and the mutants written by hand."""
 
 import pathlib
 import re
 import unicodedata
 
+import mutation
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -55,3 +56,7 @@ def test_a_broken_link_is_found(tmp_path):
 
 def test_all_pages_are_looked_at():
     assert {"README.md", "index.md", "data.md", "digits.md"} <= {page.name for page in PAGES}
+
+
+def test_each_mutant_written_by_hand_is_of_a_text_that_is_there_once():
+    assert mutation.hand_written()

@@ -93,10 +93,10 @@ def test_type_checkers_are_told_of_the_annotations():
     assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["infofeat_jax"]
 
 
-def test_a_run_on_embedded_data_never_loads_tensorflow():
+def test_a_run_on_embedded_data_never_loads_tensorflow_nor_scikit_learn_whose_file_they_are():
     loaded = run(
         "import sys; from infofeat_jax import cli, data; data.load('digits', validation_size=200);"
-        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'torch') if m in sys.modules])"
+        "print([m for m in ('tensorflow', 'tensorflow_datasets', 'torch', 'sklearn') if m in sys.modules])"
     )
     assert loaded.strip() == "[]"
 
@@ -110,7 +110,7 @@ def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_
     pytest.importorskip("equinox")
     shown = run(
         "\n".join(examples("docs/how-to/any-model.md"))
-        + f"\nimport sys; print([m for m in {set(HEAVY) - {'sklearn', 'scipy'}} if m in sys.modules])"  # of the digits
+        + f"\nimport sys; print([m for m in {HEAVY} if m in sys.modules])"
     )
     titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
     assert titles == ["forward", "LinenModel", "NnxModel", "Sequential", "smoothed"]

@@ -10,7 +10,7 @@ import socket
 import time
 
 import pytest
-from processes import QUICK, lines, main, start, wait_for
+from processes import QUICK, lines, wait_for
 
 from infofeat_jax import cli, report, run, study
 from infofeat_jax import config as configs
@@ -19,7 +19,6 @@ from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.runtime import lock, signals
 from infofeat_jax.types import InvalidInput, Stopped
 
-__all__ = ["main"]
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!_s]*.py"))
 
 
@@ -215,10 +214,10 @@ def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
         *QUICK, "--config.num_epochs=8", "--config.eval.attacks=('clean',)", f"--workdir={directory}",
         f'--config.study.rows=("{madry}","standard")', "--config.study.seeds=(0,1)",
     )  # fmt: skip
-    victim = start(main, *flags)
+    victim = main.start(*flags)
     wait_for(victim, (directory / "madry-seed0" / "checkpoints" / "4").exists, seconds=300)
     victim.send_signal(signal.SIGSTOP)
-    others = [start(main, *flags) for _ in range(2)]
+    others = [main.start(*flags) for _ in range(2)]
     rest = [directory / name / "results.json" for name in ("standard-seed0", "madry-seed1", "standard-seed1")]
     wait_for(others[0], lambda: all(path.exists() for path in rest), seconds=300)
     time.sleep(2)

@@ -24,8 +24,7 @@ from infofeat_jax.runtime import devices
 from infofeat_jax.types import PRNGKey
 
 TURN = 10  # iterations between two looks at who is broken
-FULL = 0.75  # the larger batch is left when less of it would be filled
-SPARE = 1.5  # a batch size that is compiled already is used for as many examples as 1 / SPARE of it
+FULL = 0.75  # the larger batch is left when less of it would be filled, and not begun
 
 
 class Stage(NamedTuple):
@@ -93,18 +92,23 @@ def batch_sizes(batch_size: int, count: int, num_devices: int = 1, compiled: Col
     """The two batch sizes for `count` examples: in equal waves of at most `batch_size`, and a quarter of that.
 
     Multiples of 8 and of the devices; but the larger is at most `batch_size`, rounded up to a multiple of the devices.
-    A size among `compiled` that is not much larger is preferred.
+    A size among `compiled` that a wave fills is preferred.
     """
     unit, most = math.lcm(8, num_devices), _round_up(batch_size, num_devices)
-    wanted = min(_round_up(count / math.ceil(count / most), unit), most)
-    large = min((size for size in compiled if wanted <= size <= min(SPARE * wanted, most)), default=wanted)
+    wave = math.ceil(count / math.ceil(count / most))
+    wanted = min(_round_up(wave, unit), most)
+    large = min((size for size in compiled if wanted <= size <= most and _fills(wave, size)), default=wanted)
     return large, min(_round_up(large / 4, unit), large)
 
 
 def next_size(sizes: tuple[int, int], taken: int, waiting: int) -> int:
     """The larger batch, unless those who sit fit into the smaller one and those who wait would not fill it."""
     large, small = sizes
-    return small if taken <= small and taken + waiting < FULL * large else large
+    return small if taken <= small and not _fills(taken + waiting, large) else large
+
+
+def _fills(count: int, size: int) -> bool:
+    return count >= FULL * size
 
 
 def place(mesh: Mesh | None, array: np.ndarray) -> Array:

@@ -1,5 +1,7 @@
 """Data sets that have a name: the embedded digits, and those of TFDS. Adding one adds an entry to SOURCES."""
 
+import importlib.util
+import pathlib
 from collections.abc import Callable
 from functools import partial
 
@@ -11,6 +13,7 @@ from infofeat_jax.data.prepared import prepared
 from infofeat_jax.types import InvalidInput
 
 DIGITS_TRAIN = 1297
+DIGITS_FILE = "datasets/data/digits.csv.gz"  # of scikit-learn: 64 levels and a label in each line
 
 
 def digits(data_dir: str | None = None) -> Source:
@@ -22,19 +25,26 @@ def digits(data_dir: str | None = None) -> Source:
       InvalidInput: scikit-learn is not installed.
     """
     del data_dir
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InvalidInput(
-            f"data set 'digits' needs scikit-learn ({error}): run {installation.command('train')}"
-        ) from error
-    levels, labels = load_digits(return_X_y=True)
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise InvalidInput(f"data set 'digits' needs scikit-learn (sklearn): run {installation.command('train')}")
+    lines = _read_digits(pathlib.Path(found.origin).parent / DIGITS_FILE)
+    levels, labels = lines[:, :-1], lines[:, -1].astype(np.int64)
     images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
     order = fixed_order(len(labels))
     arrays = {}
     for split, rows in (("train", order[:DIGITS_TRAIN]), ("test", order[DIGITS_TRAIN:])):
         arrays[f"image_{split}"], arrays[f"label_{split}"] = images[rows], labels[rows]
     return checked_source("digits", arrays, class_names="0123456789")
+
+
+def _read_digits(file: pathlib.Path) -> np.ndarray:
+    """The file as it is, as to import scikit-learn takes a second; by its own function where the file is not there."""
+    if file.exists():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    return np.column_stack(load_digits(return_X_y=True))
 
 
 SOURCES: dict[str, Callable[[str | None], Source]] = {

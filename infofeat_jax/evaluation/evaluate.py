@@ -7,6 +7,7 @@ Adding an evaluator adds an entry to MEASURES (per-image values) or SUMMARIES (w
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
-from infofeat_jax import streams
+from infofeat_jax import parts, streams
 from infofeat_jax.attacks.inputs import Randomised, at_draw
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import (
@@ -31,6 +32,7 @@ from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import console, files, processes
 from infofeat_jax.types import InvalidInput
 
+BUDGET = attack_names.Budget("linf", 8 / 255, 2 / 255)  # any: for checks of names
 BUSY = 128  # images at once keep an accelerator busy
 DISTANCE = "distance/"  # prefix that tells the names of distances from those of attacks
 
@@ -92,15 +94,22 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
     """Raises InvalidInput for unknown attack names, before anything expensive starts."""
     if not names:
         raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
-    budget = attack_names.Budget("linf", 8 / 255, 2 / 255)
-    for name in (*names, validation):
-        spec = attack_names.parse(name)
-        attack_names.check(spec, budget)
+    for spec in map(attack_names.parse, (*names, validation)):
+        if parts.is_own(spec.attack):
+            attack_names.check(spec, BUDGET)
+        else:
+            _check_known(spec._replace(source="").name)
     spec = attack_names.parse(validation)
     if spec.is_cascade or spec.source:
         raise InvalidInput(f"config.eval.validation_attack = {validation!r}: expected one such as pgd7")
     for name in distance_names:
         distances.check(name)
+
+
+@cache
+def _check_known(name: str) -> None:
+    """Checks an attack of ours: it is traced once, however many runs of a study have it."""
+    attack_names.check(attack_names.parse(name), BUDGET)
 
 
 def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Measured:

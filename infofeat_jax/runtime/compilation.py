@@ -1,4 +1,4 @@
-"""How XLA compiles: the persistent cache, and the choice of the CPU's convolutions."""
+"""How XLA compiles: the persistent cache, the choice of the CPU's convolutions, and programs that run once."""
 
 import os
 import platform
@@ -6,6 +6,7 @@ import platform
 import jax
 
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_LEVEL = "xla_backend_optimization_level"
 
 
 def keep_compiled() -> None:
@@ -27,3 +28,11 @@ def tune_cpu() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _YNNPACK not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_YNNPACK}=-individual_convolution".strip()
+
+
+def once(platform: str) -> dict[str, int] | None:
+    """`compiler_options` of `jax.jit` for a program that runs once on such a device ("cpu", ...): quick to compile.
+
+    On a CPU with fewer of LLVM's optimisations, unless XLA_FLAGS choose; accelerators compile as ever (None).
+    """
+    return {_LEVEL: 1} if platform == "cpu" and _LEVEL not in os.environ.get("XLA_FLAGS", "") else None

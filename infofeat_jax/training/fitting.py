@@ -21,7 +21,7 @@ from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models import own
-from infofeat_jax.runtime import devices, memory, signals
+from infofeat_jax.runtime import compilation, devices, memory, signals
 from infofeat_jax.training import checkpoint, claim, loop, optimizers, records, validation
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import WITHOUT, Awp
@@ -166,7 +166,10 @@ def _step(plan: Plan):
 
 def _initial(plan: Plan) -> State:
     shape, averaging = plan.data.train.images.shape[1:], plan.step["averaging"]
-    begin = jax.jit(lambda key: initial_state(plan.module, plan.optimizer, key, shape, averaging=averaging))
+    begin = jax.jit(
+        lambda key: initial_state(plan.module, plan.optimizer, key, shape, averaging=averaging),
+        compiler_options=compilation.once(plan.mesh.devices.flat[0].platform),
+    )
     return devices.replicate(plan.mesh, begin(streams.key(plan.settings.seed, "initial_weights")))
 
 
