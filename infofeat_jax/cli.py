@@ -98,7 +98,8 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
     `coming`: sibling runs, to craft transfer attacks on, that need not exist yet.
     """
-    evaluate.check_names(config.eval.attacks, config.eval.distances, config.eval.validation_attack)
+    options = config.eval
+    evaluate.check_names(options.attacks, options.distances, options.validation_attack, options.evaluators)
     for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
         run.check_source(directory, source)
     if config.eval.torch_checkpoint:

@@ -13,9 +13,9 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from infofeat_jax import checks, parts, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
-from infofeat_jax import checks, parts, streams, weights
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.evaluation.subject import Source, Subject, digest
@@ -129,7 +129,7 @@ def evaluate_checkpoint(experiment: Experiment, which: str, *, with_cam_images: 
     subject = create_subject(experiment, state.evaluated, SUFFIXES[which])
     if not with_cam_images:
         subject = subject._replace(cam_images=0)
-    results = evaluate.evaluate(subject, options.attacks, options.distances)
+    results = evaluate.evaluate(subject, options.attacks, options.distances, options.evaluators)
     return results | {"checkpoint": which, "checkpoint_step": int(state.step)}
 
 

@@ -50,7 +50,9 @@ def test_words_that_are_no_flags_are_refused_with_the_flags(words, advice):
 def test_the_report_of_a_directory_needs_no_configuration(tmp_path):
     code = "import sys; from infofeat_jax.__main__ import main; main()"
     flags = ["--mode=report", f"--workdir={tmp_path}"]
-    done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.stderr == f"error: no run in {tmp_path}: train first, or give the directory of a run or a study\n"
 
 

@@ -389,7 +389,7 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
             changed = getattr(one.data, split)
             changed = changed._replace(labels=np.roll(changed.labels, 1))
             other = one._replace(data=one.data._replace(**{split: changed}))
-            noticed = pytest.raises(InvalidInput, match="images.* have changed since it last had them: restore them")
+            noticed = pytest.raises(InvalidInput, match=r"images.* have changed since it last had them: restore")
             with noticed if split in splits else pytest.raises(Reached):
                 use(other)
     fewer = data.Split(*(array[:-1] for array in one.data.test))
