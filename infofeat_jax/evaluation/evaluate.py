@@ -303,8 +303,9 @@ def averages(values: Mapping[str, Values]) -> dict[str, float]:
 
 
 def find_flags(subject: Subject, measured: Measured) -> list[str]:
-    """Sentences that say why the measured robustness may be overestimated."""
-    probed = probe(subject) if subject.probe_examples else None
+    """Sentences that say why the measured robustness may be overestimated; clean accuracy alone claims none."""
+    attacked = any(name != "clean" for name in measured.attacks)
+    probed = probe(subject) if subject.probe_examples and attacked else None
     stages = autoattack.after_stages(subject) if "autoattack" in measured.values else {}
     return heuristics.flags(probed, measured.attacks, stages)
 

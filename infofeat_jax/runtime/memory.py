@@ -51,11 +51,16 @@ def lowering(
             yield from run(size)
             return
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter from jit's second call on
-            if size <= least or "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+            if size <= least or not ran_out(error) or jax.process_count() > 1:
                 raise
         smaller = max(size // 2, least)  # here: what the failed computation held is freed with the error
         say(f"memory ran out with batches of {size} images: {smaller} at a time from here on", smaller)
         size = smaller
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error of JAX says that memory ran out; the CPU's, of which the host refused some, in other words."""
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
 
 
 def needed(program: jax.stages.Compiled) -> int:
