@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from autoattack_fidelity import _network as network
+from autoattack_fidelity import network
 
 from infofeat_jax import adapters, attacks
 from infofeat_jax.models.pytorch.names import to_state_dict
