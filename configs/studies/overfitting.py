@@ -4,7 +4,7 @@ The paper trains for 120 to 200 epochs, in which robust accuracy falls after the
 et al., 2020); the 8 epochs of cifar10_small do not get there. Here 4,000 images are seen 60 times, with decays at half
 and three quarters. Madry is lambda 0; both checkpoints, the best on validation images and the last, are evaluated.
 The last two rows train with steps of 1/255, the reading of the paper under which its evaluation makes sense, and every
-model is also attacked with such steps (see docs/results.md).
+model is also attacked with such steps (see docs/reproduction.md).
 Hardware: `few`, at full width, an accelerator, about half a minute a run; `small`, width 16, 2 CPU cores, about 35
 minutes a run; 24 runs.
 

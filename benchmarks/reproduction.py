@@ -1,0 +1,266 @@
+"""The tables and figures of docs/reproduction.md, from the records in results/.
+
+  python benchmarks/reproduction.py           # writes them into the page and docs/figures
+  python benchmarks/reproduction.py --check   # exit status 1 if the page's tables are not what the records say
+
+A table stands between <!-- NAME --> and <!-- end -->. Differences are paired: of the same test images, of runs with one
+seed. Their +- is a 95 % interval over the test images of the mean over seeds; what each seed gave stands beside it.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import paper_readings
+import reproduction_figures
+from jaxtyping import Bool
+
+from infofeat_jax.report import paper
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs/reproduction.md"
+RESULTS = ROOT / "results"
+QUICK = "autoattack(version=quick)"
+SHOWN = {"clean": "clean", "pgd20": "PGD20", "cw20": "CW20", "autoattack": "AutoAttack", QUICK: "AutoAttack, quick"}
+ROWS = ("madry", "lambda0.1", "lambda0.5")
+NAMES = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
+
+Outcomes = Bool[np.ndarray, "seeds n"]
+
+
+class Difference(NamedTuple):
+    """Of two rows' accuracies, in points."""
+
+    mean: float
+    half: float  # of the 95 % interval over images
+    seeds: tuple[float, ...]
+
+    def __str__(self) -> str:
+        seeds = f" ({', '.join(f'{seed:+.1f}' for seed in self.seeds)})" if len(self.seeds) > 1 else ""
+        return f"{self.mean:+.1f} +- {self.half:.1f}{seeds}"
+
+
+def difference(one: Outcomes, other: Outcomes) -> Difference:
+    """one - other; the interval is over images, of the mean over seeds, and says nothing of other seeds."""
+    each = 100 * (one.astype(float) - other)
+    over_images = each.mean(0)
+    half = 1.96 * over_images.std(ddof=1) / np.sqrt(over_images.size)
+    return Difference(float(each.mean()), float(half), tuple(map(float, each.mean(1))))
+
+
+def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:
+    """Of all seeds that were recorded; a run whose last checkpoint is its best has no file of its own for it."""
+    found = []
+    for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
+        path = run / "outcomes_latest.npz"
+        path = path if which == "last" and path.exists() else run / "outcomes.npz"
+        with np.load(path, allow_pickle=False) as arrays:
+            found.append(arrays[attack])
+    return np.stack(found)
+
+
+def full_width() -> str:
+    """Madry and InfoFeature at full width, 22 epochs."""
+    with np.load(RESULTS / "h200/outcomes.npz") as found:
+        rows = {method: [found[f"{method}/{name}"][None] for name in COLUMNS] for method in ("madry", "infofeature")}
+    lines = [[paper.NAMES[method], *(f"{100 * values.mean():.1f}" for values in row)] for method, row in rows.items()]
+    pairs = zip(rows["infofeature"], rows["madry"], strict=True)
+    return table(
+        ("method", "clean", "PGD20", "AutoAttack (500)"),
+        [*lines, ["difference on the same images", *(difference(*pair) for pair in pairs)]],
+    )
+
+
+COLUMNS = ("clean", "pgd20", "autoattack")
+
+
+def overfitting() -> str:
+    """Best and last checkpoint of each row, and what the last epochs cost."""
+    lines = []
+    for smoothing in (0.0, 0.5):
+        for row in ROWS:
+            name = f"{row}-smoothing{smoothing}"
+            for which in ("best", "last"):
+                found = [outcomes("overfitting", name, attack, which) for attack in MEASURED]
+                cells = [f"{100 * values.mean():.1f}" for values in found]
+                lines.append([f"{NAMES[row]}, smoothing {smoothing:g}" if which == "best" else "", which, *cells])
+            pairs = [
+                difference(*(outcomes("overfitting", name, attack, w) for w in ("last", "best"))) for attack in MEASURED
+            ]
+            lines.append(["", "last - best", *pairs])
+    return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
+
+
+MEASURED = ("clean", "pgd20", "cw20", QUICK)
+
+
+def against_madry() -> str:
+    """The rows of the overfitting study, minus Madry without smoothing."""
+    lines = []
+    for smoothing in (0.0, 0.5):
+        for row in ROWS[0 if smoothing else 1 :]:
+            for which in ("best", "last"):
+                pairs = [
+                    difference(
+                        outcomes("overfitting", f"{row}-smoothing{smoothing}", attack, which),
+                        outcomes("overfitting", "madry-smoothing0.0", attack, which),
+                    )
+                    for attack in MEASURED
+                ]
+                lines.append([f"{NAMES[row]}, smoothing {smoothing:g}", which, *pairs])
+    return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
+
+
+READINGS = {name: names[:3] for name, names in paper_readings.READINGS.items() if "no random start" not in name}
+
+
+def readings_in_training() -> str:
+    """Models trained with whole and with half steps, last checkpoint, under both readings."""
+    lines = []
+    for method, runs in (
+        ("madry", {"step": "madry-smoothing0.0", "half step": "madry-half-step"}),
+        ("infofeature", {"step": "lambda0.1-smoothing0.0", "half step": "lambda0.1-half-step"}),
+    ):
+        published = paper.TABLES["table1"].rows[method]["mean"][:4]
+        lines.append([paper.NAMES[method], "the paper", "the paper", *falls(published)])
+        for training, run in runs.items():
+            for reading, names in READINGS.items():
+                values = [100 * outcomes("overfitting", run, name, "last").mean() for name in ("clean", *names)]
+                lines.append([paper.NAMES[method], training, reading, *falls(values)])
+    head = ("", "training", "evaluation", "clean", "FGSM", "PGD7", "PGD20", "FGSM - PGD7", "PGD7 - PGD20")
+    return table(head, lines)
+
+
+def falls(values) -> list[str]:
+    """The values and the falls from one attack to the next."""
+    return [f"{value:.1f}" for value in (*values, values[1] - values[2], values[2] - values[3])]
+
+
+def small() -> str:
+    """Differences to Madry at width 16, 8 epochs."""
+    return table(
+        ("", "clean", "PGD20", "CW20", "AutoAttack (200)"),
+        [
+            [paper.NAMES[method], *(of_small(method, attack) for attack in ("clean", "pgd20", "cw20", "autoattack"))]
+            for method in ("infofeature", "alp", "feature_matching", "feature_scatter", "adversarial_interpolation")
+        ],
+    )
+
+
+def of_small(method: str, attack: str) -> Difference:
+    """The difference to Madry of a run of results/cifar10_small."""
+    return difference(*(outcomes("cifar10_small", name, attack) for name in (method, "madry")))
+
+
+def digits() -> str:
+    """InfoFeature minus Madry on digits, seeds paired."""
+    lines = []
+    for row in ("lambda0.1-smoothing0.0", "lambda0.5-smoothing0.0"):
+        cells = [over_seeds(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
+        lines.append([NAMES[row.partition("-")[0]], *(f"{mean:+.1f} +- {half:.1f}" for mean, half, _ in cells)])
+    return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)"), lines)
+
+
+def over_seeds(row: str, attack: str) -> tuple[float, float, int]:
+    """(mean, half of Student's 95 % interval, seeds) of a digits row minus Madry of the same seed."""
+    from infofeat_jax.report import estimate  # here: it needs SciPy, the check of the page does not
+
+    def values(name: str) -> list[float]:
+        paths = sorted((RESULTS / "digits_attribution").glob(f"{name}-seed*/results.json"))
+        return [100 * json.loads(path.read_text())[attack] for path in paths]
+
+    each = [a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)]
+    mean, low, high = estimate.over_seeds(each)
+    return mean, (high - low) / 2, len(each)
+
+
+def strength() -> str:
+    """The ideas as attacks on trained digits models: accuracy, and the difference to PGD on the same images."""
+    found = {}
+    for method in ("madry", "infofeature"):
+        with np.load(RESULTS / f"ideas_strength/{method}-seed0.npz", allow_pickle=False) as arrays:
+            found[method] = {name.rpartition(":")[2]: arrays[name][None] for name in arrays.files}
+    lines = []
+    for attack in (name for name in found["madry"] if name != "clean"):
+        cells = [f"{100 * of[attack].mean():.1f}" for of in found.values()]
+        gaps = ["" if attack == "pgd20" else str(difference(of[attack], of["pgd20"])) for of in found.values()]
+        lines.append([ATTACKS.get(attack, f"`{attack}`"), cells[0], gaps[0], cells[1], gaps[1]])
+    return table(("attack, 20 steps", "on Madry's", "minus PGD20", "on InfoFeature's", "minus PGD20"), lines)
+
+
+ATTACKS = {"pgd20": "PGD", "cw20": "CW", "infofeature20": "InfoFeature"}
+
+
+def forest() -> list[reproduction_figures.Line]:
+    """InfoFeature (lambda 0.1) minus Madry, setting by setting, for the figure."""
+    lines = [("the paper", [(9.0, 0.0, "PGD20")])]
+    with np.load(RESULTS / "h200/outcomes.npz") as found:
+        pairs = {n: difference(found[f"infofeature/{n}"][None], found[f"madry/{n}"][None]) for n in COLUMNS}
+    lines.append(("full width, 22 epochs", [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items() if n != "clean"]))
+    for which in ("best", "last"):
+        for smoothing in (0.0, 0.5):
+            rows = [f"{row}-smoothing{smoothing}" for row in ("lambda0.1", "madry")]
+            pairs = {n: difference(*(outcomes("overfitting", row, n, which) for row in rows)) for n in ("pgd20", QUICK)}
+            title = f"full width, 4,000 images x 60, {which}, smoothing {smoothing:g}"
+            lines.append((title, [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items()]))
+    pairs = {n: of_small("infofeature", n) for n in ("pgd20", "autoattack")}
+    lines.append(("width 16, 8 epochs", [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items()]))
+    pairs = {n: over_seeds("lambda0.1-smoothing0.0", n) for n in ("pgd20", "autoattack")}
+    lines.append(("digits, over 6 seeds", [(mean, half, SHOWN[n]) for n, (mean, half, _) in pairs.items()]))
+    return lines
+
+
+def curves() -> dict[str, list[np.ndarray]]:
+    """{row: robust accuracy on validation images after each epoch, of each seed}."""
+    found = {}
+    for smoothing in (0.0, 0.5):
+        for row in ROWS:
+            name = f"{row}-smoothing{smoothing}"
+            runs = sorted((RESULTS / "overfitting").glob(f"{name}-seed*/metrics.jsonl"))
+            records = [[json.loads(line) for line in path.read_text().splitlines()] for path in runs]
+            found[name] = [
+                np.array([100 * r["validation_robust_accuracy"] for r in lines if "epoch" in r]) for lines in records
+            ]
+    return found
+
+
+def table(head, lines) -> str:
+    """Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+TABLES = {
+    "full width": full_width, "overfitting": overfitting, "against Madry": against_madry,
+    "readings": paper_readings.table, "readings in training": readings_in_training, "small": small, "digits": digits,
+    "strength": strength,
+}  # fmt: skip
+
+
+def renewed(page: str) -> str:
+    """The page with the tables that the records give. Raises KeyError for a table that is not known."""
+
+    def renew(match: re.Match) -> str:
+        return f"<!-- {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- ([\w ]+) -->\n.*?<!-- end -->", renew, page, flags=re.DOTALL)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="writes nothing")
+    args = parser.parse_args()
+    page = PAGE.read_text()
+    if args.check:
+        return int(renewed(page) != page)
+    PAGE.write_text(renewed(page))
+    reproduction_figures.draw(ROOT / "docs/figures", forest(), curves())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

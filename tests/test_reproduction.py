@@ -1,0 +1,40 @@
+"""docs/reproduction.md says what the records in results/ say."""
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def reproduction():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import reproduction
+
+    yield reproduction
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_the_tables_of_the_page_are_made_from_the_records(reproduction):
+    page = reproduction.PAGE.read_text()
+    assert len(re.findall("<!-- end -->", page)) == len(reproduction.TABLES)
+    assert reproduction.renewed(page) == page
+    wrong = page.replace("| 73.1 |", "| 74.1 |")
+    assert wrong != page
+    assert reproduction.renewed(wrong) == page
+
+
+def test_a_difference_is_paired(reproduction):
+    rng = np.random.default_rng(0)
+    one, other = rng.random((3, 400)) < 0.6, rng.random((3, 400)) < 0.5
+    found = reproduction.difference(one, other)
+    wins, losses = (one & ~other).mean(), (other & ~one).mean()
+    assert found.mean == pytest.approx(100 * (wins - losses))
+    assert found.seeds == pytest.approx([100 * (a.mean() - b.mean()) for a, b in zip(one, other, strict=True)])
+    means = [100 * (one.astype(int) - other).mean(0)[rng.integers(0, 400, 400)].mean() for _ in range(4000)]
+    assert found.half == pytest.approx(1.96 * np.std(means), rel=0.1)  # the bootstrap over images
+    assert reproduction.difference(one, one) == (0, 0, (0, 0, 0))
