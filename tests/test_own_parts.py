@@ -119,16 +119,24 @@ def test_ones_own_evaluators_give_each_image_a_value(finished, capsys):
     images, labels = data.load("digits", validation_size=8, train_size=32, test_size=12).test
     one = experiment.create(trusting(configure()), finished)
     state = experiment.restore(one, "best")
+    subject = run.create_subject(one, state.evaluated)
 
     def logits(pixels):
         return np.asarray(one.module.apply(state.evaluated, data.to_unit(jnp.asarray(pixels))).logits)
 
     moves = itertools.product((-1, 0, 1), repeat=2)
-    expected = [logits(np.roll(images, move, (1, 2))).argmax(-1) == labels for move in moves]
+    predicted = [logits(np.roll(images, move, (1, 2))).argmax(-1) for move in moves]
+    expected = [classes == labels for classes in predicted]
     shares = np.exp(logits(images)) / np.exp(logits(images)).sum(-1, keepdims=True)
     with np.load(finished / "outcomes.npz") as values:
         np.testing.assert_array_equal(values["evaluator/own:shifted(pixels=1)"], np.all(expected, axis=0))
         np.testing.assert_allclose(values["evaluator/own:confidence"], shares.max(-1), rtol=1e-5)
+    middle = predicted[4].astype(np.int32)  # as labels, which such a short training does not hit
+    found = evaluators.measure(
+        subject._replace(split=data.Split(images, middle)), "own:shifted(pixels=1)", lambda *_, **__: None
+    )
+    np.testing.assert_array_equal(found, np.all([classes == middle for classes in predicted], axis=0))
+    assert 0 < found.mean() < 1
     means = {"own:shifted(pixels=1)": np.all(expected, axis=0).mean(), "own:confidence": shares.max(-1).mean()}
     results = json.loads((finished / "results.json").read_text())
     assert results["evaluators"] == pytest.approx(means, rel=1e-5)
