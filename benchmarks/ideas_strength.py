@@ -13,13 +13,13 @@ import numpy as np
 import infofeat_jax
 from infofeat_jax import data, parts
 from infofeat_jax.configs import digits
-from infofeat_jax.configs.studies import ideas
+from infofeat_jax.configs.studies.ideas import IDEAS
 from infofeat_jax.runtime import compilation
 
 RECORDS = pathlib.Path(__file__).resolve().parent.parent / "results/ideas_strength"
 # What trains on its own objective is no attack of its own: margin is cw20, update_term is infofeature20.
-NEW = tuple(name for name in ideas.IDEAS if name not in ("margin", "update_term"))
-ATTACKS = ("clean", "pgd20", "cw20", "infofeature20", *(f"infofeat_jax.configs.studies.ideas:{name}" for name in NEW))
+NEW = tuple(name for name in IDEAS if name not in ("margin", "update_term"))
+ATTACKS = ("clean", "pgd20", "cw20", "infofeature20", *(f"ideas:{name}" for name in NEW))
 
 
 def main() -> None:
