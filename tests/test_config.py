@@ -230,8 +230,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     names = {name for name, _ in configs.flatten(configs.default().to_dict())}
     checked_elsewhere = {
         "model.name", "method.name", "method.variant", "optimizer.name", "optimizer.schedule", "data.name",
-        "eval.attacks", "eval.distances", "eval.evaluators", "eval.validation_attack", "data.extra", "study.rows", "init_from",
-        "eval.torch_checkpoint",
+        "eval.attacks", "eval.distances", "eval.evaluators", "eval.validation_attack", "data.extra", "study.rows",
+            "init_from", "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
         "remat", "data.data_dir", "data.note", "data.flip", "optimizer.nesterov", "optimizer.decay_norm",
