@@ -1,4 +1,4 @@
-"""The table of docs/compile_only.md, from the lines that compile_only.py has written."""
+"""The tables of docs/compile_only.md, from the lines that compile_only.py has written."""
 
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,22 +16,37 @@ CELLS: dict[str, Callable[[dict], str]] = {
     "kernels": lambda row: f"{row['kernels']}",
     "seconds": lambda row: f"{1e3 * row['seconds']:.2f}" if "share" in row else "",
     "share": lambda row: f"{100 * row['share']:.0f} %" if "share" in row else "",
-    "spent": lambda row: spent(row) if "share" in row else "",
 }
 
 
-def table(rows: list[dict]) -> Iterator[str]:
+PLAIN = {"program": "step", "dtype": "bfloat16", "images": 128, "parallel": "jit", "accumulate": 1, "remat": 0}
+# A table for each question, of the rows that no table before it has.
+SECTIONS: dict[str, Callable[[Setting], bool]] = {
+    "Devices: a step of InfoFeature": lambda one: (PLAIN | {"method": "infofeature"}).items() <= one._asdict().items(),
+    "Methods: a step of each": lambda one: PLAIN.items() <= one._asdict().items(),
+    "Options: steps in float32, with pmap, in parts, with remat, of fewer images": lambda one: one.program == "step",
+    "Evaluation": lambda one: True,
+}
+
+
+def tables(rows: list[dict]) -> Iterator[str]:
     """Markdown: a line for each setting, with the values of all labels in the order of the file."""
-    grouped: dict[Setting, list[dict]] = {}
+    left: dict[Setting, list[dict]] = {}
     for row in rows:
-        grouped.setdefault(Setting(*(row[field] for field in Setting._fields)), []).append(row)
-    yield "| target | program | images a chip | MiB | collectives | kernels | ms | of peak | spent in |"
-    yield "|---|---|---|---|---|---|---|---|---|"
-    for setting, group in sorted(grouped.items()):
-        cells = [arrow(group, form) for form in CELLS.values()]
-        yield (
-            " | ".join([f"| {setting.chips} x {setting.target}", program(setting), str(setting.images), *cells]) + " |"
-        )
+        left.setdefault(Setting(*(row[field] for field in Setting._fields)), []).append(row)
+    for title, belongs in SECTIONS.items():
+        if here := sorted(filter(belongs, left)):
+            yield from (f"**{title}**", "")
+            yield "| target | program | images a chip | MiB | collectives | kernels | ms | of peak | spent in |"
+            yield "|---|---|---|---|---|---|---|---|---|"
+            yield from (line(setting, left.pop(setting)) for setting in here)
+            yield ""
+
+
+def line(setting: Setting, group: list[dict]) -> str:
+    """A table's; what its time is spent in is of the last label."""
+    cells = [arrow(group, form) for form in CELLS.values()] + [spent(group[-1]) if "share" in group[-1] else ""]
+    return " | ".join([f"| {setting.chips} x {setting.target}", program(setting), str(setting.images), *cells]) + " |"
 
 
 def arrow(group: list[dict], form: Callable[[dict], str]) -> str:
@@ -56,6 +71,6 @@ def program(setting: Setting) -> str:
 
 
 def write_page(rows: list[dict], page: pathlib.Path) -> None:
-    """Replaces the table of the page."""
+    """Replaces the tables of the page."""
     before, _, rest = page.read_text().partition(BEGIN)
-    page.write_text(before + BEGIN + "\n".join(["", *table(rows), "", ""]) + END + rest.partition(END)[2])
+    page.write_text(before + BEGIN + "\n".join(["", *tables(rows), ""]) + END + rest.partition(END)[2])

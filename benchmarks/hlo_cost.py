@@ -136,17 +136,20 @@ def arithmetic(one: Instruction, where: Computation) -> float:
 def _convolution(one: Instruction, read: list[Array], cudnn: str) -> float:
     """Each of a forward convolution's outputs takes as many products as the kernel has taps and inputs.
 
-    XLA writes the gradients as convolutions too, cuDNN's read and return other arrays of the forward one.
+    XLA writes the gradients as convolutions too, cuDNN's read and return other arrays of the forward one. Each tap
+    meets each pixel of the output at most once, and each of the input: what is padded or dilated with zeros, or a 1x1
+    kernel taken for the image, which TPUs do, counts no more.
     """
-    left, right = re.search(r"dim_labels=(\w+)_(\w+)->", one.attributes).groups()
+    left, right, result = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", one.attributes).groups()
     window = re.search(r"window=\{([^}]*)\}", one.attributes)
     spans = dict(re.findall(r"(\w+)=(\S+)", window[1] if window else ""))
     taps = math.prod(map(int, spans.get("size", "1").split("x")))
     if cudnn == "BackwardInput":
-        outputs, inputs = read[0], one.arrays[0].shape[left.index("f")]
-    elif cudnn == "BackwardFilter":
-        outputs, inputs = read[1], read[0].shape[left.index("f")]
-    else:
-        outputs, inputs = one.arrays[0], read[1].shape[right.index("i")]
-    zeros = math.prod(map(int, spans.get("lhs_dilate", "1").split("x")))
-    return 2 * math.prod(outputs.shape) * taps * inputs / zeros
+        return 2 * math.prod(read[0].shape) * taps * one.arrays[0].shape[left.index("f")]
+    if cudnn == "BackwardFilter":
+        return 2 * math.prod(read[1].shape) * taps * read[0].shape[left.index("f")]
+    pixels = math.prod(
+        min(size, read[0].shape[left.index(axis)]) if axis.isdigit() else size
+        for axis, size in zip(result, one.arrays[0].shape, strict=True)
+    )
+    return 2 * pixels * taps * read[1].shape[right.index("i")]

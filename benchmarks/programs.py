@@ -2,7 +2,6 @@
 
 import importlib
 import pathlib
-import sys
 from functools import partial
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ import numpy as np
 import targets
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, threat

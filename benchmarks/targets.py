@@ -8,6 +8,7 @@ Collectives are assumed at the links' rate, 10 microseconds each at least on H10
 import importlib.util
 import os
 import pathlib
+import sys
 from typing import NamedTuple
 
 import jax
@@ -15,6 +16,8 @@ import numpy as np
 from hlo_cost import Rates
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from infofeat_jax.runtime import devices
 from infofeat_jax.types import InvalidInput

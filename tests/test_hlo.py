@@ -72,6 +72,18 @@ def test_a_tpus_cycles_are_those_of_its_kernels_in_every_iteration():
     assert (cost.looped_moves, cost.looped_move_bytes) == (1, 7 * 128 * 4 * 4 * 8 * 2)  # `moved` keeps its layout
 
 
+def test_a_kernel_taken_for_the_image_has_no_more_arithmetic():
+    """As a TPU's compiler writes the gradient of a 1x1 convolution to its input."""
+    text = """ENTRY %main (k: bf16[1,1,16,160], dy: bf16[128,32,32,160]) -> bf16[128,32,32,16] {
+  %k = bf16[1,1,16,160]{3,2,1,0} parameter(0)
+  %dy = bf16[128,32,32,160]{3,2,1,0} parameter(1)
+  ROOT %dx = bf16[128,32,32,16]{3,2,1,0} convolution(%k, %dy), \
+window={size=32x32 pad=31_31x31_31 rhs_reversal=1x1}, dim_labels=01bf_o01i->f01b
+}
+"""
+    assert hlo_cost.cost(hlo.parse(text)).flops == 2 * 128 * 32 * 32 * 16 * 160
+
+
 def test_cudnns_three_convolutions_have_the_same_arithmetic():
     program = hlo.parse(GPU)
     found = [hlo_cost.arithmetic(run.instruction, run.where) for run in hlo.runs(program)]

@@ -1,5 +1,6 @@
 """Networks: sizes, the loop-safe convolution, batch normalisation against PyTorch's rule, compute types."""
 
+import re
 from functools import partial
 
 import jax
@@ -37,6 +38,34 @@ def test_batch_norm_keeps_the_unbiased_variance():
     np.testing.assert_allclose(moved["batch_stats"]["mean"], 0.1 * wide.mean(0), rtol=1e-5)
     np.testing.assert_allclose(moved["batch_stats"]["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-5)
     np.testing.assert_allclose(y.reshape(-1, 3), (wide - wide.mean(0)) / np.sqrt(wide.var(0) + 1e-5), atol=1e-5)
+
+
+def test_relu_of_a_sum_is_relu():
+    """Value, derivative (0 at 0) and second derivative."""
+    x = jnp.array([-1.0, -0.0, 0.0, 1e-30, 2.0]).reshape(1, 1, 1, 5)
+    for ours, plain in zip(*(derivatives(f, x) for f in (layers.relu_of_sum, jax.nn.relu)), strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+def derivatives(function, x):
+    squared = lambda x: jnp.square(function(x)).sum()  # noqa: E731
+    return function(x), jax.grad(lambda x: function(x).sum())(x), jax.hessian(squared)(x)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_the_mask_of_a_blocks_last_relu_is_read_from_its_result_on_gpus(platform):
+    """Else XLA reads what was added, to add it again. One barrier for each of the four blocks."""
+    module, images = models.create("resnet10", num_classes=3, width=4), jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
+
+    def loss(variables, x):
+        outputs, _ = module.apply(variables, x, train=True, mutable=["batch_stats"])
+        return jnp.square(outputs.logits).sum()
+
+    text = jax.jit(jax.grad(loss)).trace(variables, images).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.optimization_barrier") == (0 if platform == "tpu" else 4)
+    chosen, compared = (re.findall(p, text) for p in (r'(%\w+) = "stablehlo.case"', r"stablehlo.compare +GT, (%\w+)"))
+    assert len(set(chosen) & set(compared)) == 4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -21,6 +21,7 @@ from test_step import create_experiment
 from infofeat_jax import experiment as experiments
 from infofeat_jax import models
 from infofeat_jax.models import convolution, layers
+from infofeat_jax.runtime import devices
 
 OTHERS = ("tpu", "cuda")
 FORMS = ("convolution", "dot_general", "custom_call", "transpose", "reverse")  # what CPUs' differ in
@@ -79,6 +80,22 @@ def test_compiled_for_eight_tpus_nothing_is_moved_or_exchanged_in_the_attack():
     assert {name.split()[0] for name in found.convolutions} == {"bf16"}
 
 
+@pytest.mark.skipif(not targets.installed("h100"), reason="jax's packages for CUDA 13 are not installed")
+def test_compiled_for_a_gpu_nothing_of_the_state_is_copied():
+    targets.prepare("h100", 1)
+    program = hlo.parse(trace(targets.mesh("h100", 1)).lower(lowering_platforms=("cuda",)).compile().as_text())
+    copied = [run.instruction.arrays[0] for run in hlo.runs(program) if run.instruction.opcode == "copy"]
+    assert all(array.shape in ((), (1,)) for array in copied)  # counters
+    assert {name.split()[0] for name in hlo_cost.cost(program).convolutions} == {"bf16"}
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
+def test_a_step_takes_over_the_state_except_on_gpus(platform):
+    """There XLA would copy all of it first, and hold the copies beside it."""
+    assert devices.donated(platform) == (() if platform == "gpu" else (0,))
+    assert ("jax.buffer_donor" in step("cpu")) or ("tf.aliasing_output" in step("cpu"))
+
+
 def test_what_the_benchmark_compiles_is_written_once_and_shown(tmp_path, capsys):
     """For this machine's own processor, which needs no further package."""
     output = tmp_path / "rows.jsonl"
@@ -119,11 +136,17 @@ def test_the_page_shows_before_and_after(tmp_path):
     lines = page.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("above", "below")
     assert "old" not in lines
-    assert (
-        "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 50 % → other 100 % |"
-        in lines
-    )
+    assert "| 8 x cpu | `digits`, clean, float32 | 2 | 1 | 3, 4.0 MB | 7 | 2.00 → 1.00 | 50 % | other 100 % |" in lines
     assert any(line.startswith("| 1 x cpu | `digits`, clean, bfloat16 | 2 | does not fit") for line in lines)
+
+
+def test_each_row_of_the_page_is_in_the_first_table_that_asks_for_it():
+    step = CLEAN._replace(program="step", method="infofeature", dtype="bfloat16", images=128)
+    other = [step._replace(method="madry"), step._replace(remat=1, method="madry"), CLEAN]
+    rows = [setting._asdict() | {"error": "too large"} for setting in [*other, step]]
+    lines = [line for line in compile_only_page.tables(rows) if line.startswith(("**", "| 8 x cpu"))]
+    assert [line[:4] for line in lines] == ["**De", "| 8 ", "**Me", "| 8 ", "**Op", "| 8 ", "**Ev", "| 8 "]
+    assert ["madry" in line for line in lines[1::2]] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

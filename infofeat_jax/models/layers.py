@@ -106,6 +106,8 @@ def conv_bn(
     """
     if train:
         y = bn(conv(x), train=True)
+        if residual is not None and activation == "relu":
+            return relu_of_sum(y + residual)
         y = y if residual is None else y + residual
     else:
         scale, shift = bn.affine()
@@ -113,6 +115,22 @@ def conv_bn(
         y = conv(x, scale, bias=shift.astype(conv.dtype), residual=residual, relu=relu)
         activation = None if relu else activation
     return y if activation is None else ACTIVATIONS[activation](y)
+
+
+@jax.custom_jvp
+def relu_of_sum(x: Features) -> Features:
+    """max(x, 0), whose derivative, 0 at 0, reads from the result where it is positive.
+
+    On GPUs behind a barrier: else XLA reads both summands to add them again.
+    """
+    keep = jax.lax.optimization_barrier
+    return jax.lax.platform_dependent(jax.nn.relu(x), cuda=keep, rocm=keep, default=lambda y: y)
+
+
+@relu_of_sum.defjvp
+def _differentiate_relu(primals, tangents):
+    y, (dx,) = relu_of_sum(*primals), tangents
+    return y, jnp.where(y > 0, dx, jnp.zeros_like(dx))
 
 
 class Head(nn.Module):

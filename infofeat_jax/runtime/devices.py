@@ -90,7 +90,7 @@ def _fetch(array: jax.Array) -> np.ndarray:
 def parallelize_update(
     update: Callable[..., tuple[PyTree, PyTree]], mesh: Mesh, mode: str
 ) -> Callable[[PyTree, PyTree, PRNGKey], tuple[PyTree, PyTree]]:
-    """Compiles `update(state, batch, key, average=...)` -> (state, metrics) over the mesh, state donated.
+    """Compiles `update(state, batch, key, average=...)` -> (state, metrics) over the mesh, state `donated`.
 
     `average` is to be applied to whatever a device computes as a mean over its examples.
     """
@@ -103,7 +103,17 @@ def parallelize_update(
             mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
             check_vma=False,  # with it, the mean of replicated parameters' gradients comes out multiplied
         )  # fmt: skip
-    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=0)
+    taken = donated(mesh.devices.flat[0].platform)
+    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=taken)
+
+
+def donated(platform: str) -> tuple[int, ...]:
+    """The arguments whose memory a step takes over: its state, but not on GPUs.
+
+    There a kernel that updates several arrays at once can write none of them in place: XLA would copy all of them
+    first, and hold the copies as long as a new state would be held.
+    """
+    return () if platform == "gpu" else (0,)
 
 
 def parallelize_batch(
