@@ -4,6 +4,7 @@ import json
 import pathlib
 import tempfile
 import warnings
+from contextlib import suppress
 
 import jax.numpy as jnp
 import numpy as np
@@ -371,7 +372,7 @@ def like(name: str):
 
 
 def assign(config: ConfigDict, name: str, value: object) -> None:
-    with config.ignore_type():
+    with config.ignore_type(), suppress(OverflowError):  # of ml_collections, for integers that no float is as large as
         group, _, field = name.rpartition(".")
         (config[group] if group else config)[field] = value
 
