@@ -1,6 +1,6 @@
 """Trains and evaluates robust classifiers: `python main.py --help`. The same as the command infofeat-jax."""
 
-from infofeat_jax import command
+from infofeat_jax.__main__ import main
 
 if __name__ == "__main__":
-    command.main()
+    main()

@@ -55,7 +55,7 @@ def _report(attacks, images, records, prefix: str, args) -> None:
     epsilon = {"linf": 8 / 255, "l1": 12.0}[args.norm]
     threat = threats.threat(args.norm, epsilon)
     the_plan = plan(threat, 10, images.shape[1:3], attacks=attacks)
-    inputs = (_network(), jax.random.key(args.seed), images, records["labels"])
+    inputs = (network(), jax.random.key(args.seed), images, records["labels"])
     with _Clocks() as clocks:
         stages = itertools.groupby(steps(the_plan, *inputs, batch_size=args.batch_size), lambda pair: pair[0].stage)
         for name, progress in stages:
@@ -108,7 +108,7 @@ class _Clocks:
             self.compiling += seconds
 
 
-def _network() -> jax.tree_util.Partial:
+def network() -> jax.tree_util.Partial:
     arrays = np.load(NETWORK)
     variables = unflatten_dict({tuple(path.split("/")): jnp.asarray(value) for path, value in arrays.items()})
     module = models.create("resnet10", num_classes=10, width=16, mean=0.0, std=1.0)

@@ -28,6 +28,11 @@ maximum_signature_line_length = 100
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False
 default_role = "code"
+nitpicky = True  # a reference that leads nowhere is an error
+nitpick_ignore_regex = [
+    ("py:class", r"(?!infofeat_jax\.).*"),  # of other packages, and the short names that `shorten` makes
+    ("py:class", r"infofeat_jax\.(training\.(pace|keeper)|attacks\.(survivors|inputs))\..*"),  # of internal modules
+]
 # What annotations evaluate to, and the names that infofeat_jax.types has for it.
 ALIASES = {
     "Callable[[Float[Array, 'b h w c']], Outputs]": "Forward",

@@ -1,5 +1,6 @@
 """Checks before anything expensive starts: a run's directory, its model's size, its data split, its data."""
 
+import json
 import math
 import os
 import pathlib
@@ -13,13 +14,17 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, parts, weights
+from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models.layers import check_channels
-from infofeat_jax.runtime import memory
+from infofeat_jax.runtime import files, memory, processes
 from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
+FEWEST = 5  # times as many training images as are held out for validation, or a line says so
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
-FILES = ("lock", "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
+DATA = "data.json"  # {what the run had of its data: digest}, to notice files that change; runs before it have none
+RESTORE = "restore them, or give another --workdir"
+FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "parameters.txt")  # fmt: skip
 FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
 
@@ -108,6 +113,39 @@ def _count_parameters(module: nn.Module) -> int:
     images = jnp.zeros((1, 32, 32, 3))  # any shape: the number of channels affects only the first kernel
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
+
+
+def check_same_data(directory: pathlib.Path, dataset: data.Dataset, *, to_train: bool) -> None:
+    """Raises InvalidInput if the images or labels are others than the run in `directory` has been trained or tested on.
+
+    All processes of a run call this. The first time, it is noted what they are.
+    """
+    test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
+    name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
+    found, refused = digest(used), InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}")
+    same = True
+    if processes.is_writer():
+        try:
+            noted = files.read_json(directory / DATA) or {}
+            same = noted.setdefault(name, found) == found
+        except InvalidInput as error:
+            same, refused = False, error
+        if same:
+            files.write_atomically(directory / DATA, json.dumps(noted, indent=2) + "\n")
+    if not processes.agreed(same):
+        raise refused
+
+
+def held_out_note(config: ConfigDict, dataset: data.Dataset) -> str:
+    """A line if the validation images leave few to train on, as a default made for larger data does; "" if not."""
+    train, held_out = len(dataset.train.labels), len(dataset.validation.labels)
+    if config.data.train_size or held_out * FEWEST <= train + held_out:
+        return ""
+    fitting = max((train + held_out) // FEWEST, 1)
+    return (
+        f"{held_out} of {train + held_out} training images are held out for validation, which leaves {train}:"
+        f" --config.data.validation_size={fitting} would leave {train + held_out - fitting}"
+    )
 
 
 def check_data(config: ConfigDict, dataset: data.Dataset) -> None:

@@ -18,7 +18,7 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.experiment import Experiment
-from infofeat_jax.runtime import compilation, processes, signals
+from infofeat_jax.runtime import compilation, memory, processes, signals
 from infofeat_jax.training import records
 from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped
 
@@ -81,6 +81,8 @@ def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     experiment = experiments.create(
         config, directory, to_train=to_train
     )  # before the directory is made: it may be refused
+    if to_train and processes.is_writer() and (note := checks.held_out_note(config, experiment.data)):
+        print(f"note: {note}")
     with run.own_directory(directory):
         for act in modes(mode).values():
             act(experiment)
@@ -96,7 +98,8 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
     `coming`: sibling runs, to craft transfer attacks on, that need not exist yet.
     """
-    evaluate.check_names(config.eval.attacks, config.eval.distances, config.eval.validation_attack)
+    options = config.eval
+    evaluate.check_names(options.attacks, options.distances, options.validation_attack, options.evaluators)
     for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
         run.check_source(directory, source)
     if config.eval.torch_checkpoint:
@@ -155,7 +158,7 @@ def one_line_errors() -> Iterator[None]:
         status, text = 1, f"error: the host has too little memory ({error}): {advice}"
     except jax.errors.JaxRuntimeError as error:
         brief = " ".join(str(error).split())[:300]
-        if "RESOURCE_EXHAUSTED" in brief:  # not the training step, whose memory is estimated before it runs
+        if memory.ran_out(error):  # not the training step, whose memory is estimated before it runs
             advice = f"{experiments.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
             status, text = 1, f"error: a device has too little memory ({brief}): {advice}"
         elif jax.distributed.is_initialized():

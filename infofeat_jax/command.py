@@ -23,6 +23,7 @@ USAGE = """Trains and evaluates robust classifiers.
 
 Run the same command again to continue an interrupted run. --helpfull explains every field of the configuration.
 """
+MODES = ["train", "evaluate", "report"]
 CONFIGS = pathlib.Path(__file__).parent / "configs"
 
 
@@ -38,8 +39,7 @@ def define_flags() -> None:
     """Defines the command's flags."""
     config_flags.DEFINE_config_file("config", None, "NAME, a configuration of infofeat_jax, or FILE.py; then :METHOD.")
     flags.DEFINE_string("workdir", "", "The run's directory; runs/CONFIG/METHOD by default.")
-    modes = ["train", "evaluate", "report"]
-    flags.DEFINE_enum("mode", "train", modes, "Train and evaluate, or only evaluate or report.")
+    flags.DEFINE_enum("mode", "train", MODES, "Train and evaluate, or only evaluate or report.")
     flags.DEFINE_list("trust", [], "Parts of one's own (package.module:name) of saved configurations to import.")
     flags.DEFINE_string("coordinator", "", "host:port of process 0 of a multi-host run, or auto (TPU pods, SLURM).")
     flags.DEFINE_integer("num_processes", 0, "Number of processes of the multi-host run.")
@@ -48,8 +48,11 @@ def define_flags() -> None:
 
 def _execute(_) -> None:
     hosts = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-    file = FLAGS["config"].config_filename
-    cli.execute(FLAGS.config, file, workdir=FLAGS.workdir, mode=FLAGS.mode, hosts=hosts, trust=FLAGS.trust)
+    if FLAGS.config is None:  # for a report
+        config, file = configs.default(), ""
+    else:
+        config, file = FLAGS.config, FLAGS["config"].config_filename
+    cli.execute(config, file, workdir=FLAGS.workdir, mode=FLAGS.mode, hosts=hosts, trust=FLAGS.trust)
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -66,7 +69,9 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
         raise InvalidInput(_brief(str(error))) from None
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InvalidInput(_unknown_field(argv) or f"--config: {' '.join(str(error).split())}") from None
-    if missing:
+    if words := rest[1:]:
+        raise InvalidInput(_no_flag(words))
+    if missing and not _reports_directory(values):
         raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py or --config=digits")
     return rest
 
@@ -83,6 +88,19 @@ def shipped(argument: str) -> str:
     if name not in files:
         raise InvalidInput(f"--config={match[2]}: choose one of {', '.join(sorted(files))}, or give a FILE.py")
     return f"{match[1]}{files[name]}{match[3] or ''}"
+
+
+def _reports_directory(values: flags.FlagValues) -> bool:
+    """Whether the command is a report of a directory, which says itself what it holds."""
+    return "mode" in values and values["mode"].value == "report" and bool(values["workdir"].value)
+
+
+def _no_flag(words: list[str]) -> str:
+    """The message about words on the command line that are no flags, such as `report runs/digits`."""
+    mode, rest = (words[0], words[1:]) if words[0] in MODES else ("", words)
+    places = [word for word in rest if not word.startswith("-")]
+    advice = " ".join([f"--mode={mode}"] * bool(mode) + [f"--workdir={place}" for place in places[:1]])
+    return f"{' '.join(words)}: expected flags alone, as {advice or '--config=digits'}"
 
 
 def _unknown_field(argv: list[str]) -> str:

@@ -121,6 +121,7 @@ def default() -> ConfigDict:
     # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the model of the sibling run RUN
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20", "autoattack")
     config.eval.distances = ()  # iterative attacks (cw5) whose perturbations are compared with PGD's (Table 2)
+    config.eval.evaluators = ()  # package.module:name, functions of one's own that give each test image a value
     config.eval.cam_images = 8  # test images whose class activation maps are saved for the report
     config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
     config.eval.step_size = placeholder(float)  # of iterative attacks; None: a quarter of epsilon

@@ -15,7 +15,7 @@ OPEN = "model.options"  # the one group whose fields are defined by a model, not
 # The element types of the fields that hold several values. Integers count as numbers.
 ELEMENTS = {
     "model.mean": float, "model.std": float, "optimizer.milestones": float, "eval.attacks": str,
-    "eval.distances": str, "study.rows": str, "study.seeds": int,
+    "eval.distances": str, "eval.evaluators": str, "study.rows": str, "study.seeds": int,
 }  # fmt: skip
 TYPES = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 PROSE = ("data.note", "study.title", "study.rows")  # texts that name no file

@@ -19,7 +19,7 @@ from infofeat_jax.config_combinations import extra_count
 from infofeat_jax.data import augment, mixing
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.data.mapped import mapped
-from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation import attack_names, evaluators
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import compilation, devices
 from infofeat_jax.training import checkpoint, optimizers
@@ -84,6 +84,7 @@ def create(
     extra = load_extra(config, dataset) if to_train else None
     created = Experiment(config, workdir, dataset, mesh, module, method, optimizer, schedule, initial, extra)
     check_own(created)
+    check_evaluators(created)
     if initial is not None and parts.is_own(config.model.name):
         weights.check_shapes(path, module, initial, created.image_shape)
     return created
@@ -117,6 +118,18 @@ def check_own(experiment: Experiment) -> None:
         raise InvalidInput(f"{what}: {error}") from None
     except Exception as error:  # a user's code raises anything
         raise InvalidInput(f"{what}, images {list(shape)}: {parts.summary(error)}") from error
+
+
+def check_evaluators(experiment: Experiment) -> None:
+    """Raises InvalidInput if an evaluator of one's own fails on the model: it is traced, not computed."""
+    key, images = jax.random.key(0), jnp.zeros((1, *experiment.image_shape))
+    for name in experiment.config.eval.evaluators:
+
+        def traced(variables, name=name):
+            evaluators.check(name, partial(experiment.module.apply, variables), experiment.image_shape)
+            return jnp.zeros(())
+
+        jax.eval_shape(traced, jax.eval_shape(experiment.module.init, key, images))
 
 
 def load_data(config: ConfigDict) -> data.Dataset:

@@ -13,9 +13,9 @@ from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
+from infofeat_jax import checks, parts, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
-from infofeat_jax import parts, streams, weights
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.evaluation.subject import Source, Subject, digest
@@ -34,6 +34,7 @@ def train(experiment: Experiment) -> State:
 
     Raises InvalidInput, RunFailed, Stopped.
     """
+    checks.check_same_data(experiment.workdir, experiment.data, to_train=True)
     if processes.is_writer():
         files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
     return loop.train(create_training(experiment))
@@ -46,6 +47,7 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     Raises InvalidInput, Stopped.
     """
     which, workdir = experiment.config.eval.checkpoint, experiment.workdir
+    checks.check_same_data(workdir, experiment.data, to_train=False)
     results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
     if which == "both":
         results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
@@ -127,7 +129,7 @@ def evaluate_checkpoint(experiment: Experiment, which: str, *, with_cam_images: 
     subject = create_subject(experiment, state.evaluated, SUFFIXES[which])
     if not with_cam_images:
         subject = subject._replace(cam_images=0)
-    results = evaluate.evaluate(subject, options.attacks, options.distances)
+    results = evaluate.evaluate(subject, options.attacks, options.distances, options.evaluators)
     return results | {"checkpoint": which, "checkpoint_step": int(state.step)}
 
 

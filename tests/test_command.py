@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 from test_config import parse, refused
@@ -30,6 +32,28 @@ def test_what_follows_the_name_is_passed_on():
 def test_an_unknown_name_lists_the_configurations():
     text = refused(parse, "--config=cifar11")
     assert text == f"--config=cifar11: choose one of {', '.join(NAMES)}, or give a FILE.py"
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["report", "runs/digits"], "--mode=report --workdir=runs/digits"),
+        (["evaluate", "--config=digits"], "--mode=evaluate"),
+        (["runs/digits"], "--workdir=runs/digits"),
+        (["--config=digits", "madry"], "--workdir=madry"),
+    ],
+)
+def test_words_that_are_no_flags_are_refused_with_the_flags(words, advice):
+    assert refused(parse, *words).endswith(f": expected flags alone, as {advice}")
+
+
+def test_the_report_of_a_directory_needs_no_configuration(tmp_path):
+    code = "import sys; from infofeat_jax.__main__ import main; main()"
+    flags = ["--mode=report", f"--workdir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stderr == f"error: no run in {tmp_path}: train first, or give the directory of a run or a study\n"
 
 
 def test_the_help_has_every_field_with_its_default_and_an_explanation():

@@ -4,6 +4,7 @@ import json
 import pathlib
 import tempfile
 import warnings
+from contextlib import suppress
 
 import jax.numpy as jnp
 import numpy as np
@@ -233,8 +234,8 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     names = {name for name, _ in configs.flatten(configs.default().to_dict())}
     checked_elsewhere = {
         "model.name", "method.name", "method.variant", "optimizer.name", "optimizer.schedule", "data.name",
-        "eval.attacks", "eval.distances", "eval.validation_attack", "data.extra", "study.rows", "init_from",
-        "eval.torch_checkpoint",
+        "eval.attacks", "eval.distances", "eval.evaluators", "eval.validation_attack", "data.extra", "study.rows",
+            "init_from", "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
         "remat", "data.data_dir", "data.in_memory", "data.note", "data.flip", "optimizer.nesterov",
@@ -381,7 +382,7 @@ def like(name: str):
 
 
 def assign(config: ConfigDict, name: str, value: object) -> None:
-    with config.ignore_type():
+    with config.ignore_type(), suppress(OverflowError):  # of ml_collections, for integers that no float is as large as
         group, _, field = name.rpartition(".")
         (config[group] if group else config)[field] = value
 

@@ -255,7 +255,7 @@ def test_other_names_in_messages(tmp_path, members, expected):
     ("arguments", "expected"),
     [
         ({"validation_size": -1}, "validation_size=-1: expected 0 to 29 of 30 training images"),
-        ({"validation_size": 30}, "validation_size=30: expected 0 to 29 "),
+        ({"validation_size": 30}, "validation_size=30: expected 0 to 29 of 30 training images, such as 6"),
         ({"train_size": 0}, "train_size=0: expected 1 to 25 of 25 training images after validation"),
         ({"train_size": 26}, "train_size=26: expected 1 to 25 "),
         ({"test_size": 0}, "test_size=0: expected 1 to 12 of the test images"),

@@ -1,6 +1,7 @@
 """The public evaluation: outcomes against attacks called by hand, models of every kind, storage, one-line refusals."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import scipy.stats
 import small
 from flax import nnx
+from processes import free_port
 
 import infofeat_jax
 from infofeat_jax import attacks, evaluator, report, streams
@@ -26,7 +28,7 @@ from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation import pace, robustness
 from infofeat_jax.evaluator import batches
-from infofeat_jax.runtime import console, memory
+from infofeat_jax.runtime import console, devices, memory
 from infofeat_jax.types import InvalidInput
 
 FORWARD, IMAGES, LABELS, _ = linear_model.problem()
@@ -260,6 +262,61 @@ def test_images_as_the_caller_has_them():
 def training_nnx():
     model = Nnx()
     return lambda images: model(images)
+
+
+# Several processes.
+
+SEVERAL = """
+import sys
+import jax
+jax.config.update("jax_num_cpu_devices", 1)
+jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
+import infofeat_jax
+import linear_model
+import numpy as np
+from infofeat_jax.evaluation import evaluate as measurements
+from infofeat_jax.types import InvalidInput
+measurements.probe = lambda subject: None
+forward, images, labels, _ = linear_model.problem()
+options = {"attacks": ("clean", "pgd2", "apgd-ce(num_steps=2)"), "batch_size": 16, "progress": False}
+def evaluate(epsilon, **more):
+    return infofeat_jax.evaluate(forward, images, labels, epsilon=epsilon, **options, **more)
+for epsilon, more in ((0.05, {}), (0.05, {"directory": sys.argv[3]}), (0.1, {"directory": sys.argv[3]})):
+    try:
+        result = evaluate(epsilon, **more)
+    except InvalidInput as error:
+        print("refused:", error)
+fields = ("outcomes", "adversarial")
+arrays = {f"{field}/{name}": value for field in fields for name, value in getattr(result, field).items()}
+np.savez(sys.argv[4], devices=jax.device_count(), **arrays)
+"""
+
+
+def test_two_processes_give_the_result_of_one(tmp_path, monkeypatch):
+    """Each of them, with half of the devices; refused alike without a directory, and with another epsilon."""
+    monkeypatch.setattr(devices, "mesh", lambda: jax.sharding.Mesh(jax.devices()[:2], (devices.AXIS,)))
+    expected = evaluate(names=("clean", "pgd2", "apgd-ce(num_steps=2)"), batch_size=16)
+    port, shared = str(free_port()), str(tmp_path / "shared")
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SEVERAL, port, str(index), shared, str(tmp_path / f"{index}.npz")],
+            cwd=pathlib.Path(__file__).parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent.parent)},
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    refusals = [re.findall("refused: (.*)", stdout) for stdout, _ in outputs]
+    assert {first for first, _ in refusals} == {"directory is missing: expected one that all 2 processes share"}
+    assert refusals[0][1].startswith(f"{shared} holds an evaluation with epsilon 0.05, not 0.1")
+    assert refusals[1][1] == f"{shared} cannot be used: process 0 says why"
+    for index in range(2):
+        found = np.load(tmp_path / f"{index}.npz")
+        assert found["devices"] == 2
+        for field in ("outcomes", "adversarial"):
+            for name, values in getattr(expected, field).items():
+                np.testing.assert_array_equal(found[f"{field}/{name}"], values)
 
 
 # Refusals, in one line, before anything is attacked.

@@ -99,7 +99,12 @@ def test_evaluate_lowers_its_batches_once_says_so_and_keeps_what_it_has(capsys, 
     ]
 
 
-def test_batches_that_are_done_are_not_computed_again():
+@pytest.mark.parametrize(
+    "message",
+    ["RESOURCE_EXHAUSTED: Out of memory", "INTERNAL: Error dispatching computation: Out of memory allocating 9 bytes."],
+    ids=["accelerator", "CPU"],
+)
+def test_batches_that_are_done_are_not_computed_again(message):
     """Memory runs out in the third batch of four: the rest is done in halves, and each image once."""
     images = np.arange(14, dtype=np.uint8)[:, None, None, None]
     split, said = Split(images, np.zeros(14, np.int32)), []
@@ -109,7 +114,7 @@ def test_batches_that_are_done_are_not_computed_again():
 
     def one_batch(forwards, key, batch):
         if batch[0].max() > 7 and len(batch[0]) > 2:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+            raise jax.errors.JaxRuntimeError(message)
         return batch[0].ravel()
 
     tell = lambda line, batch_size: said.append(batch_size)  # noqa: E731

@@ -1,6 +1,9 @@
 """The memory available to a process: the machine's, or the limit of a container or a scheduler."""
 
 import os
+import pathlib
+import re
+import resource
 
 import jax
 import pytest
@@ -42,3 +45,15 @@ def test_the_least_limit_holds(tmp_path, monkeypatch):
 
 def test_no_control_groups_at_all(tmp_path):
     assert memory.cgroup_limits(tmp_path) == []
+
+
+def test_an_address_limit_leaves_what_is_not_mapped_yet(monkeypatch):
+    """`ulimit -v` counts all that the process has mapped, as its status says."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    mapped = 1024 * int(re.search(r"VmSize:\s+(\d+) kB", status)[1])
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (mapped + GIB, resource.RLIM_INFINITY))
+    (left,) = memory.address_limit()
+    assert abs(left - GIB) < 2**26
+    assert memory.available() <= left // jax.local_device_count()
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert memory.address_limit() == []

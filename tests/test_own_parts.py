@@ -1,5 +1,6 @@
 """Parts of one's own: those of the documentation in a whole run, mistakes, and that no saved name is imported."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -18,7 +19,7 @@ from PIL import Image
 import infofeat_jax
 from infofeat_jax import cli, data, experiment, methods, models, parts, report, run, weights
 from infofeat_jax import config as configs
-from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation import attack_names, evaluators
 from infofeat_jax.export import convert
 from infofeat_jax.models import own
 from infofeat_jax.training import optimizers
@@ -29,7 +30,7 @@ BUDGET = attack_names.Budget("linf", 8 / 255, 2 / 255)
 EVIL = """
 import pathlib
 pathlib.Path({mark!r}).touch()
-from own import ViT, tables, pairing, sign_noise
+from own import ViT, tables, pairing, sign_noise, shifted, confidence
 """
 WRONG = """
 import flax.linen as nn
@@ -80,7 +81,8 @@ def configure(**changes):
     config.attack.num_steps = 1
     config.optimizer.update({"name": "own:lion", "schedule": "own:triangle", "learning_rate": 0.01})
     config.eval.update({"attacks": ("clean", "own:sign_noise(tries=2)"), "validation_attack": "own:sign_noise",
-                        "batch_size": 16, "probe_examples": 0})  # fmt: skip
+                        "evaluators": ("own:shifted(pixels=1)", "own:confidence"), "batch_size": 16,
+                        "probe_examples": 0})  # fmt: skip
     config.checkpoint.every_minutes = 0.0
     config.update_from_flattened_dict(changes)
     return configs.resolve(config)
@@ -110,6 +112,40 @@ def test_a_run_of_ones_own_parts(finished):
     assert not (finished / "cam_images.npz").exists()  # it returns no maps
     epochs = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in epochs if "epoch" in line] == [1, 2]
+
+
+def test_ones_own_evaluators_give_each_image_a_value(finished, capsys):
+    """Against a plain loop over the moved images; and where a reader meets the means."""
+    images, labels = data.load("digits", validation_size=8, train_size=32, test_size=12).test
+    one = experiment.create(trusting(configure()), finished)
+    state = experiment.restore(one, "best")
+    subject = run.create_subject(one, state.evaluated)
+
+    def logits(pixels):
+        return np.asarray(one.module.apply(state.evaluated, data.to_unit(jnp.asarray(pixels))).logits)
+
+    moves = itertools.product((-1, 0, 1), repeat=2)
+    predicted = [logits(np.roll(images, move, (1, 2))).argmax(-1) for move in moves]
+    expected = [classes == labels for classes in predicted]
+    shares = np.exp(logits(images)) / np.exp(logits(images)).sum(-1, keepdims=True)
+    with np.load(finished / "outcomes.npz") as values:
+        np.testing.assert_array_equal(values["evaluator/own:shifted(pixels=1)"], np.all(expected, axis=0))
+        np.testing.assert_allclose(values["evaluator/own:confidence"], shares.max(-1), rtol=1e-5)
+    middle = predicted[4].astype(np.int32)  # as labels, which such a short training does not hit
+    found = evaluators.measure(
+        subject._replace(split=data.Split(images, middle)), "own:shifted(pixels=1)", lambda *_, **__: None
+    )
+    np.testing.assert_array_equal(found, np.all([classes == middle for classes in predicted], axis=0))
+    assert 0 < found.mean() < 1
+    means = {"own:shifted(pixels=1)": np.all(expected, axis=0).mean(), "own:confidence": shares.max(-1).mean()}
+    results = json.loads((finished / "results.json").read_text())
+    assert results["evaluators"] == pytest.approx(means, rel=1e-5)
+    report.write(finished)
+    text = (finished.parent / "report" / "index.html").read_text()
+    shown = capsys.readouterr().out.replace("\n", " ")
+    for name, value in means.items():
+        assert name in text
+        assert f"{name} {value:.4g}" in shown
 
 
 def test_it_resumes_to_the_same_bits(finished, tmp_path, capsys):
@@ -263,6 +299,7 @@ CALLS = {
     "method": lambda name: methods.create(name, methods.Options(3, {})),
     "attack": lambda name: attack_names.check(attack_names.parse(name), BUDGET),
     "data": lambda name: data.load(name),
+    "evaluator": lambda name: evaluators.check(name, lambda images: jnp.zeros((len(images), 3)), (8, 8, 1)),
     "optimizer": lambda name: optimizers.create_optimizer(name, lambda step: 0.1, momentum=0.9),
     "schedule": lambda name: optimizers.create_schedule(name, learning_rate=0.1),
 }
@@ -404,6 +441,29 @@ def test_the_command_trusts_what_it_is_given(monkeypatch, tmp_path):
     config.model.name, config.study.rows = "own:ViT", ("a: method.name=own:pairing",)
     cli.execute(config, "x.py", workdir=str(tmp_path), mode="report", hosts=("", 0, -1), trust=["evil:tables"])
     assert parts._trusted >= {"own:ViT", "own:pairing", "evil:tables"}
+
+
+def test_a_saved_evaluator_is_not_imported_unless_the_command_line_names_it(tmp_path, place):
+    """An evaluation has the evaluators of its command line, which are imported if that names them."""
+    own_model = {"model.name": "wrn_10_1", "method.name": "standard", "eval.attacks": ("clean",),
+                 "eval.validation_attack": "fgsm", "optimizer.name": "sgd",
+                 "optimizer.schedule": "piecewise"}  # fmt: skip
+    saved = configure(**own_model, **{"eval.evaluators": ("evil:shifted",)})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text(configs.to_json(saved))
+    cli.check(configure(**own_model, **{"eval.evaluators": ()}), tmp_path, "evaluate")
+    assert not (place / "mark").exists()
+    with pytest.raises(InvalidInput, match=r"evil:shifted.*not imported.*--trust=evil:shifted"):
+        cli.check(saved, tmp_path, "evaluate")
+    assert not (place / "mark").exists()
+    cli.check(trusting(saved), tmp_path, "evaluate")
+    assert (place / "mark").exists()
+
+
+@pytest.mark.parametrize("name", ["pgd20", "own:shifted@other", "own"])
+def test_an_evaluator_is_ones_own(name):
+    with pytest.raises(InvalidInput, match=r"expected package\.module:name|unknown attack"):
+        evaluators.parse(name)
 
 
 def test_what_is_trusted_is_a_name():

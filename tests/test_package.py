@@ -101,11 +101,6 @@ def test_a_run_on_embedded_data_never_loads_tensorflow_nor_scikit_learn_whose_fi
     assert loaded.strip() == "[]"
 
 
-def test_the_readmes_library_example_runs():
-    assert "robust accuracy" in run(example("README.md"))
-    assert example("README.md") == example("docs/quickstart.md")
-
-
 def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_bring():
     pytest.importorskip("equinox")
     shown = run(
@@ -117,15 +112,6 @@ def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_
     assert re.search(r"^0\.\d+ \(100,\) \(100, 8, 8, 1\)$", shown, re.MULTILINE)
     assert shown.splitlines()[-1] == "[]"
     assert examples("README.md")[1] == example("docs/how-to/any-model.md")
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what foolbox imports
-def test_the_other_libraries_example_runs():
-    for package in ("torch", "foolbox", "art"):
-        pytest.importorskip(package)
-    setup, second = example("README.md").split("attack = ")[0], example("docs/how-to/libraries.md")
-    shown = run(f"{setup}\n{second}\nprint(type(network), attacked.bounds, classifier.predict(images).shape)")
-    assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
 
 
 @pytest.mark.parametrize(

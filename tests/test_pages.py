@@ -1,4 +1,5 @@
-"""The command blocks of the README and the first pages, in the order in which a reader meets them, in one folder."""
+"""The commands of the README and the first pages, in the order in which a reader meets them, in one folder; and what
+the library examples make of the run that they leave."""
 
 import json
 import re
@@ -25,6 +26,17 @@ def commands(page: str) -> list[list[str]]:
     parts = [part for line in lines for part in line.split("&&")]
     found = [shlex.split(part, comments=True) for part in parts]
     return [words for words in found if words and words[0] != "pip"]
+
+
+def example(page: str) -> str:
+    """The first Python example on a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0]
+
+
+def execute(main, folder, code: str) -> str:
+    """What a program of this code prints, in `folder`."""
+    (folder / "example.py").write_text(code)
+    return main(program="example.py", folder=folder).stdout
 
 
 def reduced(words: list[str]) -> tuple[str, list[str]]:
@@ -67,6 +79,19 @@ def test_the_pages_commands_run_one_after_the_other(main, folder):
     assert all(name in page for name in ("finetuned", "converted"))
     assert (folder / "robust.stablehlo").stat().st_size > 0
     assert not (ROOT / "runs" / "digits" / "converted").exists()
+
+
+def test_the_library_examples_run_on_what_the_first_command_made(main, folder):
+    code = example("README.md")
+    assert code == example("docs/quickstart.md")
+    assert re.search(r"robust accuracy \S+\n$", execute(main, folder, code))
+    for package in ("torch", "foolbox", "art"):
+        pytest.importorskip(package)
+    setup, second = code.split("attack = ")[0], example("docs/how-to/libraries.md")
+    shown = execute(
+        main, folder, f"{setup}{second}print(type(network), attacked.bounds, classifier.predict(images).shape)"
+    )
+    assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
 
 
 def test_the_commands_of_a_page_are_found():

@@ -300,6 +300,24 @@ def test_a_warning_is_on_the_page_once(study, written):
     assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
 
 
+@pytest.mark.parametrize(
+    ("limits", "given", "said"),
+    [
+        ({}, {}, "AutoAttack on 100 only"),  # the other 500 are the whole test set
+        ({"eval.num_examples": 500}, {}, "AutoAttack on 100 and the others on 500 only"),
+        ({"data.test_size": 500}, {}, "AutoAttack on 100 and the others on 500 only"),
+        ({}, {"given": {}}, "AutoAttack on 100 and the others on 500 only"),  # it is unknown whether there are more
+    ],
+)
+def test_images_are_few_where_there_are_more(tmp_path, limits, given, said):
+    config = create_config(**limits)
+    examples = {"clean": 500, "pgd20": 500, "autoattack": 100}
+    results = create_results(config, {"clean": 0.8, "pgd20": 0.5, "autoattack": 0.4})
+    write_run(tmp_path / "madry", config, results | {"num_examples": 500, "examples": examples} | given)
+    (warning,) = notes.few_images(collect.collect(tmp_path))
+    assert warning.startswith(f"Few images: {said};")
+
+
 def test_many_flags_leave_the_page_its_head(tmp_path):
     """The first five are in sight, the others one click away, and all are there."""
     results = create_results(create_config(), MEASURED, flags=[f"flag {index}" for index in range(12)])

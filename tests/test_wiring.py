@@ -13,7 +13,7 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, data, models, run, streams
+from infofeat_jax import attacks, checks, data, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import Progress
@@ -25,6 +25,7 @@ from infofeat_jax.training import loop
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.free import Free
+from infofeat_jax.types import InvalidInput
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
 
@@ -363,3 +364,51 @@ def test_each_device_of_the_pmap_mode_has_a_key_of_its_own():
         spread[mode] = float(step(jnp.zeros(()), (jnp.zeros(4), jnp.zeros(4)), jax.random.key(0))[1]["spread"])
     assert spread["jit"] == 0
     assert abs(spread["pmap"]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "600 of 1297 training images are held out for validation, which leaves 697:"
+             " --config.data.validation_size=259 would leave 1038"),
+        ({"data.validation_size": 259}, ""),
+        ({"data.train_size": 100}, ""),  # asked for
+    ],
+)  # fmt: skip
+def test_a_validation_split_that_leaves_little_to_train_on_is_remarked_on(changes, said):
+    config = configure(**{"data.name": "digits", "data.validation_size": 600, "data.train_size": 0} | changes)
+    assert checks.held_out_note(config, experiments.load_data(config)) == said
+
+
+class Reached(Exception):
+    """What follows the check of the data."""
+
+
+def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
+    """By training those to train on, by an evaluation those to test on; noted when they are first seen."""
+
+    def reached(*_, **options):
+        raise Reached
+
+    monkeypatch.setattr(run, "create_training", reached)
+    monkeypatch.setattr(run, "evaluate_checkpoint", reached)
+    uses = {run.train: ("train", "validation"), run.evaluate_run: ("test",)}
+    one = create_experiment(tmp_path)
+    (tmp_path / "config.json").write_text(configs.to_json(one.config))  # of a run before there was a note
+    for use, splits in uses.items():
+        for _ in range(2):
+            with pytest.raises(Reached):
+                use(one)
+        for split in ("train", "validation", "test"):
+            changed = getattr(one.data, split)
+            changed = changed._replace(labels=np.roll(changed.labels, 1))
+            other = one._replace(data=one.data._replace(**{split: changed}))
+            noticed = pytest.raises(InvalidInput, match=r"images.* have changed since it last had them: restore")
+            with noticed if split in splits else pytest.raises(Reached):
+                use(other)
+    fewer = data.Split(*(array[:-1] for array in one.data.test))
+    with pytest.raises(Reached):  # config.data.test_size may change
+        run.evaluate_run(one._replace(data=one.data._replace(test=fewer)))
+    (tmp_path / "data.json").write_text("{")
+    with pytest.raises(InvalidInput, match=r"data\.json is not readable"):
+        run.train(one)

@@ -60,7 +60,8 @@ def load(
     else:
         source = _find(name := os.fspath(name), data_dir, image_size, in_memory)
     available = len(source.train.labels)
-    _check_integer("validation_size", validation_size, 0, available - 1, f"of {available} training images")
+    meaning = f"of {available} training images, such as {max(available // 5, 1)}"
+    _check_integer("validation_size", validation_size, 0, available - 1, meaning)
     rest = available - validation_size
     _check_integer("train_size", train_size, 1, rest, f"of {rest} training images after validation")
     _check_integer("test_size", test_size, 1, len(source.test.labels), "of the test images")

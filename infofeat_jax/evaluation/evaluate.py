@@ -1,7 +1,7 @@
 """Robust accuracy of a trained model: per-image outcomes of each attack, and their summaries.
 
 Per-image values are stored in outcomes.npz after each measurement; later evaluations in the same setting reuse them.
-Adding an evaluator adds an entry to MEASURES (per-image values) or SUMMARIES (what is derived from them).
+Adding a kind of measurement adds an entry to MEASURES (per-image values) or SUMMARIES (what is derived from them).
 """
 
 import json
@@ -23,6 +23,7 @@ from infofeat_jax.evaluation import (
     autoattack,
     cam_images,
     distances,
+    evaluators,
     heuristics,
     pace,
     probes,
@@ -34,7 +35,7 @@ from infofeat_jax.types import InvalidInput
 
 BUDGET = attack_names.Budget("linf", 8 / 255, 2 / 255)  # any: for checks of names
 BUSY = 128  # images at once keep an accelerator busy
-DISTANCE = "distance/"  # prefix that tells the names of distances from those of attacks
+DISTANCE, EVALUATOR = OTHERS = "distance/", "evaluator/"  # prefixes that tell other names from those of attacks
 
 Values = Shaped[np.ndarray, " n"]  # of the first n images
 
@@ -50,19 +51,32 @@ class Measured(NamedTuple):
     @property
     def attacks(self) -> dict[str, Values]:
         """{attack: which images remain correctly classified}."""
-        return {name: value for name, value in self.values.items() if not name.startswith(DISTANCE)}
+        return {name: value for name, value in self.values.items() if not name.startswith(OTHERS)}
 
     @property
     def distances(self) -> dict[str, Values]:
         """{attack: distance of its perturbation to PGD's}."""
+        return self._of(DISTANCE)
+
+    @property
+    def evaluators(self) -> dict[str, Values]:
+        """{evaluator of one's own: its values}."""
+        return self._of(EVALUATOR)
+
+    def _of(self, prefix: str) -> dict[str, Values]:
         found = self.values.items()
-        return {name.removeprefix(DISTANCE): value for name, value in found if name.startswith(DISTANCE)}
+        return {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}
 
 
-def evaluate(subject: Subject, names: Iterable[str], distance_names: Iterable[str] = ()) -> dict[str, Any]:
-    """The results of the attacks `names`, and of the distances to PGD of `distance_names`. Raises Stopped."""
-    wanted = [attack_names.parse(name).name for name in names]
-    wanted += [DISTANCE + attack_names.parse(name).name for name in distance_names]
+def evaluate(
+    subject: Subject, names: Iterable[str], distance_names: Iterable[str] = (), evaluator_names: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The results of the attacks `names`, of the distances to PGD of `distance_names`, of evaluators of one's own.
+
+    Raises Stopped.
+    """
+    asked = {"": names, DISTANCE: distance_names, EVALUATOR: evaluator_names}
+    wanted = [prefix + attack_names.parse(name).name for prefix, group in asked.items() for name in group]
     return measure_and_summarise(subject, wanted)[1]
 
 
@@ -90,8 +104,11 @@ def summarise(subject: Subject, measured: Measured, *, progress: bool = True) ->
     return results
 
 
-def check_names(names: Iterable[str], distance_names: Iterable[str] = (), validation: str = "clean") -> None:
-    """Raises InvalidInput for unknown attack names, before anything expensive starts."""
+def check_names(
+    names: Iterable[str], distance_names: Iterable[str] = (), validation: str = "clean",
+    evaluator_names: Iterable[str] = (),
+) -> None:  # fmt: skip
+    """Raises InvalidInput for unknown names, before anything expensive starts."""
     if not names:
         raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
     for spec in map(attack_names.parse, (*names, validation)):
@@ -104,6 +121,8 @@ def check_names(names: Iterable[str], distance_names: Iterable[str] = (), valida
         raise InvalidInput(f"config.eval.validation_attack = {validation!r}: expected one such as pgd7")
     for name in distance_names:
         distances.check(name)
+    for name in evaluator_names:
+        evaluators.create(name)
 
 
 @cache
@@ -116,11 +135,7 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
     """Measures what has not been measured yet, and saves after each measurement."""
     measured, reports, names = load(subject), [], list(dict.fromkeys(names))
     before = {name for name in names if is_measured(subject, measured, name)}
-    costs = {
-        name: pace.cost(name.removeprefix(DISTANCE)) * expected_count(subject, name)
-        for name in names
-        if name not in before
-    }
+    costs = {name: pace.cost(plain(name)) * expected_count(subject, name) for name in names if name not in before}
     with console.progress(len(names), active=progress and processes.is_writer()) as show:
         if subject.suffix:
             show(0, "", f"{subject.suffix.strip('_')} checkpoint:")
@@ -173,13 +188,18 @@ def advise(subject: Subject) -> str | None:
 
 def measure_one(subject: Subject, name: str, tell: Tell) -> Values:
     """One measurement: a value for each image."""
-    return MEASURES[kind_of(name)](subject, name.removeprefix(DISTANCE), tell)
+    return MEASURES[kind_of(name)](subject, plain(name), tell)
+
+
+def plain(name: str) -> str:
+    """A name without its prefix."""
+    return name.removeprefix(DISTANCE).removeprefix(EVALUATOR)
 
 
 def kind_of(name: str) -> str:
     """The entry of MEASURES that a name belongs to."""
-    if name.startswith(DISTANCE):
-        return "distance"
+    if name.startswith(OTHERS):
+        return name.partition("/")[0]
     return "autoattack" if attack_names.parse(name).is_cascade else "attack"
 
 
@@ -192,7 +212,9 @@ def expected_count(subject: Subject, name: str) -> int:
 def describe(name: str, values: Values) -> str:
     """One measurement in words."""
     if name.startswith(DISTANCE):
-        return f"distance of {name.removeprefix(DISTANCE)} to PGD: {values.mean():.3f}"
+        return f"distance of {plain(name)} to PGD: {values.mean():.3f}"
+    if name.startswith(EVALUATOR):
+        return f"{plain(name)}: {values.mean():.4g} on average of {len(values)} images"
     remark = " (no certificate)" if attack_names.parse(name).whole else ""
     return f"{name}: {values.mean():.1%} of {len(values)} correct{remark}"
 
@@ -237,7 +259,7 @@ def save(subject: Subject, measured: Measured) -> None:
 
 def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:
     """{name: digest of the source's weights} for the transferred attacks among `names`."""
-    sources = {name: attack_names.parse(name.removeprefix(DISTANCE)).source for name in names}
+    sources = {name: attack_names.parse(plain(name)).source for name in names}
     return {name: subject.source(source).digest for name, source in sources.items() if source}
 
 
@@ -284,9 +306,15 @@ def within_budget(outcomes: Mapping[str, Values]) -> dict[str, Values]:
     return {name: values for name, values in outcomes.items() if not attack_names.parse(name).has_own_epsilon}
 
 
+def averages(values: Mapping[str, Values]) -> dict[str, float]:
+    """{evaluator: its mean over the images}, of those whose values are finite."""
+    return {name: float(value.mean()) for name, value in values.items() if np.isfinite(value).all()}
+
+
 def find_flags(subject: Subject, measured: Measured) -> list[str]:
-    """Sentences that say why the measured robustness may be overestimated."""
-    probed = probe(subject) if subject.probe_examples else None
+    """Sentences that say why the measured robustness may be overestimated; clean accuracy alone claims none."""
+    attacked = any(name != "clean" for name in measured.attacks)
+    probed = probe(subject) if subject.probe_examples and attacked else None
     stages = autoattack.after_stages(subject) if "autoattack" in measured.values else {}
     return heuristics.flags(probed, measured.attacks, stages)
 
@@ -312,6 +340,7 @@ MEASURES: dict[str, Callable[[Subject, str, Tell], Values]] = {
     "attack": robustness.measure,
     "autoattack": autoattack.measure,
     "distance": distances.measure,
+    "evaluator": evaluators.measure,
 }
 # {field of results.json: (subject, measurements) -> its value}.
 SUMMARIES: dict[str, Callable[[Subject, Measured], Any]] = {
@@ -319,6 +348,7 @@ SUMMARIES: dict[str, Callable[[Subject, Measured], Any]] = {
     "common": lambda subject, measured: common(measured.attacks),
     "examples": lambda subject, measured: {name: len(values) for name, values in measured.attacks.items()},
     "distances": lambda subject, measured: {name: float(v.mean()) for name, v in measured.distances.items()},
+    "evaluators": lambda subject, measured: averages(measured.evaluators),
     "autoattack_stages": stage_accuracies,
     "flags": find_flags,
     "cam_images": lambda subject, measured: cam_images.keep(subject),

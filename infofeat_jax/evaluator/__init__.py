@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from infofeat_jax.adapters import calling
@@ -24,7 +24,7 @@ from infofeat_jax.evaluation.subject import Subject, digest
 from infofeat_jax.evaluator import batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
 from infofeat_jax.evaluator.result import Result
-from infofeat_jax.runtime import devices
+from infofeat_jax.runtime import devices, processes
 from infofeat_jax.types import InvalidInput, check_count
 
 __all__ = ["Result", "evaluate", "load"]
@@ -69,7 +69,8 @@ def evaluate(
       progress: whether to report on stderr.
       seed: of the random starts.
 
-    Uses all devices of this process. Raises InvalidInput before anything expensive is computed. Host memory: a copy of
+    Uses all devices. Of several processes (jax.distributed), each makes the same call, with a `directory` that they
+    share, and gets the same result. Raises InvalidInput before anything expensive is computed. Host memory: a copy of
     the images for each attack.
 
     >>> model = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)  # light, dark
@@ -78,17 +79,17 @@ def evaluate(
     >>> result.accuracy["clean"], result.accuracy["pgd20"]
     (1.0, 0.6)
     """
-    _check_alone()
+    _check_shared(directory)
     specs, mesh = _check_names(attacks), devices.mesh()
     batch_size, epsilon = check_count("batch_size", batch_size, 1), _check_epsilon(epsilon)
     split, channels_first = pixels.read(images, labels)
     budget = Budget(norm, epsilon, STEP * epsilon)
     ready = prepare(givens.read(model), split, budget, specs, mesh)
-    size = batches.fit(ready.forward, split, batch_size, mesh.size)
+    size = processes.agreed(batches.fit(ready.forward, split, batch_size, mesh.size))
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
     setting = storage.Setting(ready.name, digest(ready.forward), digest(split), norm, epsilon, size, seed, tuple(notes))
     with storage.opened(directory, setting, ready.logits) as workdir:
-        if progress:
+        if progress and processes.is_writer():
             print(*(f"note: {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)
         subject = Subject(
             ready.forward, split, ready.num_classes, mesh, budget, workdir, setting.text, source=_no_source, seed=seed,
@@ -99,6 +100,7 @@ def evaluate(
         setting = _noted(setting, measured)
         results = storage.complete(results, setting, mesh)
         storage.write(workdir, results)
+        processes.barrier("all is stored")
         found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
     adversarial = {
         name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
@@ -123,14 +125,14 @@ def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[A
     for spec in specs:
         attack_names.check(spec, budget, forward, shape)
     way, logits = calling.look(given, way, floats, split.labels)
-    forward = jax.device_put(calling.in_way(given.call, way), NamedSharding(mesh, PartitionSpec()))
+    forward = devices.place(mesh, calling.in_way(given.call, way))
     num_classes = inputs.num_classes(forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     return Model(given.name, forward, num_classes, logits, (*given.notes, *way.notes))
 
 
-def _check_alone() -> None:
-    if jax.process_count() > 1:
-        raise InvalidInput(f"evaluate is for one process, not {jax.process_count()}: several take main.py")
+def _check_shared(directory: str | pathlib.Path | None) -> None:
+    if directory is None and jax.process_count() > 1:
+        raise InvalidInput(f"directory is missing: expected one that all {jax.process_count()} processes share")
 
 
 def _check_names(names: Sequence[str]) -> list[AttackSpec]:

@@ -4,7 +4,7 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infofeat_jax.data.pixels import LEVELS
-from infofeat_jax.runtime import devices, files, lock
+from infofeat_jax.runtime import devices, files, lock, processes
 from infofeat_jax.types import InvalidInput
 
 FILE = "evaluation.json"
@@ -39,7 +39,7 @@ class Setting(NamedTuple):
 
 @contextmanager
 def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.ndarray) -> Iterator[pathlib.Path]:
-    """The directory, for this process alone; a temporary one for None.
+    """The directory, for this process, or the processes of this evaluation, alone; a temporary one for None.
 
     Raises InvalidInput if it cannot be written, or holds an evaluation in another setting or of another model, which
     is told by the `logits` of the first few images.
@@ -48,7 +48,21 @@ def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.nd
         with tempfile.TemporaryDirectory() as path:
             yield pathlib.Path(path)
         return
-    path = pathlib.Path(directory)
+    path, refused = pathlib.Path(directory), None
+    with ExitStack() as stack:
+        if processes.is_writer():
+            try:
+                stack.enter_context(claimed(path, setting, logits))
+            except InvalidInput as error:
+                refused = error
+        if processes.agreed(refused is not None):
+            raise refused or InvalidInput(f"{path} cannot be used: process 0 says why")
+        yield path
+
+
+@contextmanager
+def claimed(path: pathlib.Path, setting: Setting, logits: np.ndarray) -> Iterator[None]:
+    """Owns the directory, made if it is not there, and says in it what it is of. Raises InvalidInput."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -57,7 +71,7 @@ def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.nd
         check_same(path, setting, logits)
         about = setting._asdict() | {"logits": logits.tolist()}
         files.write_atomically(path / FILE, json.dumps(about, indent=2) + "\n")
-        yield path
+        yield
 
 
 def check_same(directory: pathlib.Path, setting: Setting, logits: np.ndarray) -> None:
@@ -80,7 +94,8 @@ def check_same(directory: pathlib.Path, setting: Setting, logits: np.ndarray) ->
 
 def write(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
     """Writes results.json."""
-    files.write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
+    if processes.is_writer():
+        files.write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
 
 
 def complete(results: dict[str, Any], setting: Setting, mesh: Mesh) -> dict[str, Any]:

@@ -20,7 +20,8 @@ SETTINGS: dict[str, type | tuple[type, ...]] = {
 RESULTS: dict[str, type] = {"config": dict, "num_examples": int, "checkpoint": str}
 # What results.json may lack, but not hold otherwise.
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
-    "examples": dict, "distances": dict, "flags": list, "seconds_per_attack": dict, "latest": dict, "train_images": int,
+    "examples": dict, "distances": dict, "evaluators": dict, "flags": list, "seconds_per_attack": dict,
+    "latest": dict, "train_images": int,
     "common": dict, "worst_case": (int, float),
     "given": dict,
 }  # fmt: skip
@@ -78,9 +79,10 @@ def find_damage(results: Mapping) -> str:
     for name, count in counts.items():
         if not isinstance(count, int) or count < 1:
             return f"examples = {{{name!r}: {_short(count)}}}"
-    for name, value in (*seconds.items(), *(results.get("distances") or {}).items()):
+    others = [results.get(field) or {} for field in ("distances", "evaluators")]
+    for name, value in (pair for group in (seconds, *others) for pair in group.items()):
         if not _is_finite(value):
-            return f"the seconds or distance of {name} = {_short(value)}"
+            return f"the seconds, distance or value of {name} = {_short(value)}"
     for part in ("latest", "common"):
         own = results | (results.get(part) or {}) | {part: None}
         if results.get(part) and (problem := find_damage(own)):

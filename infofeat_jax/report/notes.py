@@ -99,17 +99,26 @@ def describe_intervals(rows: Iterable[Row]) -> list[str]:
 
 
 def few_images(study: Study) -> list[str]:
-    """A warning if attacks were measured on too few test images to tell close rows apart."""
+    """A warning if attacks were measured on too few test images to tell close rows apart, where there are more."""
     by_count: dict[int, set[str]] = {}
+    of_parts = set()
     for run in study.runs:
         for attack, (_, count) in estimate.own_accuracies(run).items():
             by_count.setdefault(count, set()).add(attack)
-    few = sorted(count for count in by_count if count < FEW_IMAGES)
+            of_parts |= {count} if not is_whole_test_set(run, count) else set()
+    few = sorted(count for count in of_parts if count < FEW_IMAGES)
     if not few:
         return []
     parts = [f"{_attacks(by_count, count)} on {count}" for count in few]
     points = " and ".join(f"{100 * estimate.over_images(0.5, count)[2] - 50:.1f}" for count in few)
     return [f"Few images: {' and '.join(parts)} only; near 50 % a single value is uncertain by {points} points."]
+
+
+def is_whole_test_set(run: RunRecord, count: int) -> bool:
+    """Whether `count` images are all test images that the run's data have; unknown of images that were given."""
+    config = run.results["config"]
+    limits = config["eval"].get("num_examples"), config["data"].get("test_size")
+    return not any(limits) and "given" not in run.results and count == run.results["num_examples"]
 
 
 def _attacks(by_count: Mapping[int, set[str]], count: int) -> str:

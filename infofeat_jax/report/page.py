@@ -16,7 +16,7 @@ from infofeat_jax.report.runs import Study
 HERE = pathlib.Path(__file__).parent
 HEADINGS = {
     "accuracy": "Accuracy", "latest": "Early stopping", "transfer": "Transferred attacks", "steps": "Number of steps",
-    "distances": "Distance between perturbations",
+    "distances": "Distance between perturbations", "evaluators": "Evaluators of one's own",
 }  # fmt: skip
 
 

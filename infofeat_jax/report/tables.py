@@ -50,7 +50,7 @@ class Table(NamedTuple):
 def create(study: Study) -> list[Table]:
     """All tables that the runs have results for, each with the remarks on the data; the accuracies first."""
     tables = [accuracy_table(study), latest_table(study), transfer_table(study), steps_table(study)]
-    found = [table for table in (*tables, distance_table(study)) if table is not None]
+    found = [table for table in (*tables, distance_table(study), evaluator_table(study)) if table is not None]
     return [table._replace(notes=[*notes.describe_data(study), *table.notes]) for table in found]
 
 
@@ -159,6 +159,19 @@ def distance_table(study: Study) -> Table | None:
         )
     title = "Distance of perturbations to PGD's"
     return Table("distances", title, [display(attack) for attack in columns], lines, remarks)
+
+
+def evaluator_table(study: Study) -> Table | None:
+    """What evaluators of one's own found, on average."""
+    measured = {row.label: [run.results.get("evaluators") or {} for run in row.runs] for row in study.rows}
+    columns = list(dict.fromkeys(name for runs in measured.values() for run in runs for name in run))
+    lines = []
+    for row in study.rows:
+        values = [[run[name] for run in measured[row.label] if name in run] for name in columns]
+        if any(values):
+            lines.append(Line(name_of(row), [Cell(f"{np.mean(v):.4g}" if v else NONE) for v in values]))
+    remarks = ["Mean over test images (and seeds) of the value that the evaluator gives each image."]
+    return Table("evaluators", "Evaluators of one's own", columns, lines, remarks) if columns else None
 
 
 def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.PaperTable | None) -> list[Line]:

@@ -32,8 +32,18 @@ def show(study: Study) -> None:
     gaps = [f"{line.label}: {line.gap}" for line in accuracy.lines if line.gap]
     found = [finding(study)] if sum(bool(row.runs) for row in study.rows) > 1 else []
     warnings = [f"warning: {remark}" for remark in (*notes.warnings(accuracy.notes), *notes.flags(study))]
-    remarks = [line for remark in (*found, *gaps, *warnings) for line in wrapped(remark, width)]
+    remarks = [line for remark in (*of_own(study), *found, *gaps, *warnings) for line in wrapped(remark, width)]
     print(*wrapped(accuracy.title, width), "", *lay_out(create_columns(study, accuracy), width), *remarks, sep="\n")
+
+
+def of_own(study: Study) -> list[str]:
+    """What evaluators of one's own found, in a line for each row of the study."""
+    table = tables.evaluator_table(study)
+    if table is None:
+        return []
+    names = table.columns
+    pairs = [(line.label, zip(names, line.cells, strict=True)) for line in table.lines]
+    return [f"{label}: {', '.join(f'{name} {cell.value}' for name, cell in cells)}" for label, cells in pairs]
 
 
 def create_columns(study: Study, accuracy: tables.Table) -> list[Column]:

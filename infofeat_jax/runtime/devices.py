@@ -66,6 +66,11 @@ def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
+def place(mesh: Mesh, tree: PyTree) -> PyTree:
+    """The leaves of `tree`, whatever they are, on every device; of several processes, those of each are the same."""
+    return jax.device_put(tree, NamedSharding(mesh, P())) if jax.process_count() == 1 else replicate(mesh, tree)
+
+
 def shard(mesh: Mesh, tree: PyTree) -> PyTree:
     """Splits global host arrays along the batch; each process transfers only the parts of its devices."""
     sharding = NamedSharding(mesh, P(AXIS))

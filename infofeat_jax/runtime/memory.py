@@ -6,6 +6,7 @@ An evaluation, whose batches may be of any size, goes on with smaller ones (`low
 import math
 import os
 import pathlib
+import resource
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -51,11 +52,16 @@ def lowering(
             yield from run(size)
             return
         except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter from jit's second call on
-            if size <= least or "RESOURCE_EXHAUSTED" not in str(error) or jax.process_count() > 1:
+            if size <= least or not ran_out(error) or jax.process_count() > 1:
                 raise
         smaller = max(size // 2, least)  # here: what the failed computation held is freed with the error
         say(f"memory ran out with batches of {size} images: {smaller} at a time from here on", smaller)
         size = smaller
+
+
+def ran_out(error: Exception) -> bool:
+    """Whether an error of JAX says that memory ran out; the CPU's, of which the host refused some, in other words."""
+    return any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
 
 
 def needed(program: jax.stages.Compiled) -> int:
@@ -87,8 +93,15 @@ def available() -> int:
     device = jax.local_devices()[0]
     if device.platform == "cpu":
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return min([physical, *cgroup_limits()]) // jax.local_device_count()
+        return min([physical, *cgroup_limits(), *address_limit()]) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit", 0)
+
+
+def address_limit() -> list[int]:
+    """Bytes that this process may map beyond what it has (ulimit -v); none as a rule."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    mapped = int((_read(pathlib.Path("/proc/self/statm")).split() or ["0"])[0]) * os.sysconf("SC_PAGE_SIZE")
+    return [] if limit == resource.RLIM_INFINITY else [max(limit - mapped, 1)]
 
 
 def cgroup_limits(root: pathlib.Path = pathlib.Path("/")) -> list[int]:

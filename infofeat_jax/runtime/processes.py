@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -9,6 +10,7 @@ from jax.experimental import multihost_utils
 from infofeat_jax.types import InvalidInput, RunFailed
 
 PATIENCE = 60  # seconds
+T = TypeVar("T", bool, int)
 
 
 def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
@@ -48,8 +50,8 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def agreed(value: bool) -> bool:
-    """The writer's value, in all processes of the run."""
+def agreed(value: T) -> T:
+    """The writer's value, a boolean or an integer, in all processes of the run."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(value))
+    return type(value)(multihost_utils.broadcast_one_to_all(value))
