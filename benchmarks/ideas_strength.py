@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 
 import infofeat_jax
-from infofeat_jax import data, parts
+from infofeat_jax import data
 from infofeat_jax.configs import digits
 from infofeat_jax.configs.studies.ideas import IDEAS
 from infofeat_jax.runtime import compilation
@@ -28,7 +28,6 @@ def main() -> None:
     args = parser.parse_args()
     compilation.tune_cpu()
     test, epsilon = data.load("digits", validation_size=200).test, digits.get_config().attack.epsilon / 255
-    parts.trust(*(name for name in ATTACKS if parts.is_own(name)))
     RECORDS.mkdir(parents=True, exist_ok=True)
     for run in args.runs:
         found = infofeat_jax.evaluate(

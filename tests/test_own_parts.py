@@ -466,6 +466,16 @@ def test_an_evaluator_is_ones_own(name):
         evaluators.parse(name)
 
 
+def test_evaluate_imports_the_attacks_that_its_caller_names():
+    model = lambda images: jnp.stack([images.mean((1, 2, 3)), 1 - images.mean((1, 2, 3))], -1)  # noqa: E731
+    images, labels = np.linspace(0.3, 0.7, 32, dtype=np.float32).reshape(8, 2, 2, 1), np.repeat([1, 0], 4)
+    result = infofeat_jax.evaluate(
+        model, images, labels, epsilon=0.3, attacks=("clean", "own:sign_noise(tries=30)"), progress=False
+    )
+    assert result.accuracy["clean"] == 1
+    assert result.accuracy["own:sign_noise(tries=30)"] < 1
+
+
 def test_what_is_trusted_is_a_name():
     with pytest.raises(InvalidInput, match=r"package.module:name"):
         parts.trust("evil")

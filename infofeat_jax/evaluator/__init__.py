@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from infofeat_jax import parts
 from infofeat_jax.adapters import calling
 from infofeat_jax.adapters import given as givens
 from infofeat_jax.attacks import inputs
@@ -60,7 +61,8 @@ def evaluate(
       images: [n, h, w, c], or [n, c, h, w] if they can only be that; floats in [0, 1], or uint8 in 0 to 255.
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
-      attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...
+      attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...,
+        and "package.module:name" for attacks of one's own.
         All of them see all images. "autoattack(version=quick)" is for development, and no certificate: where a flag is
         raised, the whole is run too. What `directory` holds of earlier calls is part of the result, too.
       batch_size: images at a time; halved until a batch fits the memory, as estimated, and whenever it runs out.
@@ -136,7 +138,9 @@ def _check_shared(directory: str | pathlib.Path | None) -> None:
 
 
 def _check_names(names: Sequence[str]) -> list[AttackSpec]:
-    specs = [attack_names.parse(name) for name in ([names] if isinstance(names, str) else names)]
+    names = [names] if isinstance(names, str) else list(names)
+    specs = [attack_names.parse(name) for name in names]
+    parts.trust(*parts.names_in(" ".join(names)))  # the caller wrote them
     if not specs:
         raise InvalidInput("attacks is empty: expected names such as ('clean', 'pgd20')")
     for spec in specs:
