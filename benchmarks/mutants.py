@@ -29,11 +29,7 @@ HAND_WRITTEN = [
         "Budget(norm, epsilon / configs.LEVELS, 2.0",
     ),
     ("experiment", "Budget(norm, epsilon", 'Budget("linf", epsilon'),
-    (
-        "experiment",
-        "augment=partial(augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip),",
-        "",
-    ),
+    ("experiment", "augment.crop_and_flip, padding", "lambda key, images, **_: images, padding"),
     ("experiment", "flip=config.data.flip", "flip=False"),
     ("experiment", "padding=config.data.crop_padding", "padding=0"),
     ("experiment", "accumulate_steps=config.accumulate_steps", "accumulate_steps=1"),
