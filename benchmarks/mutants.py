@@ -83,14 +83,18 @@ HAND_WRITTEN = [
     ),
     ("training/step", "x / parts, total)", "x, total)"),
     ("training/step", "_replace(batch_stats=total.batch_stats)", "_replace(batch_stats=batch_stats)"),
-    ("training/step", "images, labels))\n        opt", "to_unit(batch[0]), labels))\n        opt"),
     (
         "training/step",
-        "params, statistics[0], opt_state",
-        "params, state.batch_stats, opt_state",
+        "key, images, labels)\n            return",
+        "key, to_unit(batch[0]), labels)\n            return",
+    ),
+    (
+        "training/step",
+        '"batch_stats": statistics, "opt',
+        '"batch_stats": state.batch_stats, "opt',
     ),
     ("training/step", "opt_state, shifted(state.params, found.shift))", "opt_state, state.params)"),
-    ("training/step", "(shifted(params, shift))\n", "(params)\n"),
+    ("training/step", "differentiated(shifted(params, shift), ", "differentiated(params, "),
     (
         "training/step",
         "optax.apply_updates(state.params, changes)",
@@ -98,13 +102,13 @@ HAND_WRITTEN = [
     ),
     (
         "training/step",
-        "move_average(state.average, params, state.step",
         "move_average(state.average, state.params, state.step",
+        "move_average(state.average, state.average, state.step",
     ),
     (
         "training/step",
-        "move_average(state.average, params, state.step",
-        "move_average(state.average, params, state.step + 1",
+        "move_average(state.average, state.params, state.step",
+        "move_average(state.average, state.params, state.step + 1",
     ),
     ("training/awp", "gamma * jnp.linalg.norm(w.ravel())", "gamma"),
     ("training/awp", "w.ndim <= 1", "w.ndim <= 2"),
@@ -230,6 +234,6 @@ HAND_WRITTEN = [
         "objectives.infofeature(weight, distance, classes, targeted=targeted)",
         "objectives.infofeature(weight, distance, classes)",
     ),
-    ("data/__init__", "train=_take(source.train, kept)", "train=_take(source.train, order[:train_size])"),
+    ("data/__init__", "train=take(source.train, kept)", "train=take(source.train, order[:train_size])"),
     ("data/pixels", "np.float32(1 / 255)", "np.float32(1 / 256)"),
 ]
