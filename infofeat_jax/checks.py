@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, parts, weights
+from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models.layers import check_channels
 from infofeat_jax.runtime import files, memory, processes
@@ -122,6 +123,7 @@ def check_same_data(directory: pathlib.Path, dataset: data.Dataset, *, to_train:
     """
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
+    name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
     found, refused = digest(used), InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}")
     same = True
     if processes.is_writer():

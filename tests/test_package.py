@@ -105,7 +105,7 @@ def test_the_evaluations_of_any_model_run_and_need_nothing_that_only_the_extras_
     pytest.importorskip("equinox")
     shown = run(
         "\n".join(examples("docs/how-to/any-model.md"))
-        + f"\nimport sys; print([m for m in {HEAVY} if m in sys.modules])"
+        + f"\nimport sys; print([m for m in {HEAVY} if m in sys.modules and m != 'scipy'])"  # of JAX's lstsq
     )
     titles = re.findall(r"^(\w+): accuracy in % on 100 images, linf epsilon 0.06275 \(16/255\)$", shown, re.MULTILINE)
     assert titles == ["forward", "LinenModel", "NnxModel", "Sequential", "smoothed"]

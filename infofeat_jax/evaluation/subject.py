@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.data import Split
+from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation.attack_names import Budget
 
 SAVE_EVERY = 30.0  # seconds between two times that an unfinished attack is stored
@@ -57,8 +58,9 @@ class Subject(NamedTuple):
 
 
 def digest(tree: PyTree) -> str:
-    """A digest that identifies weights, or other arrays."""
+    """A digest that identifies weights, or other arrays; images in files by the names and sizes of the files."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        found.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8))  # no copy of large data
+        array = np.array(leaf.identity()) if isinstance(leaf, FileImages) else np.ascontiguousarray(leaf)
+        found.update(array.reshape(-1).view(np.uint8))  # no copy of large data
     return found.hexdigest()

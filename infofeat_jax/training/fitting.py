@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -17,7 +16,6 @@ from jaxtyping import PyTree
 from infofeat_jax import data as datasets
 from infofeat_jax import methods, parts, streams
 from infofeat_jax.data.batches import steps_per_epoch
-from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models import own
@@ -125,19 +123,13 @@ def fit(
     name = method if isinstance(method, str) else "a method of one's own"
     rate = learning_rate if isinstance(learning_rate, float | int) else "a schedule"
     setting = inner | {
-        "module": claim.text(module), "method": name, "data": _identity(dataset), "num_epochs": num_epochs,
+        "module": claim.text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,
         "batch_size": batch_size, "seed": seed, "learning_rate": rate, "accumulate_steps": accumulate_steps,
         "awp": list(awp), "ema_decay": ema_decay, "validation_attack": validation_attack,
     }  # fmt: skip
     workdir, title = pathlib.Path(directory), f"{name}, {type(module).__name__}, {dataset.name}"
     with claim.claimed(workdir, setting), signals.listening():
         return _train(planned, module, workdir, title)
-
-
-def _identity(dataset: datasets.Dataset) -> str:
-    """A digest of the data: of images that stay in their files, the files' names."""
-    named = lambda x: np.array([*map(str, x.files)]) if isinstance(x, FileImages) else x  # noqa: E731
-    return digest(jax.tree.map(named, dataset[:3]))
 
 
 def _train(plan: Plan, module: nn.Module, workdir: pathlib.Path, title: str) -> Fitted:
