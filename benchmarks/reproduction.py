@@ -19,7 +19,7 @@ import paper_readings
 import reproduction_figures
 from jaxtyping import Bool
 
-from infofeat_jax.report import paper
+from infofeat_jax.report import estimate, paper
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/reproduction.md"
@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 
     mean: float
     half: float  # of the 95 % interval over images
-    seeds: tuple[float, ...]
+    seeds: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         seeds = f" ({', '.join(f'{seed:+.1f}' for seed in self.seeds)})" if len(self.seeds) > 1 else ""
@@ -63,16 +63,26 @@ def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes
     return np.stack(found)
 
 
+def compared(study: str, one: str, other: str, attack: str, which: str = "best") -> Difference:
+    """Of two rows of a study, one - other."""
+    return difference(*(outcomes(study, row, attack, which) for row in (one, other)))
+
+
+def of_full_width(attack: str) -> dict[str, Outcomes]:
+    """{method: outcomes}, of one seed, after 22 epochs."""
+    with np.load(RESULTS / "h200/outcomes.npz", allow_pickle=False) as found:
+        return {method: found[f"{method}/{attack}"][None] for method in ("infofeature", "madry")}
+
+
 def full_width() -> str:
     """Madry and InfoFeature at full width, 22 epochs."""
-    with np.load(RESULTS / "h200/outcomes.npz") as found:
-        rows = {method: [found[f"{method}/{name}"][None] for name in COLUMNS] for method in ("madry", "infofeature")}
-    lines = [[paper.NAMES[method], *(f"{100 * values.mean():.1f}" for values in row)] for method, row in rows.items()]
-    pairs = zip(rows["infofeature"], rows["madry"], strict=True)
-    return table(
-        ("method", "clean", "PGD20", "AutoAttack (500)"),
-        [*lines, ["difference on the same images", *(difference(*pair) for pair in pairs)]],
-    )
+    found = [of_full_width(attack) for attack in COLUMNS]
+    lines = [
+        [paper.NAMES[method], *(f"{100 * values[method].mean():.1f}" for values in found)]
+        for method in ("madry", "infofeature")
+    ]
+    apart = ["difference on the same images", *(difference(*values.values()) for values in found)]
+    return table(("method", "clean", "PGD20", "AutoAttack (500)"), [*lines, apart])
 
 
 COLUMNS = ("clean", "pgd20", "autoattack")
@@ -104,13 +114,8 @@ def against_madry() -> str:
     for smoothing in (0.0, 0.5):
         for row in ROWS[0 if smoothing else 1 :]:
             for which in ("best", "last"):
-                pairs = [
-                    difference(
-                        outcomes("overfitting", f"{row}-smoothing{smoothing}", attack, which),
-                        outcomes("overfitting", "madry-smoothing0.0", attack, which),
-                    )
-                    for attack in MEASURED
-                ]
+                rows = "overfitting", f"{row}-smoothing{smoothing}", "madry-smoothing0.0"
+                pairs = [compared(*rows, attack, which) for attack in MEASURED]
                 lines.append([f"{NAMES[row]}, smoothing {smoothing:g}", which, *pairs])
     return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
 
@@ -153,7 +158,7 @@ def small() -> str:
 
 def of_small(method: str, attack: str) -> Difference:
     """The difference to Madry of a run of results/cifar10_small."""
-    return difference(*(outcomes("cifar10_small", name, attack) for name in (method, "madry")))
+    return compared("cifar10_small", method, "madry", attack)
 
 
 def digits() -> str:
@@ -161,13 +166,12 @@ def digits() -> str:
     lines = []
     for row in ("lambda0.1-smoothing0.0", "lambda0.5-smoothing0.0"):
         cells = [over_seeds(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
-        lines.append([NAMES[row.partition("-")[0]], *(f"{mean:+.1f} +- {half:.1f}" for mean, half, _ in cells)])
+        lines.append([NAMES[row.partition("-")[0]], *cells])
     return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)"), lines)
 
 
-def over_seeds(row: str, attack: str) -> tuple[float, float, int]:
-    """(mean, half of Student's 95 % interval, seeds) of a digits row minus Madry of the same seed."""
-    from infofeat_jax.report import estimate  # here: it needs SciPy, the check of the page does not
+def over_seeds(row: str, attack: str) -> Difference:
+    """Of a digits row and Madry of the same seed; the interval is Student's, over seeds."""
 
     def values(name: str) -> list[float]:
         paths = sorted((RESULTS / "digits_attribution").glob(f"{name}-seed*/results.json"))
@@ -175,7 +179,7 @@ def over_seeds(row: str, attack: str) -> tuple[float, float, int]:
 
     each = [a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)]
     mean, low, high = estimate.over_seeds(each)
-    return mean, (high - low) / 2, len(each)
+    return Difference(mean, (high - low) / 2)
 
 
 def strength() -> str:
@@ -197,21 +201,24 @@ ATTACKS = {"pgd20": "PGD", "cw20": "CW", "infofeature20": "InfoFeature"}
 
 def forest() -> list[reproduction_figures.Line]:
     """InfoFeature (lambda 0.1) minus Madry, setting by setting, for the figure."""
-    lines = [("the paper", [(9.0, 0.0, "PGD20")])]
-    with np.load(RESULTS / "h200/outcomes.npz") as found:
-        pairs = {n: difference(found[f"infofeature/{n}"][None], found[f"madry/{n}"][None]) for n in COLUMNS}
-    lines.append(("full width, 22 epochs", [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items() if n != "clean"]))
+    published = paper.TABLES["table1"]
+    gains = np.subtract(*(published.rows[method]["mean"] for method in ("infofeature", "madry")))
+    lines = {
+        "the paper": {"pgd20": Difference(gains[published.columns.index("pgd20")], 0.0)},
+        "full width, 22 epochs": {attack: difference(*of_full_width(attack).values()) for attack in COLUMNS[1:]},
+    }
     for which in ("best", "last"):
         for smoothing in (0.0, 0.5):
-            rows = [f"{row}-smoothing{smoothing}" for row in ("lambda0.1", "madry")]
-            pairs = {n: difference(*(outcomes("overfitting", row, n, which) for row in rows)) for n in ("pgd20", QUICK)}
-            title = f"full width, 4,000 images x 60, {which}, smoothing {smoothing:g}"
-            lines.append((title, [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items()]))
-    pairs = {n: of_small("infofeature", n) for n in ("pgd20", "autoattack")}
-    lines.append(("width 16, 8 epochs", [(d.mean, d.half, SHOWN[n]) for n, d in pairs.items()]))
-    pairs = {n: over_seeds("lambda0.1-smoothing0.0", n) for n in ("pgd20", "autoattack")}
-    lines.append(("digits, over 6 seeds", [(mean, half, SHOWN[n]) for n, (mean, half, _) in pairs.items()]))
-    return lines
+            rows = "overfitting", f"lambda0.1-smoothing{smoothing}", f"madry-smoothing{smoothing}"
+            lines[f"full width, 4,000 images x 60, {which}, smoothing {smoothing:g}"] = {
+                attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
+            }
+    lines["width 16, 8 epochs"] = {attack: of_small("infofeature", attack) for attack in COLUMNS[1:]}
+    lines["digits, over 6 seeds"] = {attack: over_seeds("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
+    return [
+        (title, [(found.mean, found.half, SHOWN[attack]) for attack, found in marks.items()])
+        for title, marks in lines.items()
+    ]
 
 
 def curves() -> dict[str, list[np.ndarray]]:

@@ -124,9 +124,9 @@ def check_same_data(directory: pathlib.Path, dataset: data.Dataset, *, to_train:
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
     name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
-    found, refused = digest(used), InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}")
-    same = True
+    refused, same = InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}"), True
     if processes.is_writer():
+        found = digest(used)
         try:
             noted = files.read_json(directory / DATA) or {}
             same = noted.setdefault(name, found) == found
