@@ -169,7 +169,7 @@ def test_a_hugging_face_data_set_is_recognised(tmp_path, written, arrays):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("{}")
     text = message(data.load, tmp_path)
-    assert text.startswith(f"{tmp_path} is a Hugging Face data set, which is not read itself: write an .npz of it")
+    assert text.startswith(f"{tmp_path} is a Hugging Face data set, which is not read directly: write an .npz of it")
     assert f"datasets.load_from_disk('{tmp_path}')" in text
     assert arrays in text
 

@@ -94,9 +94,9 @@ def _of_hugging_face(path: str, root: pathlib.Path) -> str:
     else:
         return ""
     return (
-        f"{path} is a Hugging Face data set, which is not read itself: write an .npz of it, with"
-        f" d = datasets.load_from_disk({path!r}).with_format('numpy') and numpy.savez('data.npz', {arrays}), and give"
-        " that, data.name = 'data.npz'"
+        f"{path} is a Hugging Face data set, which is not read directly: write an .npz of it with"
+        f" d = datasets.load_from_disk({path!r}).with_format('numpy') and numpy.savez('data.npz', {arrays}) and give"
+        " data.name = 'data.npz'"
     )
 
 
