@@ -94,6 +94,8 @@ def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list
     if len(found) > 1 and all(value.runs == 1 for value in found.values()):
         sentences.append("One run each: the randomness of training is not covered.")
     flagged = [name_of(row) for row in rows if any(run.results.get("flags") for run in row.runs)]
+    if len(flagged) > MOST_NAMES:
+        flagged = [f"{len(flagged)} of these {len(rows)}"]
     return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])
 
 
