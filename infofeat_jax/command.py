@@ -56,7 +56,7 @@ def _execute(_) -> None:
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses the flags with absl; mistakes in --config and --config.* raise InvalidInput, in one line."""
-    if asked := _information(values, {argument.lstrip("-") for argument in argv[1:] if argument.startswith("-")}):
+    if asked := _information(values, {f"--{argument.lstrip('-')}" for argument in argv[1:] if argument[:1] == "-"}):
         print(asked)
         sys.exit(0)
     argv = [shipped(argument) for argument in argv]
@@ -77,12 +77,12 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 def _information(values: flags.FlagValues, asked: set[str]) -> str:
     """What --help, --helpfull or --version print; "" if none of them is `asked`. absl's own list no flags."""
-    if "version" in asked:
+    if "--version" in asked:
         return f"infofeat_jax {__version__}"
     usage = f"{USAGE}{values.module_help(__name__)}"
-    if "helpfull" in asked:
+    if "--helpfull" in asked:
         return f"{usage}\n\n{config_help.text()}"
-    return usage if asked & {"help", "h", "?"} else ""
+    return usage if asked & {"--help", "--h", "--?"} else ""
 
 
 def shipped(argument: str) -> str:
