@@ -76,7 +76,7 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
 
 
 def _information(values: flags.FlagValues, asked: set[str]) -> str:
-    """What --help, --helpfull or --version print; "" if none of them is `asked`. absl would list other modules' flags, and exit with 1."""
+    """What --help, --helpfull or --version print, or "". absl would list no flags of these, and exit with 1."""
     if "--version" in asked:
         return f"infofeat_jax {__version__}"
     usage = f"{USAGE}{values.module_help(__name__)}"

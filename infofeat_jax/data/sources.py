@@ -28,7 +28,7 @@ def digits(data_dir: str | None = None) -> Source:
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
         raise InvalidInput(
-            f"data set 'digits' needs scikit-learn: run pip install scikit-learn, or {installation.command('train')}"
+            f"data set 'digits' needs scikit-learn (sklearn): run pip install scikit-learn, or {installation.command('train')}"
         )
     lines = _read_digits(pathlib.Path(found.origin).parent / DIGITS_FILE)
     levels, labels = lines[:, :-1], lines[:, -1].astype(np.int64)
