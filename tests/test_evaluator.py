@@ -26,7 +26,8 @@ from infofeat_jax.adapters import calling, given
 from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import evaluate as measurements
-from infofeat_jax.evaluation import pace, robustness
+from infofeat_jax.evaluation import measured as stored
+from infofeat_jax.evaluation import pace, robustness, summaries
 from infofeat_jax.evaluator import batches
 from infofeat_jax.runtime import console, devices, memory
 from infofeat_jax.types import InvalidInput
@@ -43,7 +44,7 @@ def evaluate(model=FORWARD, images=X, labels=Y, *, names=("clean", "fgsm"), epsi
 @pytest.fixture(autouse=True)
 def no_probes(monkeypatch):
     """Compiling them takes longer than all else here."""
-    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
 
 
 @pytest.fixture(scope="module")
@@ -303,9 +304,9 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import infofeat_jax
 import linear_model
 import numpy as np
-from infofeat_jax.evaluation import evaluate as measurements
+from infofeat_jax.evaluation import summaries
 from infofeat_jax.types import InvalidInput
-measurements.probe = lambda subject: None
+summaries.probe = lambda subject: None
 forward, images, labels, _ = linear_model.problem()
 options = {"attacks": ("clean", "pgd2", "apgd-ce(num_steps=2)"), "batch_size": 16, "progress": False}
 def evaluate(epsilon, **more):
@@ -418,7 +419,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.adversarial[name], first.adversarial[name])
     assert (again.accuracy, again.flags, again.seconds) == (first.accuracy, first.flags, first.seconds)
     monkeypatch.undo()
-    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
     (tmp_path / "a" / "fgsm.npz").unlink()
     found = evaluate(directory=tmp_path / "a", names="fgsm")  # measured again
     np.testing.assert_array_equal(found.adversarial["fgsm"], first.adversarial["fgsm"])
@@ -475,8 +476,8 @@ INTERRUPTED = """
 import sys, time
 sys.path.insert(0, "tests")
 import linear_model, infofeat_jax
-from infofeat_jax.evaluation import evaluate
-evaluate.probe = lambda subject: None
+from infofeat_jax.evaluation import summaries
+summaries.probe = lambda subject: None
 from infofeat_jax.evaluation import autoattack, robustness
 autoattack.SAVE_EVERY = robustness.SAVE_EVERY = 0.0
 save = robustness.save
@@ -527,16 +528,21 @@ QUICK = "autoattack(version=quick)"
 
 @pytest.mark.parametrize(("robust", "followed"), [({"pgd20": 20, QUICK: 19}, False), ({"pgd20": 20, QUICK: 9}, True)])
 def test_quick_is_no_certificate_and_the_whole_follows_a_flag(tmp_path, monkeypatch, capsys, robust, followed):
-    calls, robust = [], robust | {"autoattack": 8}
+    calls, looks, ahead, robust = [], [], [], robust | {"autoattack": 8}
 
     def measure_one(subject, name, tell):
         calls.append(name)
         return np.arange(len(Y)) < robust[name]
 
     monkeypatch.setattr(measurements, "measure_one", measure_one)
-    monkeypatch.setattr(measurements, "adversarial", lambda subject, name: X)
+    monkeypatch.setattr(summaries, "probe", looks.append)
+    for module in (evaluator, stored):
+        monkeypatch.setattr(module, "adversarial", lambda subject, name: X)
+    monkeypatch.setattr(pace, "left", lambda reports, costs: ahead.append(costs.get("probes")))
     found = evaluate(names=("pgd20", QUICK), directory=tmp_path / "mine")
     assert calls == ["pgd20", QUICK, *["autoattack"] * followed] == list(found.outcomes)
+    assert len(looks) == 1  # at the model: it takes gradients, which count in the time left
+    assert ahead == [24 * pace.PROBING] * 4 + [None] * 2 * followed
     assert any(flag.startswith("large gap") for flag in found.flags) == followed
     page = report.write(str(tmp_path / "mine")).read_text()
     results, shown = json.loads((tmp_path / "mine" / "results.json").read_text()), capsys.readouterr().out
@@ -580,6 +586,8 @@ def test_seconds_left_count_compilation_and_what_is_to_come():
     assert pace.left(reports, costs) == pytest.approx(10 + 200)  # too early for a pace of its own
     reports = [*reports[:3], pace.Report("pgd18", 0.5, 110.0)]
     assert pace.left(reports, costs) == pytest.approx(110)
+    costs |= {"probes": 24 * pace.PROBING}  # the flags come last
+    assert pace.left(reports, costs) == pytest.approx(110 + 10 + 24 * pace.PROBING * 220 / 56)
     assert pace.cost("pgd9(restarts=2)") == 1 + 3 * 9 * 2
     assert pace.cost("square(num_queries=50)") == 51
     assert pace.cost("autoattack") > pace.cost("apgd-t") > pace.cost("clean") == 1

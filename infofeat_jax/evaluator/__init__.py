@@ -20,7 +20,7 @@ from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
-from infofeat_jax.evaluation.evaluate import Measured
+from infofeat_jax.evaluation.measured import Measured, adversarial
 from infofeat_jax.evaluation.subject import Subject, digest
 from infofeat_jax.evaluator import arguments, batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
@@ -107,11 +107,9 @@ def evaluate(
         results = storage.complete(results, setting, mesh)
         storage.write(workdir, results)
         processes.barrier("all is stored")
-        found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
-    adversarial = {
-        name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
-    }
-    return Result.of(results, measured.attacks, adversarial)
+        found = {name: adversarial(subject, name) for name in measured.attacks}
+    kept = {name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None}
+    return Result.of(results, measured.attacks, kept)
 
 
 def _noted(setting: storage.Setting, measured: Measured) -> storage.Setting:
