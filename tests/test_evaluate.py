@@ -172,7 +172,7 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
 
 def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory, monkeypatch):
     """Of uint8 images, in the same batches from the same seed; its adversarial images are not stored in a run."""
-    monkeypatch.setattr(evaluate, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
     names = ("clean", "pgd2")
     the_run = make(directory / "public", attacks=names, cam_images=0)
     results, test = run.evaluate_run(the_run), the_run.data.test
