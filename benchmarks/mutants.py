@@ -182,15 +182,15 @@ HAND_WRITTEN = [
     ("training/loop", "len(self.data.labels), self", "len(self.data.labels) // 2, self"),
     # The evaluation.
     (
-        "evaluation/evaluate",
+        "evaluation/measured",
         "files.read_arrays(path, subject.setting)",
         'files.read_arrays(path, str(np.load(path)["setting"]) if path.exists() else "")',
     ),
-    ("evaluation/evaluate", "if sources.get(name) == current.get(name)}", "}"),
-    ("evaluation/evaluate", "if not attack_names.parse(name).has_own_epsilon}", "}"),
-    ("evaluation/evaluate", "np.all([values[:count]", "np.any([values[:count]"),
+    ("evaluation/measured", "if sources.get(name) == current.get(name)}", "}"),
+    ("evaluation/summaries", "if not attack_names.parse(name).has_own_epsilon}", "}"),
+    ("evaluation/summaries", "np.all([values[:count]", "np.any([values[:count]"),
     (
-        "evaluation/evaluate",
+        "evaluation/measured",
         "len(measured.values.get(name, ())) == expected_count(subject, name)",
         "name in measured.values",
     ),

@@ -35,6 +35,7 @@ ASCENT, SEARCHES = "test_attacks test_methods test_contract", "test_square test_
 GUARDS = {
     "training/step": "test_wiring test_step test_loop", "training/loop": "test_wiring test_loop",
     "training/optimizers": "test_wiring test_step", "training/health": "test_loop", "evaluation/evaluate": EVALUATION,
+    "evaluation/measured": EVALUATION, "evaluation/summaries": EVALUATION,
     "evaluation/robustness": "test_wiring test_evaluate", "evaluation/autoattack": EVALUATION,
     "evaluation/distances": "test_attack_names test_evaluate", "evaluation/attack_names": EVALUATION,
     "experiment": "test_wiring test_step test_loop test_evaluate",

@@ -63,7 +63,7 @@ class Stopped(RuntimeError):
 
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Raises InvalidInput unless `name` is among `choices`."""
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise InvalidInput(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(choices))}")
 
 

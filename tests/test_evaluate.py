@@ -17,7 +17,7 @@ from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
-from infofeat_jax.evaluation import evaluate, probes
+from infofeat_jax.evaluation import evaluate, probes, summaries
 from infofeat_jax.evaluation.probes import Probes
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import files
@@ -92,9 +92,9 @@ def test_the_worst_case_is_over_the_attacks_of_the_threat_model_on_the_images_th
         "autoattack": np.array([True, False]),
         "fgsm(epsilon=24)": np.zeros(4, bool),
     }
-    assert evaluate.worst_case(outcomes) == 0.5
-    assert evaluate.worst_case({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == 0.75
-    assert evaluate.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
+    assert summaries.worst_case(outcomes) == 0.5
+    assert summaries.worst_case({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == 0.75
+    assert summaries.worst_case({"fgsm(epsilon=24)": outcomes["fgsm(epsilon=24)"]}) is None
 
 
 def test_accuracies_on_the_images_that_all_attacks_saw():
@@ -104,11 +104,11 @@ def test_accuracies_on_the_images_that_all_attacks_saw():
         "fgsm(epsilon=24)": np.array([False, True, True]),
         "noise(epsilon=24)": np.array([True]),  # too few, but not in the threat model
     }
-    assert evaluate.common(outcomes) == {
+    assert summaries.common(outcomes) == {
         "pgd2": 1.0, "autoattack": 0.5, "fgsm(epsilon=24)": 0.5, "worst_case": 0.5,
         "examples": {"pgd2": 2, "autoattack": 2, "fgsm(epsilon=24)": 2},
     }  # fmt: skip
-    assert evaluate.common({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == {}
+    assert summaries.common({name: outcomes[name] for name in ("pgd2", "fgsm(epsilon=24)")}) == {}
 
 
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
@@ -172,7 +172,7 @@ def test_autoattack_on_other_examples_is_measured_anew(directory, monkeypatch):
 
 def test_the_public_call_measures_what_the_evaluation_of_the_run_does(directory, monkeypatch):
     """Of uint8 images, in the same batches from the same seed; its adversarial images are not stored in a run."""
-    monkeypatch.setattr(evaluate, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
     names = ("clean", "pgd2")
     the_run = make(directory / "public", attacks=names, cam_images=0)
     results, test = run.evaluate_run(the_run), the_run.data.test

@@ -26,7 +26,8 @@ from infofeat_jax.adapters import calling, given
 from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import evaluate as measurements
-from infofeat_jax.evaluation import pace, robustness
+from infofeat_jax.evaluation import measured as stored
+from infofeat_jax.evaluation import pace, robustness, summaries
 from infofeat_jax.evaluator import batches
 from infofeat_jax.runtime import console, devices, memory
 from infofeat_jax.types import InvalidInput
@@ -43,7 +44,7 @@ def evaluate(model=FORWARD, images=X, labels=Y, *, names=("clean", "fgsm"), epsi
 @pytest.fixture(autouse=True)
 def no_probes(monkeypatch):
     """Compiling them takes longer than all else here."""
-    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,10 @@ def test_the_table_as_text_and_as_html(result):
     assert text.splitlines()[-1] == "warning: a < b"
     assert "<li>warning: a &lt; b</li>" in page
     assert repr(result) == str(result)
+    beyond = result._replace(accuracy=result.accuracy | {"fgsm(epsilon=9)": 0.1})
+    beyond = beyond._replace(intervals=result.intervals | {"fgsm(epsilon=9)": (0.0, 0.2)})
+    assert "worst case over these " in text
+    assert "worst case over those of that epsilon " in str(beyond)
 
 
 # Models of every kind, all of them the same function: one convolution, ReLU, pooling, one linear layer.
@@ -137,12 +142,14 @@ def called(model, images=RANDOM_IMAGES, labels=None):
 
 
 def test_a_linen_module_with_its_variables():
+    """Also where it is bound to them."""
     module = Linen()
     variables = module.init(jax.random.key(0), RANDOM_IMAGES)
     variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])
     logits, notes = called((module, variables))
     np.testing.assert_allclose(logits, module.apply(variables, RANDOM_IMAGES, train=False), atol=1e-5)
     assert notes == ["the model is called with train=False, for evaluation"]
+    np.testing.assert_array_equal(called(module.bind(variables))[0], logits)
     ours = small.TinyNet()  # returns Outputs; its train is False by default
     weights = ours.init(jax.random.key(0), jnp.asarray(RANDOM_IMAGES))
     logits, notes = called((ours, weights))
@@ -159,6 +166,7 @@ def test_an_nnx_model_in_training_mode_is_evaluated_in_evaluation_mode_and_left_
     model.eval()
     np.testing.assert_allclose(logits, model(RANDOM_IMAGES), atol=1e-5)
     assert called(model)[1] == []
+    np.testing.assert_array_equal(called(nnx.jit(lambda images: model(images)))[0], called(model)[0])
     asked, notes = called(AskingNnx())
     np.testing.assert_array_equal(asked, called(Nnx())[0])
     assert notes[1] == "the model is called with train=False, for evaluation"
@@ -209,6 +217,10 @@ def test_an_equinox_model_with_batch_norm_and_its_state():
     logits, _ = called((model, state))
     (moved, deviation), zero = np.split(logits, 2), RANDOM_IMAGES.mean((1, 2))
     np.testing.assert_allclose(np.concatenate([moved, deviation]), zero, rtol=1e-4)  # initial statistics
+    jitted = eqx.filter_jit(
+        lambda images: jax.vmap(lambda image: eqx.nn.inference_mode(model)(image, state)[0])(images)
+    )
+    np.testing.assert_allclose(called(jitted)[0], logits, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +238,21 @@ def test_how_a_function_takes_its_images(model, expected):
 
 
 def test_a_model_that_expects_0_to_255_gets_that():
-    levels = lambda x: plain(jnp.floor(x) / 255)  # noqa: E731
-    labels = np.asarray(plain(RANDOM_IMAGES).argmax(-1))
-    logits, notes = called(levels, labels=labels)
-    np.testing.assert_allclose(logits, plain(np.floor(255 * RANDOM_IMAGES) / 255), atol=1e-5)
+    levels = lambda x: FORWARD(jnp.floor(x) / 255)  # noqa: E731
+    logits, notes = called(levels, X, Y)
+    np.testing.assert_allclose(logits, FORWARD(np.floor(255 * X) / 255), atol=1e-4)
     assert notes == ["the model gets its images in 0 to 255"]
-    assert called(plain, labels=labels)[1] == []
+    assert called(FORWARD, X, Y)[1] == []
+
+
+def test_an_answer_that_is_right_by_chance_does_not_move_the_range():
+    """Right in 0 to 255 and wrong in [0, 1]: on three images only, or always with the commonest label."""
+    labels = np.asarray(FORWARD(X).argmax(-1))
+    model = lambda x: jnp.where(x.max() > 1, FORWARD(x / 255), jnp.roll(FORWARD(x), 1, -1))  # noqa: E731
+    assert called(model, X, labels)[1] == ["the model gets its images in 0 to 255"]
+    assert called(model, X[:3], labels[:3])[1] == []
+    constant = lambda x: jax.nn.one_hot(jnp.full(len(x), x.max() > 1, int), 6)  # noqa: E731
+    assert called(constant, X, np.repeat([1, 2], 12))[1] == []
 
 
 @pytest.mark.parametrize("classes", [2, 1000])
@@ -259,6 +280,15 @@ def test_images_as_the_caller_has_them():
     ]  # fmt: skip
 
 
+LINEN = Linen().init(jax.random.key(0), RANDOM_IMAGES)
+
+
+def blind(images):
+    """A model of another library, which JAX cannot differentiate."""
+    shape = jax.ShapeDtypeStruct((len(images), 6), jnp.float32)
+    return jax.pure_callback(lambda x: np.asarray(FORWARD(x)), shape, images, vmap_method="sequential")
+
+
 def training_nnx():
     model = Nnx()
     return lambda images: model(images)
@@ -274,9 +304,9 @@ jax.distributed.initialize(f"localhost:{sys.argv[1]}", 2, int(sys.argv[2]))
 import infofeat_jax
 import linear_model
 import numpy as np
-from infofeat_jax.evaluation import evaluate as measurements
+from infofeat_jax.evaluation import summaries
 from infofeat_jax.types import InvalidInput
-measurements.probe = lambda subject: None
+summaries.probe = lambda subject: None
 forward, images, labels, _ = linear_model.problem()
 options = {"attacks": ("clean", "pgd2", "apgd-ce(num_steps=2)"), "batch_size": 16, "progress": False}
 def evaluate(epsilon, **more):
@@ -340,13 +370,32 @@ def test_two_processes_give_the_result_of_one(tmp_path, monkeypatch):
         (FORWARD, {"names": ("pgd5@other",)}, "attacks crafted on another run are for config"),
         (FORWARD, {"names": ("infofeature5",)}, "attack 'infofeature5': .*class activation maps"),
         (FORWARD, {"epsilon": -0.1}, "epsilon -0.1: expected a finite number"),
+        (FORWARD, {"epsilon": "8/255"}, "epsilon '8/255': expected a number"),
+        (FORWARD, {"epsilon": None}, "epsilon None: expected a number"),
+        (FORWARD, {"epsilon": 8}, "epsilon 8: expected at most 1 in linf"),
+        (FORWARD, {"seed": 1.5}, "seed 1.5: expected an integer"),
+        (FORWARD, {"norm": ["l2"]}, r"unknown norm \['l2'\]"),
+        (FORWARD, {"names": None}, "attacks None: expected names"),
+        (FORWARD, {"directory": 5}, "directory 5: expected a path"),
+        (FORWARD, {"images": [[1, 2], [3]]}, "lists of unequal lengths: expected arrays"),
+        (lambda x: FORWARD(x)[:, :1], {"labels": 0 * Y}, "the model has 1 classes: expected 2 or more"),
+        (lambda x: {"scores": FORWARD(x)}, {}, "a value of type dict: expected logits"),
+        (
+            lambda x: np.asarray(x).mean((1, 2)),
+            {},
+            "<lambda> cannot be called .* with NumPy what depends on the images",
+        ),
+        ((Linen(), 3), {}, "the variables are of type int: a Linen module is given as a pair"),
+        ((Linen(), LINEN["params"]), {"images": RANDOM_IMAGES, "labels": Y[:6] * 0}, "its variables lack batch_stats"),
+        (blind, {"names": ("fgsm",)}, "attack 'fgsm': the model has no gradient .*: choose square, or noise"),
+        (blind, {"names": ("apgd-ce",)}, "attack 'apgd-ce': the model has no gradient"),
         (FORWARD, {"epsilon": np.ones(24)}, r"epsilon is of shape \[24\]: expected one number"),
         (FORWARD, {"norm": "l3"}, "unknown norm 'l3'"),
         (FORWARD, {"batch_size": 0}, "batch_size 0: expected 1 or more"),
         (FORWARD, {"labels": Y + 5}, "labels span .*: expected 0 to 5"),
         (FORWARD, {"labels": Y[:5]}, r"labels of shape \[5\]: expected"),
         (FORWARD, {"labels": Y / 2}, "labels are float64: expected integers"),
-        (FORWARD, {"images": 255 * X}, "images span"),
+        (FORWARD, {"images": 255 * X}, "images span .*: divide 8-bit images by 255"),
         (FORWARD, {"images": X.astype(np.float64)}, "images are float64"),
         (FORWARD, {"images": X[:0], "labels": Y[:0]}, "with at least one image"),
         (FORWARD, {"directory": "/proc/nowhere"}, "directory /proc/nowhere cannot be made"),
@@ -370,7 +419,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         np.testing.assert_array_equal(again.adversarial[name], first.adversarial[name])
     assert (again.accuracy, again.flags, again.seconds) == (first.accuracy, first.flags, first.seconds)
     monkeypatch.undo()
-    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
     (tmp_path / "a" / "fgsm.npz").unlink()
     found = evaluate(directory=tmp_path / "a", names="fgsm")  # measured again
     np.testing.assert_array_equal(found.adversarial["fgsm"], first.adversarial["fgsm"])
@@ -384,6 +433,30 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     ):
         with pytest.raises(InvalidInput, match=message):
             evaluate(model, directory=tmp_path / "a", **options)
+
+
+def test_what_is_not_finite_is_said_and_compared(tmp_path):
+    """A masked class, of logit -inf, hides no other model; a NaN is one in the next call too."""
+    masked = lambda factor: lambda x: (factor * FORWARD(x)).at[:, 5].set(-jnp.inf)  # noqa: E731
+    labels = np.minimum(Y, 4)
+    assert evaluate(masked(1.0), labels=labels, names=("clean",), directory=tmp_path / "a").notes == ()
+    with pytest.raises(InvalidInput, match="of another model, by its logits"):
+        evaluate(masked(3.0), labels=labels, names=("clean",), directory=tmp_path / "a")
+    bright = lambda x: jnp.where(x.mean((1, 2, 3))[:, None] > 0.5, jnp.nan, FORWARD(x))  # noqa: E731
+    count = (X.mean((1, 2, 3)) > 0.5).sum()
+    for _ in range(2):
+        notes = evaluate(bright, names=("clean",), directory=tmp_path / "b").notes
+        assert notes == (f"NaN among the logits of {count} of the first 24 images: such images count as misclassified",)
+
+
+def test_a_model_without_gradient_is_evaluated_without_one(monkeypatch):
+    monkeypatch.undo()  # the probes, which are left out
+    found = evaluate(blind, names=("clean", "square(queries=3)"))
+    expected = evaluate(FORWARD, names=("clean", "square(num_queries=3)"))
+    assert list(found.outcomes) == ["clean", "square(num_queries=3)"]
+    for name, outcome in expected.outcomes.items():
+        np.testing.assert_array_equal(found.outcomes[name], outcome)
+    assert found.notes == ("the model has no gradient: signs of masked gradients were not looked for",)
 
 
 def test_another_function_is_told_by_its_logits(tmp_path):
@@ -403,8 +476,8 @@ INTERRUPTED = """
 import sys, time
 sys.path.insert(0, "tests")
 import linear_model, infofeat_jax
-from infofeat_jax.evaluation import evaluate
-evaluate.probe = lambda subject: None
+from infofeat_jax.evaluation import summaries
+summaries.probe = lambda subject: None
 from infofeat_jax.evaluation import autoattack, robustness
 autoattack.SAVE_EVERY = robustness.SAVE_EVERY = 0.0
 save = robustness.save
@@ -455,16 +528,21 @@ QUICK = "autoattack(version=quick)"
 
 @pytest.mark.parametrize(("robust", "followed"), [({"pgd20": 20, QUICK: 19}, False), ({"pgd20": 20, QUICK: 9}, True)])
 def test_quick_is_no_certificate_and_the_whole_follows_a_flag(tmp_path, monkeypatch, capsys, robust, followed):
-    calls, robust = [], robust | {"autoattack": 8}
+    calls, looks, ahead, robust = [], [], [], robust | {"autoattack": 8}
 
     def measure_one(subject, name, tell):
         calls.append(name)
         return np.arange(len(Y)) < robust[name]
 
     monkeypatch.setattr(measurements, "measure_one", measure_one)
-    monkeypatch.setattr(measurements, "adversarial", lambda subject, name: X)
+    monkeypatch.setattr(summaries, "probe", looks.append)
+    for module in (evaluator, stored):
+        monkeypatch.setattr(module, "adversarial", lambda subject, name: X)
+    monkeypatch.setattr(pace, "left", lambda reports, costs: ahead.append(costs.get("probes")))
     found = evaluate(names=("pgd20", QUICK), directory=tmp_path / "mine")
     assert calls == ["pgd20", QUICK, *["autoattack"] * followed] == list(found.outcomes)
+    assert len(looks) == 1  # at the model: it takes gradients, which count in the time left
+    assert ahead == [24 * pace.PROBING] * 4 + [None] * 2 * followed
     assert any(flag.startswith("large gap") for flag in found.flags) == followed
     page = report.write(str(tmp_path / "mine")).read_text()
     results, shown = json.loads((tmp_path / "mine" / "results.json").read_text()), capsys.readouterr().out
@@ -508,6 +586,8 @@ def test_seconds_left_count_compilation_and_what_is_to_come():
     assert pace.left(reports, costs) == pytest.approx(10 + 200)  # too early for a pace of its own
     reports = [*reports[:3], pace.Report("pgd18", 0.5, 110.0)]
     assert pace.left(reports, costs) == pytest.approx(110)
+    costs |= {"probes": 24 * pace.PROBING}  # the flags come last
+    assert pace.left(reports, costs) == pytest.approx(110 + 10 + 24 * pace.PROBING * 220 / 56)
     assert pace.cost("pgd9(restarts=2)") == 1 + 3 * 9 * 2
     assert pace.cost("square(num_queries=50)") == 51
     assert pace.cost("autoattack") > pace.cost("apgd-t") > pace.cost("clean") == 1

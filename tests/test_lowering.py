@@ -14,8 +14,7 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.autoattack import plan_of, steps
 from infofeat_jax.data import Split
-from infofeat_jax.evaluation import evaluate as measurements
-from infofeat_jax.evaluation import robustness
+from infofeat_jax.evaluation import robustness, summaries
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import devices, memory
@@ -48,7 +47,7 @@ def one_device_without_probes(monkeypatch):
     """With several, an error in the callback of one leaves the others waiting."""
     mesh = devices.mesh(1)
     monkeypatch.setattr(devices, "mesh", lambda: mesh)
-    monkeypatch.setattr(measurements, "probe", lambda subject: None)
+    monkeypatch.setattr(summaries, "probe", lambda subject: None)
 
 
 def test_autoattack_goes_on_in_smaller_batches_where_it_was():

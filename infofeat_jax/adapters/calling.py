@@ -6,6 +6,7 @@ Found by tracing, as far as shapes tell, and by a look at the logits of a few im
 
 import functools
 import itertools
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 TRACED = (11, 13, 17, 19)  # sizes of batches, one of which is no side or number of channels
 LOOKED_AT = 32  # images
 APART = 0.01  # relative difference of logits; rounding, of bfloat16 too, stays below
-BETTER = 0.3  # accuracy by which pixels in 0 to 255 must be better for a model to be taken to expect them
+BETTER, FEW = 0.3, 4  # share and number of images by which a model must do better in 0 to 255 to be taken to expect it
 
 
 class Calling(NamedTuple):
@@ -92,18 +93,44 @@ def look(
             raise InvalidInput(f"{given.name}: the logits do not depend on the key: give a function of images alone")
         return way, here
     rows = np.arange(len(images)) // 2  # other neighbours, another place
-    apart = np.abs(np.asarray(logits(given.call, images[rows], np.float32(1))) - here[rows]).max(initial=0.0)
-    if apart > APART * max(np.abs(here).max(initial=0.0), 1e-6):
+    change = difference(here[rows], np.asarray(logits(given.call, images[rows], np.float32(1))))
+    if change > APART:
         raise InvalidInput(
-            f"{given.name}: the logits of an image change by up to {apart:.3g} with the other images of its batch:"
-            " put BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval())"
+            f"{given.name}: the logits of an image change by up to {change:.0%} with the other images of its batch: put"
+            " BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval()), or, if it is meant to"
+            " be random, give a function of (images, key)"
         )
-    accuracy = (here.argmax(-1) == labels).mean()
-    if accuracy + BETTER > 1:
+    right, needed = (here.argmax(-1) == labels).sum(), max(BETTER * len(labels), FEW)
+    if right + needed > len(labels):
         return way, here
-    in_levels = np.asarray(logits(given.call, images, np.float32(255))).argmax(-1)
-    better = (in_levels == labels).mean() >= accuracy + BETTER
+    in_levels = (np.asarray(logits(given.call, images, np.float32(255))).argmax(-1) == labels).sum()
+    better = in_levels >= right + needed and in_levels > np.bincount(labels).max()  # nor by one answer for all
     return (way._replace(scale=255.0) if better else way), here
+
+
+def difference(logits: Float[np.ndarray, "n k"], others: Float[np.ndarray, "n k"]) -> float:
+    """The largest difference, relative to the largest of the finite `logits`; infinite where only one is finite."""
+    size = np.abs(logits, where=np.isfinite(logits), out=np.zeros_like(logits)).max(initial=1e-6)
+    differ = (logits != others) & ~(np.isnan(logits) & np.isnan(others))
+    apart = np.abs(np.subtract(logits, others, where=differ, out=np.zeros_like(logits)))
+    return float(np.nan_to_num(apart, nan=np.inf, posinf=np.inf).max(initial=0.0) / size)
+
+
+def without_number(logits: Float[np.ndarray, "n k"]) -> tuple[str, ...]:
+    """A line if some of the first images' logits are NaN."""
+    count = np.isnan(logits).any(-1).sum()
+    text = f"NaN among the logits of {count} of the first {len(logits)} images: such images count as misclassified"
+    return (text,) if count else ()
+
+
+def gradient_failure(given: Given, way: Calling, image_shape: tuple[int, ...]) -> str | None:
+    """Why the model has no gradient, which is traced; None if it has one."""
+    forward = as_forward(at_draw(in_way(given.call, way), jax.random.key(0)))
+    try:
+        jax.eval_shape(jax.grad(lambda images: forward(images).logits.sum()), jnp.zeros((1, *image_shape)))
+    except Exception as error:  # of any library
+        return summary(error)
+    return None
 
 
 def _failure(given: Given, way: Calling, image_shape: tuple[int, ...]) -> Exception | None:
@@ -142,4 +169,8 @@ def _reason(error: Exception) -> str:
         return "it changes its own state, as NNX models do in training: give the model itself, or after model.eval()"
     if "InvalidRngError" in text:
         return "it draws random numbers, as Dropout does in training: give it in evaluation mode"
+    if missing := re.search(r"ScopeCollectionNotFound.* from collection \"(\w+)\"", text):
+        return f"its variables lack {missing[1]}, or a part of them: give all that init returned"
+    if "TracerArrayConversionError" in text:
+        return "it computes with NumPy what depends on the images: use jax.numpy"
     return text

@@ -6,7 +6,7 @@ Each becomes a `jax.tree_util.Partial`, whose leaves are the weights. How it tak
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -39,10 +39,12 @@ def read(model: Any) -> Given:
         if _comes_from(first, "equinox"):
             return _equinox(first, second)
     if isinstance(model, nn.Module):
+        if model.scope is not None:
+            return _linen(*model.unbind())
         raise InvalidInput(f"{type(model).__name__} has no weights: {LINEN}")
-    if _comes_from(model, "flax.nnx"):
+    if "flax.nnx" in sys.modules and isinstance(model, sys.modules["flax.nnx"].Module):
         return _nnx(model)
-    if _comes_from(model, "equinox"):
+    if _comes_from(model, "equinox") and not type(model).__module__.startswith("equinox._"):  # filter_jit's function
         return _equinox(model)
     if not callable(model):
         raise InvalidInput(
@@ -76,6 +78,8 @@ def _is_weight(leaf: Any) -> bool:
 def _linen(module: nn.Module, variables: Any) -> Given:
     modes = _modes(type(module).__call__)
     notes = _say_modes(modes, type(module).__call__)
+    if not isinstance(variables, Mapping):
+        raise InvalidInput(f"the variables are of type {type(variables).__name__}: {LINEN}, as init returns them")
     variables = variables if "params" in variables else {"params": variables}
     return Given(Partial(functools.partial(_apply_linen, module, modes), variables), type(module).__name__, notes)
 

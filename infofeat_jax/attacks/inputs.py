@@ -8,7 +8,7 @@ Shapes and dtypes are always checked. Values are checked where they are concrete
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -124,14 +124,19 @@ def check(
 def as_forward(forward: Forward) -> Forward:
     """Wraps `forward` so that it returns `Outputs` with float32 logits.
 
-    It may return `Outputs`, bare logits, a tuple or list that starts with them, or an object with an attribute
-    `logits`, whose other attributes are used where they are fields of `Outputs`.
+    It may return `Outputs`, bare logits, a tuple or list that starts with them, or a dictionary or an object with
+    `logits`, whose other entries are used where they are fields of `Outputs`.
     """
 
     def outputs(images: Images) -> Outputs:
         result = forward(images)
         if not isinstance(result, Outputs):
             result = _outputs(result)
+        if not hasattr(result.logits, "shape"):
+            raise InvalidInput(
+                f"the forward function returned a value of type {type(result.logits).__name__}: expected logits"
+                f" [{images.shape[0]}, number of classes], or a tuple, a dictionary or an object with them"
+            )
         shape = np.shape(result.logits)
         if len(shape) != 2 or shape[0] != images.shape[0]:
             raise InvalidInput(
@@ -160,6 +165,8 @@ def check_budget(
 
 
 def _outputs(result: Any) -> Outputs:
+    if isinstance(result, Mapping) and "logits" in result:
+        return Outputs(**{name: result.get(name) for name in Outputs._fields})
     if hasattr(result, "logits"):
         fields: dict[str, Any] = {name: getattr(result, name, None) for name in Outputs._fields}
         return Outputs(**fields)
@@ -184,7 +191,8 @@ def _check_types(images: Any, labels: Any) -> None:
 def _check_span(images: Any, bounds: tuple[float, float]) -> None:
     low, high = _span(images)
     if not (bounds[0] <= low and high <= bounds[1]):  # also catches NaN
-        raise InvalidInput(f"images span [{low:g}, {high:g}]: expected values within {bounds}")
+        advice = ": divide 8-bit images by 255" if 1 < high <= 255 and bounds == (0.0, 1.0) else ""
+        raise InvalidInput(f"images span [{low:g}, {high:g}]: expected values within {bounds}{advice}")
 
 
 def _check_classes(labels: Any, count: int) -> None:

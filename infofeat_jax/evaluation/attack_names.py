@@ -2,7 +2,7 @@
 
     NAME      = ATTACK [STEPS] [(OPTION=VALUE, ...)] [@RUN]
     clean     fgsm     noise     pgd20     cw20     infofeature7     autoattack     apgd-t     fab-t     square
-    pgd20(step_size=1,random_start=false)     fgsm(step_size=4)     square(num_queries=1000)     pgd10@madry-seed0
+    pgd20(step_size=1,random_start=false)     fgsm(step_size=4)     square(queries=1000)     pgd10@madry-seed0
     package.module:attack     package.module:attack20(step_size=1,restarts=5)@madry-seed0
 
 STEPS is the number of iterations of an iterated attack; epsilon and step_size are in 8-bit levels; `@RUN` crafts the
@@ -35,6 +35,7 @@ FLAGS = ("random_start", "clip_start")
 # Attacks whose name is followed by the number of steps.
 ITERATED = ("pgd", "cw", "infofeature", "kl", "feature_scatter", "adversarial_interpolation")
 SINGLE = ("clean", "fgsm", "noise")
+GRADIENT_FREE = ("clean", "noise", "square")
 CASCADES = ("autoattack", *STAGES)  # they drop broken examples; see attacks.autoattack
 # Parameters of an attack function that a name cannot set.
 FIXED = ("forward", "key", "images", "labels", "norm", "bounds", "num_steps", "targeted", "objective", "start")
@@ -42,6 +43,7 @@ CASCADE_OPTIONS = {
     "autoattack": ("version",), "apgd": ("num_steps", "restarts", "eot"), "fab": ("num_steps", "restarts"),
     "square": ("num_queries", "restarts", "initial_share"),
 }  # fmt: skip
+SHORT = {"queries": "num_queries", "steps": "num_steps"}  # other spellings
 
 
 class Budget(NamedTuple):
@@ -207,6 +209,7 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
     options, allowed = {}, ("NAME",) if parts.is_own(attack) else allowed_options(attack)
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, _, value = (piece.strip() for piece in part.partition("="))
+        option = SHORT.get(option, option) if attack in CASCADES else option
         known = option.isidentifier() if parts.is_own(attack) else option in allowed
         if not known or not value or option in options:
             choices = f"expected OPTION=VALUE of {', '.join(allowed)}" if allowed else "it takes no options"

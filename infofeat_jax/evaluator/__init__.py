@@ -11,18 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from infofeat_jax import parts
 from infofeat_jax.adapters import calling
 from infofeat_jax.adapters import given as givens
 from infofeat_jax.attacks import inputs
 from infofeat_jax.attacks.inputs import Randomised
+from infofeat_jax.attacks.search import target_count
 from infofeat_jax.data import Split, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
-from infofeat_jax.evaluation.evaluate import Measured
+from infofeat_jax.evaluation.measured import Measured, adversarial
 from infofeat_jax.evaluation.subject import Subject, digest
-from infofeat_jax.evaluator import batches, pixels, storage
+from infofeat_jax.evaluator import arguments, batches, pixels, storage
 from infofeat_jax.evaluator.loading import load
 from infofeat_jax.evaluator.result import Result
 from infofeat_jax.runtime import devices, processes
@@ -30,6 +30,7 @@ from infofeat_jax.types import InvalidInput, check_count
 
 __all__ = ["Result", "evaluate", "load"]
 
+NO_GRADIENT = "the model has no gradient: signs of masked gradients were not looked for"
 STEP = 0.25  # of epsilon: the step size of attacks whose name gives none, as in configurations
 
 
@@ -41,6 +42,7 @@ class Model(NamedTuple):
     num_classes: int
     logits: np.ndarray  # of the first few images, to recognise it by
     notes: tuple[str, ...]
+    has_gradient: bool
 
 
 def evaluate(
@@ -81,13 +83,14 @@ def evaluate(
     >>> result.accuracy["clean"], result.accuracy["pgd20"]
     (1.0, 0.6)
     """
-    _check_shared(directory)
-    specs, mesh = _check_names(attacks), devices.mesh()
-    batch_size, epsilon = check_count("batch_size", batch_size, 1), _check_epsilon(epsilon)
+    directory, specs = arguments.read_directory(directory), arguments.read_attacks(attacks)
+    batch_size, seed = check_count("batch_size", batch_size, 1), check_count("seed", seed)
+    epsilon, mesh = arguments.read_epsilon(epsilon, norm), devices.mesh()
     split, channels_first = pixels.read(images, labels)
     budget = Budget(norm, epsilon, STEP * epsilon)
     ready = prepare(givens.read(model), split, budget, specs, mesh)
-    size = processes.agreed(batches.fit(ready.forward, split, batch_size, mesh.size))
+    fitting = batches.fit(ready.forward, split, batch_size, mesh.size) if ready.has_gradient else batch_size
+    size = processes.agreed(min(fitting, len(split.labels)))
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
     setting = storage.Setting(ready.name, digest(ready.forward), digest(split), norm, epsilon, size, seed, tuple(notes))
     with storage.opened(directory, setting, ready.logits) as workdir:
@@ -97,17 +100,16 @@ def evaluate(
             ready.forward, split, ready.num_classes, mesh, budget, workdir, setting.text, source=_no_source, seed=seed,
             batch_size=size, cam_images=0, keep_adversarial=True,
         )  # fmt: skip
+        subject = subject if ready.has_gradient else subject._replace(probe_examples=0)
         names = [spec.name for spec in specs]
         measured, results = measurements.measure_and_summarise(subject, names, progress=progress)
         setting = _noted(setting, measured)
         results = storage.complete(results, setting, mesh)
         storage.write(workdir, results)
         processes.barrier("all is stored")
-        found = {name: measurements.adversarial(subject, name) for name in measured.attacks}
-    adversarial = {
-        name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None
-    }
-    return Result.of(results, measured.attacks, adversarial)
+        found = {name: adversarial(subject, name) for name in measured.attacks}
+    kept = {name: pixels.as_given(images, channels_first) for name, images in found.items() if images is not None}
+    return Result.of(results, measured.attacks, kept)
 
 
 def _noted(setting: storage.Setting, measured: Measured) -> storage.Setting:
@@ -124,35 +126,17 @@ def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[A
     way = calling.find(given, shape)
     forward = calling.in_way(given.call, way)
     inputs.check(forward, floats, split.labels, norm=budget.norm, epsilon=budget.epsilon, bounds=(0.0, 1.0))
+    num_classes = inputs.num_classes(forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    target_count(1, num_classes)  # refuses a single class
+    failure = calling.gradient_failure(given, way, shape)
     for spec in specs:
+        if failure and spec.attack not in attack_names.GRADIENT_FREE:
+            raise InvalidInput(f"attack {spec.name!r}: the model has no gradient ({failure}): choose square, or noise")
         attack_names.check(spec, budget, forward, shape)
     way, logits = calling.look(given, way, floats, split.labels)
     forward = devices.place(mesh, calling.in_way(given.call, way))
-    num_classes = inputs.num_classes(forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
-    return Model(given.name, forward, num_classes, logits, (*given.notes, *way.notes))
-
-
-def _check_shared(directory: str | pathlib.Path | None) -> None:
-    if directory is None and jax.process_count() > 1:
-        raise InvalidInput(f"directory is missing: expected one that all {jax.process_count()} processes share")
-
-
-def _check_names(names: Sequence[str]) -> list[AttackSpec]:
-    names = [names] if isinstance(names, str) else list(names)
-    specs = [attack_names.parse(name) for name in names]
-    parts.trust(*parts.names_in(" ".join(names)))  # the caller wrote them
-    if not specs:
-        raise InvalidInput("attacks is empty: expected names such as ('clean', 'pgd20')")
-    for spec in specs:
-        if spec.source:
-            raise InvalidInput(f"attack {spec.name!r}: attacks crafted on another run are for config.eval.attacks")
-    return specs
-
-
-def _check_epsilon(epsilon: Any) -> float:
-    if np.ndim(epsilon):
-        raise InvalidInput(f"epsilon is of shape {list(np.shape(epsilon))}: expected one number")
-    return float(epsilon)
+    notes = (*given.notes, *way.notes, *calling.without_number(logits), *([NO_GRADIENT] if failure else []))
+    return Model(given.name, forward, num_classes, logits, notes, failure is None)
 
 
 def _no_source(name: str):

@@ -15,7 +15,10 @@ def read(images: Any, labels: Any) -> tuple[Split, bool]:
 
     Channels are first if the second axis is at most 4 long, and the third and the last are longer.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    try:
+        images, labels = np.asarray(images), np.asarray(labels)
+    except ValueError:
+        raise InvalidInput("images or labels are lists of unequal lengths: expected arrays") from None
     if not images.size or images.ndim != 4 or labels.shape != images.shape[:1]:
         shapes = f"images of shape {list(images.shape)}, labels of shape {list(labels.shape)}"
         raise InvalidInput(f"{shapes}: expected [n, h, w, c] and [n], with at least one image")
@@ -24,7 +27,9 @@ def read(images: Any, labels: Any) -> tuple[Split, bool]:
     if images.dtype.name in ("float16", "bfloat16"):
         images = images.astype(np.float32)
     if images.dtype.name not in ("uint8", "float32"):
-        raise InvalidInput(f"images are {images.dtype}: expected float32 in [0, 1], or uint8: use images.astype")
+        raise InvalidInput(
+            f"images are {images.dtype}: expected float32 in [0, 1], or uint8: use images.astype('float32')"
+        )
     first = images.shape[1] <= MOST_CHANNELS < min(images.shape[2:])
     images = images.transpose(0, 2, 3, 1) if first else images
     return Split(np.ascontiguousarray(images), labels.astype(np.int32)), first

@@ -54,7 +54,9 @@ class Result(NamedTuple):
             count = len(next(iter(self.outcomes.values())))
             low, high = intervals.wilson(self.worst_case, count)
             ends = f"[{100 * low:.1f}, {100 * high:.1f}]"
-            rows.append(("worst case over these", f"{100 * self.worst_case:.1f}", ends, ""))
+            beyond = any(attack_names.parse(name).has_own_epsilon for name in self.accuracy)
+            label = "worst case over those of that epsilon" if beyond else "worst case over these"
+            rows.append((label, f"{100 * self.worst_case:.1f}", ends, ""))
         return rows
 
     @property

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from infofeat_jax.adapters.calling import difference
 from infofeat_jax.data.pixels import LEVELS
 from infofeat_jax.runtime import devices, files, lock, processes
 from infofeat_jax.types import InvalidInput
@@ -88,7 +89,7 @@ def check_same(directory: pathlib.Path, setting: Setting, logits: np.ndarray) ->
                 " give another directory"
             )
     before = np.asarray(stored.get("logits"), np.float32)
-    if before.shape != logits.shape or not np.allclose(before, logits, rtol=0, atol=SAME * np.abs(logits).max()):
+    if before.shape != logits.shape or difference(before, logits) > SAME:
         raise InvalidInput(f"{directory} holds an evaluation of another model, by its logits: give another directory")
 
 
