@@ -15,7 +15,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAINED = (
-    "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
+    "--config=configs/digits.py", "--config.model.name=tests.tiny_net:TinyNet", "--config.num_epochs=6",
     "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
     "--config.optimizer.milestones=(2.0,)",
     "--config.eval.validation_attack=pgd2", "--config.log_every=1", "--config.eval.probe_examples=0",
