@@ -37,13 +37,14 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
 # Imports once what main.py and its runs import; then a forked process runs each program asked for. Answers with its
 # process id, and with the exit status of one that is asked about, null while it runs.
 SERVER = """
-import contextlib, json, os, runpy, signal, sys
+import contextlib, gc, json, os, runpy, signal, sys
 import jax
 from infofeat_jax import cli, command
 from infofeat_jax.export import convert
 from infofeat_jax.runtime import processes
 with contextlib.suppress(ImportError):
     from clu import parameter_overview
+gc.freeze(), gc.set_threshold(100_000)  # as in conftest.py
 for line in sys.stdin:
     asked = json.loads(line)
     if "ended" in asked:
