@@ -1,4 +1,4 @@
-"""A network that compiles quickly, for processes too: `--config.model.name=tests.tiny_net:TinyNet`."""
+"""A network that compiles quickly, for processes too: `--config.model.name=tiny_net:TinyNet`."""
 
 import flax.linen as nn
 import jax
