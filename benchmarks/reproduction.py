@@ -9,63 +9,34 @@ seed. Their +- is a 95 % interval over the test images of the mean over seeds; w
 
 import argparse
 import json
-import pathlib
 import re
 import sys
-from typing import NamedTuple
 
 import numpy as np
 import paper_readings
 import reproduction_figures
-from jaxtyping import Bool
+import reproduction_ideas as ideas
+from reproduction_records import (
+    QUICK,
+    RESULTS,
+    ROOT,
+    SHOWN,
+    Difference,
+    Outcomes,
+    compared,
+    difference,
+    outcomes,
+    over_seeds,
+    table,
+    validation,
+)  # fmt: skip
 
-from infofeat_jax.report import estimate, paper
+from infofeat_jax.report import paper
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs/reproduction.md"
-RESULTS = ROOT / "results"
-QUICK = "autoattack(version=quick)"
-SHOWN = {"clean": "clean", "pgd20": "PGD20", "cw20": "CW20", "autoattack": "AutoAttack", QUICK: "AutoAttack, quick"}
+
 ROWS = ("madry", "lambda0.1", "lambda0.5")
 NAMES = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
-
-Outcomes = Bool[np.ndarray, "seeds n"]
-
-
-class Difference(NamedTuple):
-    """Of two rows' accuracies, in points."""
-
-    mean: float
-    half: float  # of the 95 % interval over images
-    seeds: tuple[float, ...] = ()
-
-    def __str__(self) -> str:
-        seeds = f" ({', '.join(f'{seed:+.1f}' for seed in self.seeds)})" if len(self.seeds) > 1 else ""
-        return f"{self.mean:+.1f} +- {self.half:.1f}{seeds}"
-
-
-def difference(one: Outcomes, other: Outcomes) -> Difference:
-    """one - other; the interval is over images, of the mean over seeds, and says nothing of other seeds."""
-    each = 100 * (one.astype(float) - other)
-    over_images = each.mean(0)
-    half = 1.96 * over_images.std(ddof=1) / np.sqrt(over_images.size)
-    return Difference(float(each.mean()), float(half), tuple(map(float, each.mean(1))))
-
-
-def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:
-    """Of all seeds that were recorded; a run whose last checkpoint is its best has no file of its own for it."""
-    found = []
-    for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
-        path = run / "outcomes_latest.npz"
-        path = path if which == "last" and path.exists() else run / "outcomes.npz"
-        with np.load(path, allow_pickle=False) as arrays:
-            found.append(arrays[attack])
-    return np.stack(found)
-
-
-def compared(study: str, one: str, other: str, attack: str, which: str = "best") -> Difference:
-    """Of two rows of a study, one - other."""
-    return difference(*(outcomes(study, row, attack, which) for row in (one, other)))
 
 
 def of_full_width(attack: str) -> dict[str, Outcomes]:
@@ -86,6 +57,35 @@ def full_width() -> str:
 
 
 COLUMNS = ("clean", "pgd20", "autoattack")
+
+
+METHODS = ("infofeature", "alp", "feature_matching")
+
+
+def eight_epochs() -> str:
+    """Four methods at full width, 8 epochs: accuracy, and minus Madry of the same seed."""
+    attacks = ("clean", "pgd20", "cw20", QUICK)
+    lines = []
+    for method in ("madry", *METHODS):
+        found = [outcomes("table1_full", method, attack) for attack in attacks]
+        lines.append([paper.NAMES[method], *(f"{100 * values.mean():.1f}" for values in found)])
+    for method in METHODS:
+        name = f"{paper.NAMES[method]} - Madry"
+        lines.append([name, *(compared("table1_full", method, "madry", attack) for attack in attacks)])
+    return table(("", "clean", "PGD20", "CW20", "AutoAttack, quick (seed 0)"), lines)
+
+
+def validated() -> str:
+    """Robust validation accuracy of the same runs, best epoch, all three seeds."""
+
+    def best(method: str) -> np.ndarray:
+        return np.array([values.max() for values in validation("table1_full", method)])
+
+    lines = []
+    for method in ("madry", *METHODS):
+        apart = over_seeds(best(method) - best("madry")) if method != "madry" else ""
+        lines.append([paper.NAMES[method], *(f"{value:.1f}" for value in best(method)), apart])
+    return table(("PGD7, validation", "seed 0", "seed 1", "seed 2", "minus Madry, over seeds"), lines)
 
 
 def overfitting() -> str:
@@ -140,6 +140,16 @@ def readings_in_training() -> str:
     return table(head, lines)
 
 
+def readings_of_eight_epochs() -> str:
+    """The four methods of 8 epochs, seed 0, under both readings."""
+    lines = []
+    for method in ("madry", *METHODS):
+        for reading, names in READINGS.items():
+            values = [100 * outcomes("table1_full", method, name)[0].mean() for name in ("clean", *names)]
+            lines.append([paper.NAMES[method], reading, *falls(values)])
+    return table(("", "evaluation", "clean", "FGSM", "PGD7", "PGD20", "FGSM - PGD7", "PGD7 - PGD20"), lines)
+
+
 def falls(values) -> list[str]:
     """The values and the falls from one attack to the next."""
     return [f"{value:.1f}" for value in (*values, values[1] - values[2], values[2] - values[3])]
@@ -165,38 +175,19 @@ def digits() -> str:
     """InfoFeature minus Madry on digits, seeds paired."""
     lines = []
     for row in ("lambda0.1-smoothing0.0", "lambda0.5-smoothing0.0"):
-        cells = [over_seeds(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
+        cells = [on_digits(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
         lines.append([NAMES[row.partition("-")[0]], *cells])
     return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)"), lines)
 
 
-def over_seeds(row: str, attack: str) -> Difference:
-    """Of a digits row and Madry of the same seed; the interval is Student's, over seeds."""
+def on_digits(row: str, attack: str) -> Difference:
+    """Of a digits row and Madry of the same seed, over seeds."""
 
     def values(name: str) -> list[float]:
         paths = sorted((RESULTS / "digits_attribution").glob(f"{name}-seed*/results.json"))
         return [100 * json.loads(path.read_text())[attack] for path in paths]
 
-    each = [a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)]
-    mean, low, high = estimate.over_seeds(each)
-    return Difference(mean, (high - low) / 2)
-
-
-def strength() -> str:
-    """The ideas as attacks on trained digits models: accuracy, and the difference to PGD on the same images."""
-    found = {}
-    for method in ("madry", "infofeature"):
-        with np.load(RESULTS / f"ideas_strength/{method}-seed0.npz", allow_pickle=False) as arrays:
-            found[method] = {name.rpartition(":")[2]: arrays[name][None] for name in arrays.files}
-    lines = []
-    for attack in (name for name in found["madry"] if name != "clean"):
-        cells = [f"{100 * of[attack].mean():.1f}" for of in found.values()]
-        gaps = ["" if attack == "pgd20" else str(difference(of[attack], of["pgd20"])) for of in found.values()]
-        lines.append([ATTACKS.get(attack, f"`{attack}`"), cells[0], gaps[0], cells[1], gaps[1]])
-    return table(("attack, 20 steps", "on Madry's", "minus PGD20", "on InfoFeature's", "minus PGD20"), lines)
-
-
-ATTACKS = {"pgd20": "PGD", "cw20": "CW", "infofeature20": "InfoFeature"}
+    return over_seeds([a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)])
 
 
 def forest() -> list[reproduction_figures.Line]:
@@ -206,6 +197,9 @@ def forest() -> list[reproduction_figures.Line]:
     lines = {
         "the paper": {"pgd20": Difference(gains[published.columns.index("pgd20")], 0.0)},
         "full width, 22 epochs": {attack: difference(*of_full_width(attack).values()) for attack in COLUMNS[1:]},
+        "full width, 8 epochs": {
+            attack: compared("table1_full", "infofeature", "madry", attack) for attack in ("pgd20", QUICK)
+        },
     }
     for which in ("best", "last"):
         for smoothing in (0.0, 0.5):
@@ -214,37 +208,18 @@ def forest() -> list[reproduction_figures.Line]:
                 attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
             }
     lines["width 16, 8 epochs"] = {attack: of_small("infofeature", attack) for attack in COLUMNS[1:]}
-    lines["digits, over 6 seeds"] = {attack: over_seeds("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
+    lines["digits, over 6 seeds"] = {attack: on_digits("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
     return [
         (title, [(found.mean, found.half, SHOWN[attack]) for attack, found in marks.items()])
         for title, marks in lines.items()
     ]
 
 
-def curves() -> dict[str, list[np.ndarray]]:
-    """{row: robust accuracy on validation images after each epoch, of each seed}."""
-    found = {}
-    for smoothing in (0.0, 0.5):
-        for row in ROWS:
-            name = f"{row}-smoothing{smoothing}"
-            runs = sorted((RESULTS / "overfitting").glob(f"{name}-seed*/metrics.jsonl"))
-            records = [[json.loads(line) for line in path.read_text().splitlines()] for path in runs]
-            found[name] = [
-                np.array([100 * r["validation_robust_accuracy"] for r in lines if "epoch" in r]) for lines in records
-            ]
-    return found
-
-
-def table(head, lines) -> str:
-    """Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
-
-
 TABLES = {
-    "full width": full_width, "overfitting": overfitting, "against Madry": against_madry,
-    "readings": paper_readings.table, "readings in training": readings_in_training, "small": small, "digits": digits,
-    "strength": strength,
+    "full width": full_width, "eight epochs": eight_epochs, "validated": validated, "small": small, "digits": digits,
+    "overfitting": overfitting, "against Madry": against_madry, "readings": paper_readings.table,
+    "readings of eight epochs": readings_of_eight_epochs, "readings in training": readings_in_training,
+    "strength": ideas.strength,
 }  # fmt: skip
 
 
@@ -265,7 +240,11 @@ def main() -> int:
     if args.check:
         return int(renewed(page) != page)
     PAGE.write_text(renewed(page))
-    reproduction_figures.draw(ROOT / "docs/figures", forest(), curves())
+    curves = {
+        f"{row}-smoothing{smoothing}": validation("overfitting", f"{row}-smoothing{smoothing}")
+        for row in ROWS for smoothing in (0.0, 0.5)
+    }  # fmt: skip
+    reproduction_figures.draw(ROOT / "docs/figures", forest(), curves)
     return 0
 
 

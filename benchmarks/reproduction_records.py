@@ -1,0 +1,76 @@
+"""What is read from results/ for docs/reproduction.md, and how two rows of it are compared."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from infofeat_jax.report import estimate
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+QUICK = "autoattack(version=quick)"
+SHOWN = {"clean": "clean", "pgd20": "PGD20", "cw20": "CW20", "autoattack": "AutoAttack", QUICK: "AutoAttack, quick"}
+
+Outcomes = Bool[np.ndarray, "seeds n"]
+
+
+class Difference(NamedTuple):
+    """Of two rows' accuracies, in points."""
+
+    mean: float
+    half: float  # of the 95 % interval over images, or over seeds
+    seeds: tuple[float, ...] = ()
+
+    def __str__(self) -> str:
+        seeds = f" ({', '.join(f'{seed:+.1f}' for seed in self.seeds)})" if len(self.seeds) > 1 else ""
+        return f"{self.mean:+.1f} +- {self.half:.1f}{seeds}"
+
+
+def difference(one: Outcomes, other: Outcomes) -> Difference:
+    """one - other; the interval is over images, of the mean over seeds, and says nothing of other seeds."""
+    each = 100 * (one.astype(float) - other)
+    over_images = each.mean(0)
+    half = 1.96 * over_images.std(ddof=1) / np.sqrt(over_images.size)
+    return Difference(float(each.mean()), float(half), tuple(map(float, each.mean(1))))
+
+
+def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:
+    """Of the seeds in which it was measured; a run whose last checkpoint is its best has no file of its own for it."""
+    found = []
+    for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
+        path = run / "outcomes_latest.npz"
+        path = path if which == "last" and path.exists() else run / "outcomes.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as arrays:
+                found += [arrays[attack]] if attack in arrays else []
+    return np.stack(found)
+
+
+def compared(study: str, one: str, other: str, attack: str, which: str = "best") -> Difference:
+    """Of two rows of a study, one - other."""
+    return difference(*(outcomes(study, row, attack, which) for row in (one, other)))
+
+
+def validation(study: str, row: str) -> list[np.ndarray]:
+    """Robust accuracy on validation images after each epoch, in %, of each seed."""
+    found = []
+    for path in sorted((RESULTS / study).glob(f"{row}-seed*/metrics.jsonl")):
+        records = map(json.loads, path.read_text().splitlines())
+        found.append(np.array([100 * each["validation_robust_accuracy"] for each in records if "epoch" in each]))
+    return found
+
+
+def over_seeds(each: Sequence[float]) -> Difference:
+    """The mean of the differences of runs with the same seed; the interval is Student's, over seeds."""
+    mean, low, high = estimate.over_seeds(list(each))
+    return Difference(mean, (high - low) / 2)
+
+
+def table(head, lines) -> str:
+    """Markdown."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
