@@ -3,6 +3,7 @@
 import errno
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -146,6 +147,9 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(os.EX_TEMPFAIL)
     except RunFailed as error:
         status, text = 1, f"error: {error}"
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough: as SIGPIPE ends other commands
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             status, text = 1, f"error: {error}: free some space, then run the same command again to resume"

@@ -7,11 +7,10 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-from infofeat_jax import cli, config_checks, config_help
+from infofeat_jax import __version__, cli, config_checks, config_help
 from infofeat_jax import config as configs
 from infofeat_jax.types import InvalidInput
 
-flags.disclaim_key_flags()  # they are those of the program that calls `main`
 FLAGS = flags.FLAGS
 USAGE = """Trains and evaluates robust classifiers.
 
@@ -57,8 +56,8 @@ def _execute(_) -> None:
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     """Parses the flags with absl; mistakes in --config and --config.* raise InvalidInput, in one line."""
-    if {"--helpfull", "-helpfull"} & set(argv):
-        print(f"{USAGE}{values.main_module_help()}\n\n{config_help.text()}")
+    if asked := _information(values, {f"--{argument.lstrip('-')}" for argument in argv[1:] if argument[:1] == "-"}):
+        print(asked)
         sys.exit(0)
     argv = [shipped(argument) for argument in argv]
     try:
@@ -74,6 +73,16 @@ def parse_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
     if missing and not _reports_directory(values):
         raise InvalidInput("no --config: give an experiment, as --config=configs/digits.py or --config=digits")
     return rest
+
+
+def _information(values: flags.FlagValues, asked: set[str]) -> str:
+    """What --help, --helpfull or --version print, or "". absl would list no flags of these, and exit with 1."""
+    if "--version" in asked:
+        return f"infofeat_jax {__version__}"
+    usage = f"{USAGE}{values.module_help(__name__)}"
+    if "--helpfull" in asked:
+        return f"{usage}\n\n{config_help.text()}"
+    return usage if asked & {"--help", "--h", "--?"} else ""
 
 
 def shipped(argument: str) -> str:
@@ -99,8 +108,9 @@ def _no_flag(words: list[str]) -> str:
     """The message about words on the command line that are no flags, such as `report runs/digits`."""
     mode, rest = (words[0], words[1:]) if words[0] in MODES else ("", words)
     places = [word for word in rest if not word.startswith("-")]
-    advice = " ".join([f"--mode={mode}"] * bool(mode) + [f"--workdir={place}" for place in places[:1]])
-    return f"{' '.join(words)}: expected flags alone, as {advice or '--config=digits'}"
+    flags = [] if mode == "report" and places else ["--config=CONFIG"]
+    flags += [f"--mode={mode}"] * bool(mode) + [f"--workdir={place}" for place in places[:1]]
+    return f"{' '.join(words)}: the command takes only flags, such as {' '.join(flags)}; --help has examples"
 
 
 def _unknown_field(argv: list[str]) -> str:

@@ -1,18 +1,29 @@
 """The command's flags: configurations by name, and the help that explains every field."""
 
 import ast
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
 import pytest
 from test_config import parse, refused
 
+import infofeat_jax
 from infofeat_jax import command, config_help
 from infofeat_jax import config as configs
 
 ROOT = pathlib.Path(__file__).parent.parent
 NAMES = sorted(path.stem for path in (ROOT / "configs").rglob("*.py") if path.stem not in ("__init__", "scales"))
+
+
+def run(*flags: str) -> subprocess.CompletedProcess:
+    """What the installed command does with these flags."""
+    code = "import sys; from infofeat_jax.__main__ import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -38,21 +49,19 @@ def test_an_unknown_name_lists_the_configurations():
     ("words", "advice"),
     [
         (["report", "runs/digits"], "--mode=report --workdir=runs/digits"),
-        (["evaluate", "--config=digits"], "--mode=evaluate"),
-        (["runs/digits"], "--workdir=runs/digits"),
-        (["--config=digits", "madry"], "--workdir=madry"),
+        (["report"], "--config=CONFIG --mode=report"),
+        (["evaluate", "--config=digits"], "--config=CONFIG --mode=evaluate"),
+        (["runs/digits"], "--config=CONFIG --workdir=runs/digits"),
+        (["--config=digits", "madry"], "--config=CONFIG --workdir=madry"),
     ],
 )
 def test_words_that_are_no_flags_are_refused_with_the_flags(words, advice):
-    assert refused(parse, *words).endswith(f": expected flags alone, as {advice}")
+    text = refused(parse, *words)
+    assert text.endswith(f": the command takes only flags, such as {advice}; --help has examples")
 
 
 def test_the_report_of_a_directory_needs_no_configuration(tmp_path):
-    code = "import sys; from infofeat_jax.__main__ import main; main()"
-    flags = ["--mode=report", f"--workdir={tmp_path}"]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *flags], capture_output=True, text=True, timeout=300, check=False
-    )
+    done = run("--mode=report", f"--workdir={tmp_path}")
     assert done.stderr == f"error: no run in {tmp_path}: train first, or give the directory of a run or a study\n"
 
 
@@ -68,10 +77,30 @@ def test_the_help_has_every_field_with_its_default_and_an_explanation():
         assert explanation, name
 
 
-def test_helpfull_prints_the_configuration_and_ends(capsys):
+@pytest.mark.parametrize(("flag", "everything"), [("--help", False), ("--helpfull", True)])
+def test_help_lists_the_flags_and_ends_well(flag, everything):
+    done = run(flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert command.USAGE in done.stdout
+    for name in ("config", "workdir", "mode", "trust", "coordinator", "num_processes", "process_id"):
+        assert f"\n  --{name}: " in done.stdout
+    assert ("  --config.method.weight=None\n      lambda of the method" in done.stdout) == everything
+
+
+def test_the_version_is_printed(capsys):
     with pytest.raises(SystemExit) as end:
-        parse("--helpfull")
+        parse("--version")
     assert not end.value.code
-    printed = capsys.readouterr().out
-    assert command.USAGE in printed
-    assert "  --config.method.weight=None\n      lambda of the method" in printed
+    assert capsys.readouterr().out == f"infofeat_jax {infofeat_jax.__version__}\n"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
+    """As in `infofeat-jax ... | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    code = "import sys; from infofeat_jax import cli\nwith cli.one_line_errors(): print('row\\n' * 10**5)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, timeout=300, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

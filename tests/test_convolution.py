@@ -283,11 +283,17 @@ def test_encodings(data):
     """Of any size, padding, stride and dilation, with batch 1 and channels 1, 3 and 640: oneDNN's result is XLA's."""
     draw = lambda *choices: data.draw(st.sampled_from(choices))  # noqa: E731
     size, inputs, outputs = draw(1, 3, 5), draw(1, 3, 16, 640), draw(1, 3, 640)
-    stride, dilation, transposed, relu = draw(1, 2), draw(1, 2), draw(False, True), draw(False, True)
-    least = max((size - 1) * dilation, 1)
-    sides = [data.draw(st.integers(least, least + 8)) for _ in range(2)]
+    stride, dilation, transposed, relu = (
+        draw(1, 2),
+        (draw(1, 2), draw(1, 2, 3, 16)),
+        draw(False, True),
+        draw(False, True),
+    )
+    least = [max((size - 1) * apart, 1) for apart in dilation]
+    sides = [data.draw(st.integers(low, low + 8)) for low in least]
     padding = tuple(
-        (data.draw(st.integers(0, 2)), data.draw(st.integers(0 if side > least else 1, 2))) for side in sides
+        (data.draw(st.integers(0, 2)), data.draw(st.integers(0 if side > low else 1, 2)))
+        for side, low in zip(sides, least, strict=True)
     )
     dtype = draw("float32", "bfloat16")
     x, w = arrays((draw(1, 2, 3), *sides, inputs), (size, size, inputs, outputs), dtype=dtype)
@@ -300,7 +306,7 @@ def test_encodings(data):
         ours = onednn.convolve(x, taps, padding, stride, dilation, transposed, added, relu)
         wide = [array.astype(jnp.float32) for array in (x, w, *added)]
         plain = jax.lax.conv_general_dilated(
-            *wide[:2], (stride,) * 2, padding, rhs_dilation=(dilation,) * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            *wide[:2], (stride,) * 2, padding, rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         plain = sum(wide[2:], plain)
         return ours.astype(jnp.float32), jax.nn.relu(plain) if relu else plain
@@ -310,13 +316,13 @@ def test_encodings(data):
 
 
 def test_the_encoding_is_as_jaxlib_reads_it():
-    config = json.loads(onednn.encoding((3, 3), ((1, 0), (1, 2)), 2, 1, True, ["BIAS"]))["onednn_conv_config"]
+    config = json.loads(onednn.encoding((3, 3), ((1, 0), (1, 2)), 2, (1, 16), True, ["BIAS"]))["onednn_conv_config"]
     assert config["window"] == {
         "size": ["3", "3"],
         "pad_left": ["1", "1"],
         "pad_right": ["0", "2"],
         "strides": ["2", "2"],
-        "window_dilations": ["1", "1"],
+        "window_dilations": ["1", "16"],
     }
     assert config["kernel"]["filter"] == {
         "input_feature_dim": "3",

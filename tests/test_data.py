@@ -125,6 +125,14 @@ def test_train_and_validation_part_the_training_set(npz, seed):
     assert loaded.train.labels.dtype == loaded.test.labels.dtype == np.int32
 
 
+@pytest.mark.parametrize(("images", "held_out"), [(30, 6), (5, 1), (4, 0), (5001, 1000), (9000, 1000)])
+def test_by_default_a_thousand_images_are_held_out_but_at_most_a_fifth(images, held_out):
+    """A thousand of CIFAR's 50,000, not of 1,297."""
+    arrays = {"image_train": np.zeros((images, 1, 1), np.uint8), "label_train": np.arange(images) % 2}
+    loaded = data.load(arrays | {"image_test": arrays["image_train"], "label_test": arrays["label_train"]})
+    assert (len(loaded.train.labels), len(loaded.validation.labels)) == (images - held_out, held_out)
+
+
 def test_sizes_keep_the_first_of_the_same_order(npz):
     path = npz()
     whole = data.load(path, validation_size=9)

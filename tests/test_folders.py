@@ -124,8 +124,8 @@ def test_a_palette_with_transparency(write):
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        ({}, "has the classes none: expected FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*"),
-        ({"a.png": plain(1)}, "has the classes none: expected FOLDER/train/"),
+        ({}, "has no folders of classes: expected FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CL"),
+        ({"a.png": plain(1)}, "has no folders of classes: expected FOLDER/train/"),
         (split(".", ("cat",)), "has the classes 'cat': expected FOLDER/train/"),
         (split("train"), "has the classes 'train': expected"),
         (split("train") | split("test", ("cat", "cow")), "class 'cow' of test is not in train: expected FOLDER/"),
@@ -151,6 +151,27 @@ def test_mistakes_show_what_is_expected(tmp_path, images, expected):
         else:
             path.write_bytes(image or b"")
     assert expected in message(data.load, str(tmp_path), validation_size=1)
+
+
+@pytest.mark.parametrize(
+    ("written", "arrays"),
+    [
+        (
+            ["dataset_dict.json", "train/state.json", "test/state.json", "train/data.arrow"],
+            "image_train=d['train']['im",
+        ),
+        (["state.json", "dataset_info.json", "data-00000-of-00001.arrow"], "numpy.savez('data.npz', images=d['image']"),
+    ],
+)
+def test_a_hugging_face_data_set_is_recognised(tmp_path, written, arrays):
+    """As DatasetDict.save_to_disk and Dataset.save_to_disk write it (datasets 5.2)."""
+    for name in written:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    text = message(data.load, tmp_path)
+    assert text.startswith(f"{tmp_path} is a Hugging Face data set, which is not read directly: write an .npz of it")
+    assert f"datasets.load_from_disk('{tmp_path}')" in text
+    assert arrays in text
 
 
 def test_postscript_is_not_opened(write):

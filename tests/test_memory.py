@@ -4,6 +4,8 @@ import os
 import pathlib
 import re
 import resource
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -57,3 +59,26 @@ def test_an_address_limit_leaves_what_is_not_mapped_yet(monkeypatch):
     assert memory.available() <= left // jax.local_device_count()
     monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert memory.address_limit() == []
+
+
+KEPT = """
+import pathlib
+import resource
+import sys
+from infofeat_jax.runtime import compilation
+
+if sys.argv[1] == "tuned":
+    compilation.tune_cpu()
+resident = lambda: int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+before = resident()
+b"x" * 2**27
+print((resident() - before) / 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator is told")
+@pytest.mark.parametrize("how", ["default", "tuned"])
+def test_freed_memory_is_kept_if_it_was_asked_for(how):
+    """After a block of 128 MiB was freed."""
+    kept = subprocess.run([sys.executable, "-c", KEPT, how], check=True, capture_output=True, text=True).stdout
+    assert float(kept) > 100 if how == "tuned" else float(kept) < 50

@@ -12,6 +12,7 @@ import pytest
 
 import infofeat_jax
 from infofeat_jax import installation
+from infofeat_jax.types import InvalidInput
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -69,6 +70,21 @@ def test_the_command_without_the_extra_says_what_to_install():
     assert re.fullmatch(
         r"error: the command needs more than the library \(.*ml_collections.*\): pip install .*\n", done.stderr
     )
+
+
+def test_reports_without_the_extra_say_what_to_install():
+    shown = run(
+        "import sys; sys.modules['ml_collections'] = None\n"
+        "try:\n  from infofeat_jax import report\nexcept ImportError as error:\n  print(error)"
+    )
+    assert re.fullmatch(r"reports need more than the library \(.*ml_collections.*\): pip install .*\n", shown)
+
+
+def test_what_cannot_be_loaded_is_named_with_what_was_expected():
+    with pytest.raises(
+        InvalidInput, match=r"^runs/absent: no such file or directory: expected a run's directory, or a"
+    ):
+        infofeat_jax.load("runs/absent")
 
 
 def test_importing_the_library_leaves_the_devices_to_be_chosen():

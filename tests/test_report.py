@@ -285,7 +285,34 @@ def test_the_finding_says_what_limits_it(study, tmp_path):
     assert "One run each" not in text
     apart = study_of(tmp_path / "apart", {"madry": {"clean": 0.8, "fgsm": 0.3}, "alp": {"clean": 0.8, "pgd20": 0.3}})
     assert finding.finding(apart) == finding.NO_ATTACK
+    assert finding.finding(study_of(tmp_path / "clean", {"alp": {"clean": 0.8}})) == "No attack has been measured."
     assert finding.finding(runs.Study(tmp_path, "", "", [], [])) == "There is no finished run yet."
+
+
+@pytest.mark.parametrize(
+    ("third", "said"),
+    [
+        (
+            {"clean": 0.8, "pgd20": 0.5},
+            "ALP is the most robust under AutoAttack, the strongest attack that these have: 3",
+        ),
+        (
+            {"clean": 0.8, "fgsm": 0.5, "autoattack": 0.3},
+            "Madry is the most robust under AutoAttack, the strongest att",
+        ),
+    ],
+)
+def test_rows_without_a_common_attack_are_compared_where_they_have_one(tmp_path, third, said):
+    """Two runs evaluated as usual, and one that was only tried under a few attacks; image by image likewise."""
+    values = {"alp": {"clean": 0.8, "fgsm": 0.6, "autoattack": 0.35}, "standard": {"fgsm": 0.2, "autoattack": 0.0}}
+    if "autoattack" in third:
+        values["alp"], values["madry"] = {"clean": 0.8, "pgd20": 0.6}, third
+    else:
+        values["madry"] = third
+    text = finding.finding(study_of(tmp_path, values))
+    left_out = "ALP" if "autoattack" in third else "Madry"
+    assert text.startswith(said), text
+    assert f"next is Standard with 0.0 % [0.0, 0.2]. Not compared, as they have other attacks: {left_out}." in text
 
 
 def test_a_warning_is_on_the_page_once(study, written):

@@ -1,4 +1,4 @@
-"""docs/reproduction.md says what the records in results/ say."""
+"""docs/reproduction.md and the tables in results/ say what the records in results/ say."""
 
 import re
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from infofeat_jax.report import collect, compare, finding, markup, tables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,6 +28,13 @@ def test_the_tables_of_the_page_are_made_from_the_records(reproduction):
     wrong = page.replace("| 73.1 |", "| 74.1 |")
     assert wrong != page
     assert reproduction.renewed(wrong) == page
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*/table.md")), ids=lambda path: path.parent.name)
+def test_the_tables_of_studies_are_what_the_report_writes_of_their_records(path):
+    study = collect.collect(path.parent)
+    all_tables = [*tables.create(study), *compare.tables(study)]
+    assert path.read_text() == markup.to_markdown(study.title, finding.finding(study), all_tables)
 
 
 def test_a_difference_is_paired(reproduction):

@@ -16,12 +16,14 @@ from infofeat_jax.types import InvalidInput
 
 __all__ = ["Dataset", "Split", "load", "to_unit"]
 
+VALIDATION_SIZE = 1000  # held out by default, of data as large as CIFAR
+
 
 def load(
     name: str | os.PathLike[str] | Mapping[str, Any],
     *,
     data_dir: str | None = None,
-    validation_size: int = 1000,
+    validation_size: int | None = None,
     train_size: int | None = None,
     test_size: int | None = None,
     split_seed: int = 0,
@@ -36,7 +38,8 @@ def load(
         (`folders.folder`); package.module:name, a function of `data_dir` that returns these arrays in a dict; or the
         dict itself.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
-      validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none.
+      validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none. By default
+        1000, but at most a fifth.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
       test_size: number of test images to keep, the first ones; all by default.
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
@@ -50,6 +53,8 @@ def load(
     Raises:
       InvalidInput: the name is unknown, the data cannot be found or read, or a size is out of range.
 
+    >>> load("digits").validation.images.shape
+    (259, 8, 8, 1)
     >>> digits = load("digits", validation_size=200)
     >>> digits.train.images.shape, digits.validation.images.shape, digits.test.images.shape
     ((1097, 8, 8, 1), (200, 8, 8, 1), (500, 8, 8, 1))
@@ -60,6 +65,8 @@ def load(
     else:
         source = _find(name := os.fspath(name), data_dir, image_size, in_memory)
     available = len(source.train.labels)
+    if validation_size is None:
+        validation_size = min(VALIDATION_SIZE, available // 5)
     meaning = f"of {available} training images, such as {max(available // 5, 1)}"
     _check_integer("validation_size", validation_size, 0, available - 1, meaning)
     rest = available - validation_size

@@ -78,8 +78,26 @@ def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]
     if len(names) < 2 or not all(found.values()) or not counts.all():
         empty = f", but class {names[counts.argmin()]!r} has no images" if names and not counts.all() else ""
         shown = ", ".join(map(repr, names[:5])) + (" ..." if len(names) > 5 else "")
-        raise InvalidInput(f"{path} has the classes {shown or 'none'}{empty}: {LAYOUT}")
+        classes = f"the classes {shown}{empty}" if names else "no folders of classes"
+        raise InvalidInput(_of_hugging_face(path, root) or f"{path} has {classes}: {LAYOUT}")
     return names, found
+
+
+def _of_hugging_face(path: str, root: pathlib.Path) -> str:
+    """How to convert what the library `datasets` has written with save_to_disk; "" if it is something else."""
+    if (root / "dataset_dict.json").exists():
+        arrays = (
+            "image_train=d['train']['image'][:], label_train=d['train']['label'][:], image_test=..., label_test=..."
+        )
+    elif (root / "state.json").exists() and (root / "dataset_info.json").exists():
+        arrays = "images=d['image'][:], labels=d['label'][:]"
+    else:
+        return ""
+    return (
+        f"{path} is a Hugging Face data set, which is not read directly: write an .npz of it with"
+        f" d = datasets.load_from_disk({path!r}).with_format('numpy') and numpy.savez('data.npz', {arrays}) and give"
+        " data.name = 'data.npz'"
+    )
 
 
 def _folders(folder: pathlib.Path) -> list[str]:

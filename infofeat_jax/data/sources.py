@@ -27,7 +27,8 @@ def digits(data_dir: str | None = None) -> Source:
     del data_dir
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
-        raise InvalidInput(f"data set 'digits' needs scikit-learn (sklearn): run {installation.command('train')}")
+        either = f"pip install scikit-learn, or {installation.command('train')}"
+        raise InvalidInput(f"data set 'digits' needs scikit-learn (sklearn): run {either}")
     lines = _read_digits(pathlib.Path(found.origin).parent / DIGITS_FILE)
     levels, labels = lines[:, :-1], lines[:, -1].astype(np.int64)
     images = np.rint(levels * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)

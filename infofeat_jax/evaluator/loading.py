@@ -23,6 +23,8 @@ def load(
     Raises InvalidInput.
     """
     path = pathlib.Path(path)
+    if not path.exists():
+        raise InvalidInput(f"{path}: no such file or directory: expected a run's directory, or a PyTorch file")
     if not path.is_dir():
         module, variables = models.from_torch(path, arch, mean=mean, std=std)
     else:

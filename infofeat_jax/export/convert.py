@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{target}: {'any number' if options.batch == 'symbolic' else options.batch} of images {shape} -> logits")
     else:
         write_run(target, model, variables, str(source))
-        print(f"{target}: python main.py --config=configs/CONFIG_OF_ITS_DATA.py --mode=evaluate --workdir={target}")
+        print(f"{target}: infofeat-jax --config=CONFIG_OF_ITS_DATA --mode=evaluate --workdir={target}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

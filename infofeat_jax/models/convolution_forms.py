@@ -66,10 +66,9 @@ def to_kernel(x: Features, gradient: Features, *, geometry: Geometry) -> Kernel:
     return jax.linear_transpose(lambda kernel: forward(x, kernel, geometry=geometry), kernel)(gradient)[0]
 
 
-def _convolve(x: Features, kernel: Float[Array, "_ _ i o"], padding, stride: int, dilation: int = 1) -> Features:
-    apart = (dilation, dilation)
+def _convolve(x: Features, kernel: Float[Array, "_ _ i o"], padding, stride: int, dilation=(1, 1)) -> Features:
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, rhs_dilation=apart, dimension_numbers=_LAYOUT
+        x, kernel, (stride, stride), padding, rhs_dilation=dilation, dimension_numbers=_LAYOUT
     )
 
 
@@ -111,18 +110,25 @@ def _phase(slide: Callable, gradient, kernel, geometry: Geometry, offsets: tuple
 
 
 def cpu_to_kernel(slide: Callable, x: Features, gradient: Features, *, geometry: Geometry) -> Kernel:
-    """The convolution of x with the gradient, batch and channels exchanged; a product for each tap of tiny outputs."""
-    size, stride = geometry.kernel[0], geometry.stride
+    """A convolution of x with the gradient, summed over images; a product for each tap of 1x1 kernels and tiny outputs.
+
+    The images become the channels. The channels become part of a row, between its pixels, and the gradient's columns
+    lie as far apart: so an output's row has s * i pixels, where one image for each channel would have s.
+    """
+    size, stride, channels = geometry.kernel[0], geometry.stride, geometry.kernel[2]
     if size == 1 or (slide is xla_slide and math.prod(gradient.shape[1:3]) <= _FEW_PIXELS):
         return _tap_products(x, gradient, geometry)
     lows = [low for low, _ in geometry.padding]
     high, wide = (  # rows and columns that are met
         (steps - 1) * stride + size - low for steps, low in zip(gradient.shape[1:3], lows, strict=True)
     )
-    sides = zip(lows, (high, wide), x.shape[1:3], strict=True)
-    padding = tuple((low, max(met - length, 0)) for low, met, length in sides)
-    x, gradient = _exchange(x[:, :high, :wide], (3, 1, 2, 0)), _exchange(gradient, (1, 2, 0, 3))
-    return slide(x, gradient, padding, dilation=stride).transpose(1, 2, 0, 3)
+    rows, columns = (
+        (low, max(met - length, 0)) for low, met, length in zip(lows, (high, wide), x.shape[1:3], strict=True)
+    )
+    x, gradient = _exchange(x[:, :high, :wide], (1, 2, 3, 0)), _exchange(gradient, (1, 2, 0, 3))
+    x = x.reshape(1, x.shape[0], -1, x.shape[3])
+    padding = rows, tuple(channels * count for count in columns)
+    return slide(x, gradient, padding, dilation=(stride, stride * channels)).reshape(geometry.kernel)
 
 
 def _tap_products(x: Features, gradient: Features, geometry: Geometry) -> Kernel:
@@ -141,7 +147,7 @@ def _exchange(x: Features, axes: tuple[int, ...]) -> Array:
         return jax.jit(lambda x: x.transpose(axes))(x)
 
 
-def xla_slide(x: Features, kernel, padding, stride: int = 1, dilation: int = 1, transposed: bool = False) -> Features:
+def xla_slide(x: Features, kernel, padding, stride: int = 1, dilation=(1, 1), transposed: bool = False) -> Features:
     """XLA's convolution, or matrix products: for 1x1 kernels and for outputs of few pixels, one for each.
 
     Inside a loop XLA:CPU would fold the exchange of channels into the convolution and miss its fast path, hence the
@@ -152,7 +158,7 @@ def xla_slide(x: Features, kernel, padding, stride: int = 1, dilation: int = 1, 
     product = partial(jnp.matmul, preferred_element_type=jnp.float32)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return product(x[:, ::stride, ::stride], kernel[0, 0]).astype(x.dtype)
-    if math.prod(shape[1:3]) > _FEW_PIXELS or dilation != 1:
+    if math.prod(shape[1:3]) > _FEW_PIXELS or dilation != (1, 1):
         return _convolve(x, kernel, padding, stride, dilation)
     rows, columns = (list(_meet(x.shape[a], kernel.shape[a - 1], stride, padding[a - 1])) for a in (1, 2))
     pixels = [

@@ -44,15 +44,15 @@ def convolve(
     kernel: Float[Array, "p q i o"] | Float[Array, "p q o i"],
     padding: Padding,
     stride: int = 1,
-    dilation: int = 1,
+    dilation: tuple[int, int] = (1, 1),
     transposed: bool = False,
     added: tuple[Float[Array, "..."], ...] = (),
     relu: bool = False,
 ) -> Float[Array, "b _ _ o"]:
     """The convolution of non-empty arrays of one type of `DTYPES`, summed in float32; it has no derivatives.
 
-    `dilation` is the distance between the kernel's taps; a `transposed` kernel has the outputs before the inputs.
-    `added` are biases [o] and arrays of the result's shape, then comes ReLU.
+    `dilation` are the distances between the kernel's rows and columns; a `transposed` kernel has the outputs before the
+    inputs. `added` are biases [o] and arrays of the result's shape, then comes ReLU.
     """
     shape = output_shape(x.shape, kernel.shape, padding, stride, dilation, transposed)
     output = jax.ShapeDtypeStruct(shape, x.dtype)
@@ -69,12 +69,12 @@ def output_shape(
     kernel: tuple[int, ...],
     padding: Padding,
     stride: int = 1,
-    dilation: int = 1,
+    dilation: tuple[int, int] = (1, 1),
     transposed: bool = False,
 ) -> tuple[int, ...]:
     """[b, h, w, o] of images [b, h, w, i] convolved with a kernel [p, q, i, o]."""
-    spans = zip(x[1:3], kernel[:2], padding, strict=True)
-    sides = ((length + sum(pad) - (size - 1) * dilation - 1) // stride + 1 for length, size, pad in spans)
+    spans = zip(x[1:3], kernel[:2], padding, dilation, strict=True)
+    sides = ((length + sum(pad) - (size - 1) * apart - 1) // stride + 1 for length, size, pad, apart in spans)
     return (x[0], *sides, kernel[2 if transposed else 3])
 
 
@@ -82,7 +82,7 @@ def encoding(
     size: tuple[int, ...],
     padding: Padding,
     stride: int = 1,
-    dilation: int = 1,
+    dilation: tuple[int, int] = (1, 1),
     transposed: bool = False,
     followed: Sequence[str] = (),
 ) -> str:
@@ -95,7 +95,7 @@ def encoding(
     taps = {"input_feature_dim": inputs, "output_feature_dim": outputs, "spatial_dims": ["0", "1"]}
     low, high = zip(*padding, strict=True)
     window = {"size": size, "pad_left": low, "pad_right": high}
-    window |= {"strides": (stride, stride), "window_dilations": (dilation, dilation)}
+    window |= {"strides": (stride, stride), "window_dilations": dilation}
     config = {
         "dims": "4",
         "input": image,

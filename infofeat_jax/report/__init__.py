@@ -2,10 +2,16 @@
 
 import pathlib
 
-from infofeat_jax.report import collect, terminal
-from infofeat_jax.report.runs import Study
+from infofeat_jax import installation
 from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
+
+try:
+    from infofeat_jax.report import collect, terminal
+    from infofeat_jax.report.runs import Study
+except ModuleNotFoundError as error:
+    message = f"reports need more than the library ({error}): {installation.command('train')}"
+    raise ModuleNotFoundError(message, name=error.name) from None
 
 
 def write(directory: str | pathlib.Path) -> pathlib.Path:

@@ -106,7 +106,7 @@ def draw(arrays: Mapping[str, np.ndarray]) -> Figure:
     axes.imshow(np.concatenate([part for one in strips for part in (one, gap)][:-1]), interpolation="none")
     axes.axis("off")
     for column, title in enumerate(titles(arrays)):
-        axes.text((column + 0.5) * step - GAP / 2, -8, title, ha="center", va="bottom", fontsize=8)
+        axes.text((column + 0.5) * step - GAP / 2, -8, title, ha="center", va="bottom", fontsize=7.5)
     for index in range(len(strips)):
         text = textwrap.fill(predictions(arrays, index), LINE)
         axes.text(-10, (index + 0.5) * line - GAP / 2, text, ha="right", va="center", fontsize=8)

@@ -16,8 +16,8 @@ Outcome = Bool[np.ndarray, " n"]  # which images remain correctly classified
 
 
 def outcomes(study: Study) -> tuple[str, dict[str, Outcome]]:
-    """(attack, {run: outcome}) under the strongest attack that all rows have; ("", {}) unless two runs have kept it."""
-    measured = {row.label: estimate.estimates(row) for row in study.rows if row.runs}
+    """(attack, {run: outcome}) under the attack of the finding; ("", {}) unless two runs have kept it."""
+    measured = finding.comparable({row.label: estimate.estimates(row) for row in study.rows if row.runs})
     attack = finding.strongest(measured) if measured else None
     if attack is None:
         return "", {}

@@ -1,5 +1,6 @@
 """What the runs show, in a few words: the most robust row, if it can be told from the others."""
 
+from collections import Counter
 from collections.abc import Mapping
 
 from infofeat_jax.evaluation import attack_names
@@ -9,25 +10,38 @@ from infofeat_jax.report.estimate import Estimate
 from infofeat_jax.report.runs import Row, Study
 from infofeat_jax.types import InvalidInput
 
-NO_ATTACK = "No attack has been measured on all of them, so their robustness cannot be compared."
+NO_ATTACK = "No two rows have an attack in common, so their robustness cannot be compared."
 MOST_NAMES = 6
 
 
 def finding(study: Study) -> str:
-    """One or two sentences: the robustness under the strongest attack that all rows have, and what limits it."""
+    """One or two sentences: the robustness under the strongest attack that the rows have, and what limits it."""
     rows = {name_of(row): row for row in study.rows if row.runs}
     measured = {name: estimate.estimates(row) for name, row in rows.items()}
     if not rows:
         return "There is no finished run yet."
-    attack = strongest(measured)
+    compared = comparable(measured)
+    attack = strongest(compared)
     if attack is None:
-        return NO_ATTACK
-    found = {name: values[attack] for name, values in measured.items()}
+        return NO_ATTACK if len(rows) > 1 else "No attack has been measured."
+    found = {name: values[attack] for name, values in compared.items()}
     best = max(found, key=lambda name: found[name].mean)
     tied = [name for name in found if name == best or found[name].high >= found[best].low]
-    return " ".join(
-        [conclude(display(attack), found, best, tied), *limits(study, [rows[name] for name in tied], found)]
-    )
+    lacking = [name for name in measured if name not in compared]
+    conclusion = conclude(display(attack), found, best, tied, "these" if lacking else "all")
+    left_out = [f"Not compared, as they have other attacks: {listing(lacking)}."] if lacking else []
+    return " ".join([conclusion, *left_out, *limits(study, [rows[name] for name in tied], found)])
+
+
+def comparable(measured: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Mapping[str, Estimate]]:
+    """All rows, if they share an attack; else two or more that have AutoAttack, or the attack that most have."""
+    counts = Counter(name for values in measured.values() for name in values if is_attack(name))
+    if not counts or max(counts.values()) == len(measured):
+        return dict(measured)
+    attack = max(counts, key=lambda name: (counts[name] > 1 and name == "autoattack", counts[name]))
+    if counts[attack] == 1:
+        return dict(measured)
+    return {row: values for row, values in measured.items() if attack in values}
 
 
 def strongest(measured: Mapping[str, Mapping[str, Estimate]]) -> str | None:
@@ -48,12 +62,12 @@ def is_attack(name: str) -> bool:
     return spec.attack not in ("clean", "noise") and not spec.source and not spec.has_own_epsilon
 
 
-def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[str]) -> str:
+def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[str], who: str) -> str:
     """The comparison by 95 % intervals: those that overlap the best one's are not told apart from it."""
     images = f"{found[best].examples:,} test images"
     if len(found) == 1:
         return f"{best} classifies {accuracy(found[best])} of {images} correctly under {attack}."
-    of_all = f"{attack}, the strongest attack that all have"
+    of_all = f"{attack}, the strongest attack that {who} have"
     others = sorted((name for name in found if name not in tied), key=lambda name: -found[name].mean)
     if len(tied) == 1:
         second = f"next is {others[0]} with {accuracy(found[others[0]])}"
@@ -80,6 +94,8 @@ def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list
     if len(found) > 1 and all(value.runs == 1 for value in found.values()):
         sentences.append("One run each: the randomness of training is not covered.")
     flagged = [name_of(row) for row in rows if any(run.results.get("flags") for run in row.runs)]
+    if len(flagged) > MOST_NAMES:
+        flagged = [f"{len(flagged)} of these {len(rows)}"]
     return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])
 
 

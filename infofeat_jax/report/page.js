@@ -51,7 +51,8 @@ if (place) {
 
   function show() {
     const [a, b] = [one.value, other.value];
-    words.textContent = a in outcomes.runs && b in outcomes.runs ? difference(a, b) : "";
+    words.textContent = a in outcomes.runs && b in outcomes.runs ? difference(a, b)
+      : outcomes.attack ? `Under ${outcomes.attack}, there are no outcomes of both.` : "";
     pair.replaceChildren();
     const examples = [a, b].map(name => [...(panels.get(name)?.querySelectorAll(".example") ?? [])]);
     for (let index = 0; index < Math.max(...examples.map(list => list.length)); index++)
