@@ -15,7 +15,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAINED = (
-    "--config=configs/digits.py", "--config.model.width=4", "--config.model.name=wrn_10_1", "--config.num_epochs=6",
+    "--config=configs/digits.py", "--config.model.name=tiny_net:TinyNet", "--config.num_epochs=6",
     "--config.data.train_size=256", "--config.data.test_size=100", "--config.attack.num_steps=2",
     "--config.optimizer.milestones=(2.0,)",
     "--config.eval.validation_attack=pgd2", "--config.log_every=1", "--config.eval.probe_examples=0",
@@ -26,8 +26,9 @@ CLEAN = (*TRAINED, "--config.eval.attacks=('clean',)", "--config.eval.cam_images
 
 
 def environment(cache: pathlib.Path, devices: int = 1) -> dict:
-    """Compiled programs are shared between the runs of a suite."""
+    """Compiled programs are shared between the runs of a suite; tiny_net is found."""
     return os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_NUM_CPU_DEVICES": str(devices),
@@ -37,13 +38,14 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
 # Imports once what main.py and its runs import; then a forked process runs each program asked for. Answers with its
 # process id, and with the exit status of one that is asked about, null while it runs.
 SERVER = """
-import contextlib, json, os, runpy, signal, sys
+import contextlib, gc, json, os, runpy, signal, sys
 import jax
 from infofeat_jax import cli, command
 from infofeat_jax.export import convert
 from infofeat_jax.runtime import processes
 with contextlib.suppress(ImportError):
     from clu import parameter_overview
+gc.freeze(), gc.set_threshold(100_000)  # as in conftest.py
 for line in sys.stdin:
     asked = json.loads(line)
     if "ended" in asked:

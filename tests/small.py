@@ -2,15 +2,14 @@
 
 from functools import cache
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.typing import DTypeLike
+from tiny_net import TinyNet
 
 from infofeat_jax import cam, models
-from infofeat_jax.models import convolution, layers
+from infofeat_jax.models import convolution
 from infofeat_jax.types import Outputs
 
 
@@ -61,18 +60,3 @@ def tiny_model():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", create)
         yield
-
-
-class TinyNet(nn.Module):
-    """One convolution with batch normalisation: the parts of the real networks, compiled in a second."""
-
-    num_classes: int = 5
-    norm: bool = True
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, images, *, train: bool = False):
-        conv, bn = layers.Conv(6, stride=2, dtype=self.dtype, name="conv1"), layers.BatchNorm(6, name="bn1")
-        images = images - 0.5
-        maps = layers.conv_bn(conv, bn, images, train=train) if self.norm else jax.nn.relu(conv(images))
-        return layers.Head(self.num_classes, name="linear")(maps)

@@ -215,7 +215,7 @@ def test_examples_of_other_models(name, package):
     pytest.importorskip("sklearn")
     root = pathlib.Path(__file__).parent.parent
     # It trains: without LLVM's optimisations it would take four times as long.
-    own = {"XLA_FLAGS": "--xla_backend_optimization_level=1", "PYTHONPATH": str(root)}
+    own = {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_backend_optimization_level=1", "PYTHONPATH": str(root)}
     command = [sys.executable, f"examples/{name}.py"]
     shown = subprocess.run(command, cwd=root, env=os.environ | own, capture_output=True, text=True, check=True)
     lines = {line.split()[0]: line.split() for line in shown.stdout.splitlines()}

@@ -154,6 +154,7 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(tmp_path):
     assert newest(tmp_path) == 8
     write(tmp_path, (12,))
     assert newest(tmp_path) == 12
+    gc.collect()  # what is said of the threads is said here, not in a later test
 
 
 def test_a_checkpoint_without_room_for_it_is_not_begun(tmp_path, monkeypatch):

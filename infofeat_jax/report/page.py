@@ -2,7 +2,7 @@
 
 import base64
 import pathlib
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jinja2
@@ -89,13 +89,19 @@ def draw_panels(study: Study) -> list[Panel]:
     return panels
 
 
-def to_html(study: Study, all_tables: list[tables.Table], plots: list[Drawing], panels: list[Panel]) -> str:
-    """The page; every text from outside is escaped."""
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once: a process may write many pages."""
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template("page.html")
+
+
+def to_html(study: Study, all_tables: list[tables.Table], plots: list[Drawing], panels: list[Panel]) -> str:
+    """The page; every text from outside is escaped."""
     warnings = list_warnings(study, all_tables)
     shown = [table._replace(notes=[note for note in table.notes if note not in warnings]) for table in all_tables]
-    return environment.get_template("page.html").render(
+    return _template().render(
         style=Markup((HERE / "page.css").read_text()),
         script=Markup((HERE / "page.js").read_text()),
         study=study,
