@@ -219,7 +219,7 @@ TABLES = {
     "full width": full_width, "eight epochs": eight_epochs, "validated": validated, "small": small, "digits": digits,
     "overfitting": overfitting, "against Madry": against_madry, "readings": paper_readings.table,
     "readings of eight epochs": readings_of_eight_epochs, "readings in training": readings_in_training,
-    "strength": ideas.strength,
+    "strength": ideas.strength, "ideas on digits": ideas.trained,
 }  # fmt: skip
 
 
