@@ -41,7 +41,8 @@ def execute(
     signals.listen()
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
-        report.write(directory)
+        others = not (workdir or config.study.rows or directory.exists()) and directory.parent.exists()
+        report.write(directory.parent if others else directory)
     elif config.study.rows:
         execute_study(config, directory, mode)
     else:

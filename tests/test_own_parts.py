@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -433,10 +434,35 @@ def test_the_command_line_trusts_the_names_in_its_texts(text, names):
     assert parts.names_in(text) == names
 
 
-def test_the_command_trusts_what_it_is_given(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli.report, "write", lambda directory: None)
+@pytest.fixture
+def reported(monkeypatch):
+    """The directories that the command has reported, in this process, which it leaves as it is."""
+    directories = []
+    monkeypatch.setattr(cli.report, "write", directories.append)
     for name in ("compilation.tune_cpu", "processes.start", "compilation.keep_compiled", "signals.listen"):
         monkeypatch.setattr(f"infofeat_jax.cli.{name}", lambda *given: None)
+    return directories
+
+
+def test_a_report_is_of_the_runs_there_are_where_the_configurations_own_is_not(reported, monkeypatch, tmp_path):
+    """After `:standard` alone a report of `--config=digits.py` is of that; a --workdir is as it was given."""
+    monkeypatch.chdir(tmp_path)
+    report = partial(cli.execute, configs.default(), "digits.py", mode="report", hosts=("", 0, -1))
+    for workdir in ("", "runs/digits/none"):
+        report(workdir=workdir)
+    pathlib.Path("runs/digits/standard").mkdir(parents=True)
+    for workdir in ("", "runs/digits/none"):
+        report(workdir=workdir)
+    assert list(map(str, reported)) == [
+        "runs/digits/infofeature",
+        "runs/digits/none",
+        "runs/digits",
+        "runs/digits/none",
+    ]
+
+
+@pytest.mark.usefixtures("reported")
+def test_the_command_trusts_what_it_is_given(tmp_path):
     config = configs.default()
     config.model.name, config.study.rows = "own:ViT", ("a: method.name=own:pairing",)
     cli.execute(config, "x.py", workdir=str(tmp_path), mode="report", hosts=("", 0, -1), trust=["evil:tables"])
