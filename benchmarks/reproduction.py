@@ -17,6 +17,7 @@ import paper_readings
 import reproduction_figures
 import reproduction_ideas as ideas
 from reproduction_records import (
+    MEASURED,
     QUICK,
     RESULTS,
     ROOT,
@@ -64,14 +65,13 @@ METHODS = ("infofeature", "alp", "feature_matching")
 
 def eight_epochs() -> str:
     """Four methods at full width, 8 epochs: accuracy, and minus Madry of the same seed."""
-    attacks = ("clean", "pgd20", "cw20", QUICK)
     lines = []
     for method in ("madry", *METHODS):
-        found = [outcomes("table1_full", method, attack) for attack in attacks]
+        found = [outcomes("table1_full", method, attack) for attack in MEASURED]
         lines.append([paper.NAMES[method], *(f"{100 * values.mean():.1f}" for values in found)])
     for method in METHODS:
         name = f"{paper.NAMES[method]} - Madry"
-        lines.append([name, *(compared("table1_full", method, "madry", attack) for attack in attacks)])
+        lines.append([name, *(compared("table1_full", method, "madry", attack) for attack in MEASURED)])
     return table(("", "clean", "PGD20", "CW20", "AutoAttack, quick (seed 0)"), lines)
 
 
@@ -103,9 +103,6 @@ def overfitting() -> str:
             ]
             lines.append(["", "last - best", *pairs])
     return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
-
-
-MEASURED = ("clean", "pgd20", "cw20", QUICK)
 
 
 def against_madry() -> str:

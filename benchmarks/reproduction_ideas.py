@@ -2,7 +2,17 @@
 
 import numpy as np
 import scipy.stats
-from reproduction_records import QUICK, RESULTS, SHOWN, Difference, difference, outcomes, over_seeds, table
+from reproduction_records import (
+    MEASURED,
+    QUICK,
+    RESULTS,
+    SHOWN,
+    Difference,
+    difference,
+    outcomes,
+    over_seeds,
+    table,
+)  # fmt: skip
 
 from infofeat_jax.configs.studies.ideas import IDEAS
 
@@ -26,7 +36,7 @@ def strength() -> str:
 
 def trained() -> str:
     """Training on the digits with each idea as the attack, minus Madry of the same seed; the criterion decides."""
-    measured = {attack: minus_madry(attack) for attack in ("clean", "pgd20", "cw20", QUICK)}
+    measured = {attack: minus_madry(attack) for attack in MEASURED}
     probabilities = {row: scipy.stats.ttest_1samp(each, 0).pvalue for row, each in measured[QUICK].items()}
     corrected = holm({idea: probabilities[idea] for idea in IDEAS})
     lines = []

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 QUICK = "autoattack(version=quick)"
 SHOWN = {"clean": "clean", "pgd20": "PGD20", "cw20": "CW20", "autoattack": "AutoAttack", QUICK: "AutoAttack, quick"}
+MEASURED = ("clean", "pgd20", "cw20", QUICK)  # the columns of most tables
 
 Outcomes = Bool[np.ndarray, "seeds n"]
 
