@@ -1,0 +1,39 @@
+"""What averaging the weights (EMA) and AWP add to Madry, TRADES and InfoFeature; and Madry against one step (N-FGSM).
+
+At equal numbers of gradient computations: AWP computes 9 a batch where the others compute 8 (7 attack steps and the
+update), so its rows train for 8 epochs where the others train for 9. N-FGSM computes 2, and has Madry's seconds: its
+steps take 0.38 times as long (docs/how-to/recipes.md), so it trains for 24. Constants: AWP's gamma 0.01, for TRADES
+0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need; learning rate as in the paper's recipe.
+Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
+an accelerator, half a minute a run; 39 runs.
+
+  python main.py --config=configs/studies/ingredients.py:digits
+  python main.py --config=configs/studies/ingredients.py:small --config.data.name=cifar10.npz
+"""
+
+from infofeat_jax.configs.studies import scales
+
+NINTHS = {None: 13, "few": 7, "small": 1, "digits": 2}  # epochs for each ninth of the budget
+EMA = {None: 0.9975, "few": 0.97, "small": 0.994, "digits": 0.94}  # 1 - 1/steps of an epoch
+METHODS = {"madry": 0.01, "trades": 0.005, "infofeature": 0.01}  # AWP's gamma
+
+
+def get_config(scale: str | None = None):
+    config = scales.get_config(scale)
+    ninths, ema = NINTHS[scale], f"ema.decay={EMA[scale]}"
+    config.study.title = "Averaged weights and AWP for three methods, and one step against seven"
+    config.study.seeds = (0, 1, 2)
+    rows = []
+    for method, gamma in METHODS.items():
+        plain, awp = f"method.name={method} {epochs(9 * ninths)}", f"awp.gamma={gamma} {epochs(8 * ninths)}"
+        rows += [f"{method}: {plain}", f"{method}+ema: {plain} {ema}"]
+        rows += [f"{method}+awp: method.name={method} {awp}", f"{method}+both: method.name={method} {awp} {ema}"]
+    config.study.rows = (*rows, f"n_fgsm: method.name=madry attack.noise=2.0 {epochs(24 * ninths)}")
+    config.eval.attacks = ("clean", "pgd20", "cw20", "autoattack(version=quick)")
+    config.eval.autoattack_examples = 500
+    return config
+
+
+def epochs(number: int) -> str:
+    """The changes for a length: the learning rate is divided by ten at half and three quarters."""
+    return f"num_epochs={number} optimizer.milestones=({number / 2},{number * 3 / 4})"
