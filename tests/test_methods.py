@@ -95,7 +95,6 @@ def loss_and_gradients(method, clean, perturbed, y):
     return jax.value_and_grad(mean, argnums=(0, 1))(clean, perturbed)
 
 
-@cache
 @pytest.mark.parametrize("name", sorted({*methods.METHODS} - {"adversarial_interpolation", "bilateral"}))
 def test_label_smoothing_reaches_every_method_with_smoothed_targets(name):
     """The two others' targets are of their own making; Feature Scattering smooths by 0.5 unless told."""
@@ -121,6 +120,7 @@ def test_the_weight_reaches_the_loss_and_has_its_papers_default(monkeypatch, nam
     assert methods.create(name, options._replace(weight=0.7)).loss == 0.7
 
 
+@cache
 def create(name, num_classes):
     return methods.create(name, Options(num_classes, {}))
 
@@ -277,6 +277,33 @@ def test_trades_update_makes_three_passes():
         for name in ("mean", "var"):
             recorded = golden[f"after_train/{module}.running_{name}"]
             np.testing.assert_allclose(found[name], recorded, rtol=1e-4, atol=1e-6)
+
+
+def test_trades_goes_back_through_two_of_its_passes():
+    """The third is only for the statistics: a backward pass costs twice as much, and its activations would be kept."""
+    backward = []
+
+    @jax.custom_vjp
+    def model(scale, images):
+        return scale * images
+
+    def differentiate(kept, cotangent):
+        backward.append(cotangent.shape)
+        return jnp.vdot(cotangent, kept[1]), kept[0] * cotangent
+
+    model.defvjp(lambda scale, images: (scale * images, (scale, images)), differentiate)
+    passes, (clean, perturbed) = [], jax.random.normal(KEY, (2, 4, 1, 1, 5))
+    y = jnp.arange(4)
+
+    def loss(scale):
+        def forward(images):
+            passes.append(images)
+            return read_logits(model(scale, images))
+
+        return create("trades", 5).loss(forward, Batch(clean, perturbed, y, jax.nn.one_hot(y, 5)))[0].mean()
+
+    jax.grad(loss)(1.5)
+    assert (len(passes), len(backward)) == (3, 2)
 
 
 def test_gaussian_start():

@@ -125,13 +125,14 @@ def grad_cam(outputs: Outputs, labels: Labels, *, normalize: bool = True) -> Flo
 def trades(weight: float) -> Loss:
     """TRADES (Zhang et al., 2019): CE(z, y) + weight * KL(p(x) || p(x')); nothing is detached.
 
-    Three passes as in the authors' code: x, x', and x again, which only updates BatchNorm's statistics once more.
+    Passes of x, x', and x again as in the authors' code, the last for BatchNorm's running statistics alone: both terms
+    take the first's outputs, where the code computes equal ones twice (with dropout in a model they would differ).
     """
 
     def loss(forward: Forward, batch: Batch) -> tuple[PerExample, Logits]:
-        natural = optax.softmax_cross_entropy(forward(batch.images).logits, batch.targets)
-        perturbed = forward(batch.perturbed)
-        clean = forward(batch.images)
+        clean, perturbed = forward(batch.images), forward(batch.perturbed)
+        forward(batch.images)
+        natural = optax.softmax_cross_entropy(clean.logits, batch.targets)
         return natural + weight * objectives.kl_divergence(perturbed, clean, batch.labels), perturbed.logits
 
     return loss
