@@ -1,5 +1,6 @@
 """Batches of any size on any number of devices: as many as can be used, and results that do not depend on them."""
 
+import json
 import pathlib
 import re
 
@@ -75,6 +76,24 @@ def test_the_papers_configurations_start_on_eight_devices_as_they_are(get_config
     config = configs.resolve(get_config())
     made = experiment.create(config, pathlib.Path("unused"), data.Dataset(split, split, split, 10, "none"))
     assert made.mesh.size == 8
+
+
+def test_the_command_for_several_devices_runs_as_it_ships(main, tmp_path):
+    """But for a tiny network, few images and one epoch. Its evaluation's batches of 250 are no multiple of 8."""
+    rng, arrays = np.random.default_rng(0), {}
+    for part, count in (("train", 256), ("test", 260)):
+        arrays[f"image_{part}"] = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        arrays[f"label_{part}"] = rng.integers(0, 10, count, np.uint8)
+    np.savez(tmp_path / "images.npz", **arrays)
+    process = main(
+        "--config=configs/cifar10_wrn.py", "--config.model.name=tiny_net:TinyNet", "--config.num_epochs=1",
+        f"--config.data.name={tmp_path}/images.npz", "--config.data.validation_size=128",
+        f"--workdir={tmp_path}/run", devices=8,
+    )  # fmt: skip
+    assert "training for 1 steps of 128 images; 8 cpu device(s)" in process.stdout
+    assert configs.default().eval.batch_size == 250
+    measured = json.loads((tmp_path / "run/results.json").read_text())
+    assert {"clean", "pgd20", "autoattack"} <= measured.keys()
 
 
 def test_a_program_that_runs_once_is_compiled_quickly_on_a_cpu(monkeypatch):
