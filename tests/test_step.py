@@ -350,7 +350,8 @@ def test_accumulated_gradients_are_summed_in_the_loop():
     traced = jax.make_jaxpr(step)(experiments.create_state(experiment), batch, jax.random.key(0))
     (inside,) = (one.params["jaxpr"].jaxpr for one in traced.jaxpr.eqns if "jaxpr" in one.params)
     (loop,) = (one for one in inside.eqns if one.primitive.name == "scan")
-    assert len(loop.outvars) == loop.params["num_carry"]
+    one_iterations = loop.params["jaxpr"].out_avals  # what is stacked has one axis more outside of the loop
+    assert [one.aval.shape for one in loop.outvars] == [one.shape for one in one_iterations]
 
 
 def test_accumulation_moves_the_statistics_with_each_part():
