@@ -38,7 +38,7 @@ def probe(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, step_size: float,
     norm: str = "linf", bounds: tuple[float, float] = (0.0, 1.0), batch_size: int = 32,
 ) -> Probes:  # fmt: skip
-    """Probes a model on a handful of images: at most 220 gradients of each. Not for `jax.jit`.
+    """Probes a model on a handful of images: at most 240 gradients of each. Not for `jax.jit`.
 
     Args: as for `attacks.pgd`. The large budget is half the width of `bounds`, with which any image can turn grey.
       batch_size: images at a time, at most. A batch whose images are all fooled goes no further.
