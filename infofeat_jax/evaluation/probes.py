@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.inputs import as_forward, check_budget, prepare
+from infofeat_jax.attacks.search import Scalar
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey, check_count
@@ -49,26 +50,25 @@ def probe(
     step_size, _, _ = check_budget(step_size=step_size)
     batch_size = check_count("batch_size", batch_size, 1)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    programs = jax.jit(_look), jax.jit(partial(_step, norm, bounds))
-    count = len(labels)
+    programs = jax.jit(_look), jax.jit(partial(_start, threat)), jax.jit(partial(_step, norm, bounds))
+    images, labels, count = np.asarray(images), np.asarray(labels), len(labels)
     size = -(-count // -(-count // batch_size))  # of all batches, so that each program is compiled once
     found = []
     for start in range(0, count, size):
         rows = np.resize(np.arange(start, min(start + size, count)), size)
-        batch = images[rows], labels[rows]
-        found.append(_probe_batch(programs, forward, jax.random.fold_in(key, start), *batch, threat, step_size))
+        batch = jax.device_put((images[rows], labels[rows]))
+        found.append(_probe_batch(programs, forward, key, start, *batch, threat, step_size))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
 def _probe_batch(
-    programs: tuple[Callable, Callable], forward: Partial, key: PRNGKey, images: Images, labels: Labels, threat: Threat,
-    step_size: float,
+    programs: tuple[Callable, ...], forward: Partial, key: PRNGKey, index: int, images: Images, labels: Labels,
+    threat: Threat, step_size: float,
 ) -> Probes:  # fmt: skip
-    """`probe` of one batch by the compiled `_look` and `_step`."""
-    look, step = programs
+    """`probe` of one batch, that from the image `index` on, by the compiled `_look`, `_start` and `_step`."""
+    look, start, step = programs
     low, high = threat.bounds
     half = (high - low) / 2 * math.prod(images.shape[1:]) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[threat.norm]
-    starts = jax.random.split(key, RESTARTS + 1)
 
     def run(epsilon: float, step_size: float, num_steps: int, x: Images, fooled: Outcome) -> tuple[Images, Outcome]:
         """(the last iterate, fooled before or by any iterate), by a loop on the host: it ends where all are fooled."""
@@ -81,11 +81,11 @@ def _probe_batch(
 
     wrong, zero, saturated, noise, normalised = map(np.asarray, look(forward, images, labels))
     _, one = run(threat.epsilon, threat.epsilon, 1, images, wrong)
-    x, some = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, starts[0], images), wrong)
+    x, some = run(threat.epsilon, step_size, STEPS, start(key, index, 0, images), wrong)
     _, more = run(threat.epsilon, step_size, MORE_STEPS - STEPS, x, some)
     again = some
-    for start in starts[1:]:
-        _, again = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, start, images), again)
+    for restart in range(RESTARTS):
+        _, again = run(threat.epsilon, step_size, STEPS, start(key, index, 1 + restart, images), again)
     _, large = run(half, half / 10, LARGE_STEPS, images, wrong)
     fooled = {"clean": wrong, "one step": one, "steps": some, "more steps": more, "restarts": again}
     fooled["large budget"] = large
@@ -110,6 +110,11 @@ def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]
     normalised = (logits >= 0).all(1) & (jnp.abs(logits.sum(1) - 1) < 1e-3)
     wrong = misclassified(logits, labels)
     return wrong, blind & ~wrong, ~blind & (entropy <= SATURATED * margin) & ~wrong, apart, normalised
+
+
+def _start(threat: Threat, key: PRNGKey, index: Scalar, run: Scalar, images: Images) -> Images:
+    """A random start of a batch, in each of its runs another."""
+    return threats.random_start(threat, jax.random.fold_in(jax.random.fold_in(key, index), run), images)
 
 
 def _step(
