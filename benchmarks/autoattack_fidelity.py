@@ -20,7 +20,8 @@ from flax.traverse_util import unflatten_dict
 
 from infofeat_jax import models
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, plan, steps
+from infofeat_jax.attacks.autoattack import ROBUST, steps
+from infofeat_jax.attacks.stages import VERSIONS, plan
 from infofeat_jax.runtime import compilation
 
 NETWORK = Path(__file__).parent.parent / "tests" / "golden" / "resnet10_w16.npz"

@@ -15,7 +15,7 @@ import numpy as np
 
 from infofeat_jax import models, objectives
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.autoattack import STAGES, VERSIONS
+from infofeat_jax.attacks.stages import STAGES, VERSIONS
 from infofeat_jax.runtime import compilation
 
 ITERATIONS = 10

@@ -15,8 +15,8 @@ from jax.tree_util import Partial
 from infofeat_jax import config as configs
 from infofeat_jax import data, threat
 from infofeat_jax import experiment as experiments
-from infofeat_jax.attacks.autoattack import VERSIONS, plan
 from infofeat_jax.attacks.search import example_keys
+from infofeat_jax.attacks.stages import VERSIONS, plan
 from infofeat_jax.attacks.survivors import Seats
 from infofeat_jax.evaluation import attack_names, robustness
 from infofeat_jax.runtime import devices

@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 
 import infofeat_jax
 from infofeat_jax import data, experiment, streams, threat, weights
-from infofeat_jax.attacks.autoattack import CHANGES, ROBUST, STAGES, VERSIONS, plan_of, steps
+from infofeat_jax.attacks.autoattack import ROBUST, steps
+from infofeat_jax.attacks.stages import CHANGES, STAGES, VERSIONS, plan_of
 from infofeat_jax.runtime import compilation
 
 # {candidate: {stage: options}}; the first is what the others are compared with.

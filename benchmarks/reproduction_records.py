@@ -39,21 +39,34 @@ def difference(one: Outcomes, other: Outcomes) -> Difference:
     return Difference(float(each.mean()), float(half), tuple(map(float, each.mean(1))))
 
 
-def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:
-    """Of the seeds in which it was measured; a run whose last checkpoint is its best has no file of its own for it."""
-    found = []
+def by_seed(study: str, row: str, attack: str, which: str = "best") -> dict[int, Bool[np.ndarray, " n"]]:
+    """{seed: outcomes}, where measured; a run whose last checkpoint is its best has no file of its own for it."""
+    found = {}
     for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
         path = run / "outcomes_latest.npz"
         path = path if which == "last" and path.exists() else run / "outcomes.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as arrays:
-                found += [arrays[attack]] if attack in arrays else []
-    return np.stack(found)
+                if attack in arrays:
+                    found[int(run.name.rpartition("seed")[2])] = arrays[attack]
+    return found
+
+
+def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:
+    """Of all seeds in which it was measured."""
+    return np.stack(list(by_seed(study, row, attack, which).values()))
+
+
+def paired(study: str, rows: Sequence[str], attack: str, which: str = "best") -> dict[str, Outcomes]:
+    """{row: outcomes} of the seeds in which the attack was measured on all of the rows."""
+    found = {row: by_seed(study, row, attack, which) for row in rows}
+    seeds = sorted(set.intersection(*(set(each) for each in found.values())))
+    return {row: np.stack([each[seed] for seed in seeds]) for row, each in found.items()}
 
 
 def compared(study: str, one: str, other: str, attack: str, which: str = "best") -> Difference:
-    """Of two rows of a study, one - other."""
-    return difference(*(outcomes(study, row, attack, which) for row in (one, other)))
+    """Of two rows of a study, one - other, of the same seeds."""
+    return difference(*paired(study, (one, other), attack, which).values())
 
 
 def validation(study: str, row: str) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ import pytest
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.apgd_l1 import schedule
-from infofeat_jax.attacks.autoattack import plan
+from infofeat_jax.attacks.stages import plan
 
 KEY = jax.random.key(0)
 EPSILON = 0.2

@@ -16,10 +16,11 @@ from golden_attacks import ARRAYS, EPSILON, images, labels, network
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import ATTACKS, autoattack, survivors
 from infofeat_jax.attacks.apgd import apgd_search
-from infofeat_jax.attacks.autoattack import ROBUST, STAGES, VERSIONS, Plan, plan, plan_of, steps
+from infofeat_jax.attacks.autoattack import ROBUST, steps
 from infofeat_jax.attacks.fab import fab_search
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.square import square_search
+from infofeat_jax.attacks.stages import STAGES, VERSIONS, Plan, plan, plan_of
 from infofeat_jax.attacks.survivors import batch_sizes, next_size
 from infofeat_jax.runtime import devices
 from infofeat_jax.types import InvalidInput

@@ -13,9 +13,10 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import apgd, autoattack, fab, pgd
 from infofeat_jax.attacks.apgd import apgd_search
-from infofeat_jax.attacks.autoattack import ROBUST, plan, plan_of, steps
+from infofeat_jax.attacks.autoattack import ROBUST, steps
 from infofeat_jax.attacks.inputs import Randomised
 from infofeat_jax.attacks.search import draw_key, look_at_draws
+from infofeat_jax.attacks.stages import plan, plan_of
 from infofeat_jax.evaluation import evaluate as measurements
 from infofeat_jax.evaluation import pace
 from infofeat_jax.types import InvalidInput

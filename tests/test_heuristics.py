@@ -10,8 +10,9 @@ from golden_attacks import EPSILON, images, labels, network
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.apgd import apgd_search
-from infofeat_jax.attacks.autoattack import ROBUST, plan_of, steps
+from infofeat_jax.attacks.autoattack import ROBUST, steps
 from infofeat_jax.attacks.square import square_search
+from infofeat_jax.attacks.stages import plan_of
 from infofeat_jax.evaluation import heuristics, probes
 from infofeat_jax.types import InvalidInput
 

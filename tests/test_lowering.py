@@ -12,7 +12,8 @@ from jax.tree_util import Partial
 import infofeat_jax
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.apgd import apgd_search
-from infofeat_jax.attacks.autoattack import plan_of, steps
+from infofeat_jax.attacks.autoattack import steps
+from infofeat_jax.attacks.stages import plan_of
 from infofeat_jax.data import Split
 from infofeat_jax.evaluation import robustness, summaries
 from infofeat_jax.evaluation.attack_names import Budget

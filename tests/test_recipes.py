@@ -24,7 +24,7 @@ from infofeat_jax.models.pytorch import names
 from infofeat_jax.training import checkpoint, loop, optimizers
 from infofeat_jax.training.awp import Awp, create_perturb
 from infofeat_jax.training.state import initial_state
-from infofeat_jax.training.step import gradients, make_step
+from infofeat_jax.training.step import Statistics, gradients, make_step
 
 KEY = jax.random.key(0)
 PGD = partial(attacks.pgd, epsilon=8 / 255, step_size=2 / 255, num_steps=2, random_start=False)
@@ -209,7 +209,7 @@ def test_awp_takes_the_steps_of_the_authors_code(recorded, name, method, gamma):
     state = initial_state(module, optimizer, jax.random.key(0), (32, 32, 3), variables)
     step = jax.jit(make_step(module, method, optimizer, awp=Awp(gamma)))
     shift = jax.jit(lambda state: gradients(
-        module, method, state.params, state.variables, state.batch_stats, KEY, to_unit(given), labels,
+        module, method, state.params, state.variables, Statistics(state.batch_stats), KEY, to_unit(given), labels,
         perturb=create_perturb(Awp(gamma), state.step),
     ).shift)  # fmt: skip
     for number, tolerances in ((1, (1e-5, 2e-5)), (2, (1e-4, 1e-4))):

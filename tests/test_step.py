@@ -18,7 +18,7 @@ from infofeat_jax.data import augment
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import optimizers
 from infofeat_jax.training.state import initial_state
-from infofeat_jax.training.step import Gradients, accumulated_gradients, gradients, make_step
+from infofeat_jax.training.step import Gradients, Statistics, accumulated_gradients, gradients, make_step
 
 METHODS = ("standard", "infofeature", "feature_scatter", "trades")
 
@@ -121,8 +121,8 @@ def test_statistics_move_with_each_pass_of_the_loss():
     moved = {}
     for name in ("standard", "trades"):
         method = methods.create(name, methods.Options(5, {}))._replace(attack=None)
-        given = variables["params"], variables, variables["batch_stats"], jax.random.key(0), images, labels
-        found = jax.jit(partial(gradients, module, method))(*given).batch_stats["bn1"]
+        given = variables["params"], variables, Statistics(variables["batch_stats"]), jax.random.key(0), images, labels
+        found = jax.jit(partial(gradients, module, method))(*given).batch_stats.live["bn1"]
         moved[name] = found["mean"] - variables["batch_stats"]["bn1"]["mean"]
     np.testing.assert_allclose(moved["trades"], (1 + 0.9 + 0.81) * moved["standard"], rtol=1e-5, atol=1e-8)
 
@@ -333,13 +333,14 @@ def test_accumulated_gradients_are_the_whole_batches(count):
 def test_each_accumulated_part_has_a_key_and_every_fourth_example():
     def one_part(params, frozen, batch_stats, key, images, labels):
         noise = jax.random.uniform(key)
-        return Gradients(noise, batch_stats * 10 + labels[0] + labels[1] / 10, noise**2, images.sum() * noise)
+        moved = Statistics(batch_stats.live * 10 + labels[0] + labels[1] / 10)
+        return Gradients(noise, moved, noise**2, images.sum() * noise)
 
     images, labels = jnp.ones((8, 2, 2, 3)), jnp.array([1, 2, 3, 4, 5, 6, 7, 8])
-    found = accumulated_gradients(one_part, 4, {}, {}, jnp.float32(0), jax.random.key(0), images, labels)
+    found = accumulated_gradients(one_part, 4, {}, {}, Statistics(jnp.float32(0)), jax.random.key(0), images, labels)
     assert found.loss - found.params**2 > 1e-3  # the variance of what the parts draw
     np.testing.assert_allclose(found.accuracy, 24 * found.params, rtol=1e-5)
-    np.testing.assert_allclose(found.batch_stats, 1234 + 567.8, rtol=1e-6)
+    np.testing.assert_allclose(found.batch_stats.live, 1234 + 567.8, rtol=1e-6)
 
 
 def test_accumulated_gradients_are_summed_in_the_loop():

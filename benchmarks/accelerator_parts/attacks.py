@@ -11,7 +11,8 @@ from train_step import random_split
 
 from accelerator_parts.steps import Network
 from infofeat_jax import models
-from infofeat_jax.attacks.autoattack import Plan, plan, steps
+from infofeat_jax.attacks.autoattack import steps
+from infofeat_jax.attacks.stages import Plan, plan
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import robustness
 from infofeat_jax.evaluation.attack_names import Budget, create, parse

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 
 from infofeat_jax import attacks, parts
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.autoattack import CHANGES, STAGES, VERSIONS
 from infofeat_jax.attacks.inputs import as_forward, check_kind
 from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.attacks.stages import CHANGES, STAGES, VERSIONS
 from infofeat_jax.threat import threat
 from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey
 

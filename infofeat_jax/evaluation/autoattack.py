@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from infofeat_jax import streams, threat
-from infofeat_jax.attacks.autoattack import ROBUST, VERSIONS, Plan, ResumeState, plan, steps
+from infofeat_jax.attacks.autoattack import ROBUST, ResumeState, steps
+from infofeat_jax.attacks.stages import VERSIONS, Plan, plan
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec

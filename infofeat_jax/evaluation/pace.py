@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infofeat_jax.attacks.autoattack import CHANGES, VERSIONS
+from infofeat_jax.attacks.stages import CHANGES, VERSIONS
 from infofeat_jax.evaluation import attack_names
 
 EARLY = 0.02  # share of an attack

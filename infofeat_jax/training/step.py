@@ -34,11 +34,18 @@ Step = Callable[..., tuple[State, Metrics]]  # (state, batch, key, *, average), 
 MIXING, PENALTY = 0x6D6978, 0x70656E
 
 
+class Statistics(NamedTuple):
+    """BatchNorm's running statistics: the live model's, and the average's if it has its own."""
+
+    live: PyTree
+    average: PyTree = ()
+
+
 class Gradients(NamedTuple):
     """The gradient of a batch's mean loss at `params` + `shift`, and BatchNorm's statistics after it."""
 
     params: PyTree
-    batch_stats: PyTree
+    batch_stats: Statistics
     loss: Float[Array, ""]
     accuracy: Float[Array, ""]
     shift: PyTree = ()  # adversarial weight perturbation, if any
@@ -82,7 +89,7 @@ def make_step(
                 perturb=create_perturb(awp, state.step), averaged=apart(state.average, state.step, averaging),
             )  # fmt: skip
             whole = one_part if accumulate_steps == 1 else partial(accumulated_gradients, one_part, accumulate_steps)
-            statistics = (state.batch_stats, state.average_stats) if averaging.has_statistics else state.batch_stats
+            statistics = Statistics(state.batch_stats, state.average_stats)
             found = whole(state.params, state.variables, statistics, key, images, labels)
             return *updated(optimizer, state, average(found._replace(images=()))), *found.images
 
@@ -102,10 +109,9 @@ def updated(optimizer: optax.GradientTransformation, state: State, found: Gradie
     # As in AWP's code, weight decay acts on the perturbed weights, and the update on the unperturbed ones.
     changes, opt_state = optimizer.update(found.params, opt_state, shifted(state.params, found.shift))
     params = optax.apply_updates(state.params, changes)
-    has_own = isinstance(found.batch_stats, tuple)  # the average, statistics of its own
-    statistics, of_average = found.batch_stats if has_own else (found.batch_stats, state.average_stats)
     metrics = {"loss": checked(found.loss, params), "accuracy": found.accuracy}
-    moved = {"params": params, "batch_stats": statistics, "opt_state": opt_state, "average_stats": of_average}
+    live, of_average = found.batch_stats
+    moved = {"params": params, "batch_stats": live, "opt_state": opt_state, "average_stats": of_average}
     return state._replace(**moved), metrics
 
 
@@ -124,7 +130,7 @@ def gradients(
     method: Method,
     params: PyTree,
     frozen: PyTree,
-    batch_stats: PyTree,
+    batch_stats: Statistics,
     key: PRNGKey,
     images,
     labels,
@@ -138,18 +144,17 @@ def gradients(
 
     `images` float32 [b, h, w, c] in [0, 1], `labels` [b], or Mixed. With `perturb` at `params` plus what it returns,
     given the gradient at `params` of the same loss; the passes which that takes leave BatchNorm's statistics alone.
-    With `averaged`, `batch_stats` is a pair, the live model's and the average's, which move by the same passes of each.
+    With `averaged`, the average's statistics move by the same passes as the live model's.
     `batch_norm`: the attack sees the "running" statistics, or those of its "batch", without moving the running ones.
     `to_images`: with the gradient of the mean loss to the perturbed images, from the same backward pass.
     """
     forward = frozen_forward(module, frozen, batch_norm, key)
-    live, of_average = (batch_stats, ()) if averaged is None else batch_stats
     mixed, labels = (labels, labels.labels) if isinstance(labels, Mixed) else (None, labels)
     perturbed = images if method.attack is None else method.attack(forward, key, images, labels)
     perturbed = jax.lax.stop_gradient(perturbed)
     goals = jax.lax.stop_gradient(targets(method, forward, images, labels, mixed))
 
-    def loss(params, before=live, perturbed=perturbed):
+    def loss(params, before=batch_stats.live, perturbed=perturbed):
         statistics = [before]  # before and after each forward pass, in order
 
         def train(x: Images) -> Outputs:
@@ -167,10 +172,13 @@ def gradients(
 
     shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
     differentiated = jax.value_and_grad(loss, (0, 2) if to_images else (0,), has_aux=True)
-    (value, (logits, moved)), found = differentiated(shifted(params, shift), live, perturbed)
+    (value, (logits, live)), found = differentiated(shifted(params, shift), batch_stats.live, perturbed)
+    of_average = batch_stats.average
     if averaged is not None:
-        moved = moved, jax.lax.cond(averaged.begun, lambda: loss(averaged.params, of_average)[1][1], lambda: moved)
-    return Gradients(found[0], moved, value, (logits.argmax(-1) == labels).mean(), shift, found[1:])
+        estimated = partial(loss, averaged.params, of_average)
+        of_average = jax.lax.cond(averaged.begun, lambda: estimated()[1][1], lambda: live)
+    accuracy = (logits.argmax(-1) == labels).mean()
+    return Gradients(found[0], Statistics(live, of_average), value, accuracy, shift, found[1:])
 
 
 def frozen_forward(module: nn.Module, variables: PyTree, batch_norm: str, key: PRNGKey) -> Forward:
@@ -195,7 +203,7 @@ def accumulated_gradients(
     parts: int,
     params: PyTree,
     frozen: PyTree,
-    batch_stats: PyTree,
+    batch_stats: Statistics,
     key: PRNGKey,
     images,
     labels,
