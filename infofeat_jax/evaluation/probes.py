@@ -56,8 +56,8 @@ def probe(
     found = []
     for start in range(0, count, size):
         rows = np.resize(np.arange(start, min(start + size, count)), size)
-        batch = jax.device_put((images[rows], labels[rows]))
-        found.append(_probe_batch(programs, forward, key, start, *batch, threat, step_size))
+        some, classes = jax.device_put((images[rows], labels[rows]))
+        found.append(_probe_batch(programs, forward, key, start, some, classes, threat, step_size))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
