@@ -1,7 +1,7 @@
-"""The tables and figures of docs/reproduction.md, from the records in results/.
+"""The tables and figures of docs/reproduction.md, and tables of docs/how-to/recipes.md, from the records in results/.
 
-  python benchmarks/reproduction.py           # writes them into the page and docs/figures
-  python benchmarks/reproduction.py --check   # exit status 1 if the page's tables are not what the records say
+  python benchmarks/reproduction.py           # writes them into the pages and docs/figures
+  python benchmarks/reproduction.py --check   # exit status 1 if a page's tables are not what the records say
 
 A table stands between <!-- NAME --> and <!-- end -->. Differences are paired: of the same test images, of runs with one
 seed. Their +- is a 95 % interval over the test images of the mean over seeds; what each seed gave stands beside it.
@@ -11,11 +11,13 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import paper_readings
 import reproduction_figures
 import reproduction_ideas as ideas
+import reproduction_ingredients as ingredients
 from reproduction_records import (
     MEASURED,
     QUICK,
@@ -35,7 +37,7 @@ from reproduction_records import (
 
 from infofeat_jax.report import paper
 
-PAGE = ROOT / "docs/reproduction.md"
+PAGES = (ROOT / "docs/reproduction.md", ROOT / "docs/how-to/recipes.md")
 
 ROWS = ("madry", "lambda0.1", "lambda0.5")
 NAMES = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
@@ -208,6 +210,8 @@ TABLES = {
     "overfitting": overfitting, "against Madry": against_madry, "readings": paper_readings.table,
     "readings of eight epochs": readings_of_eight_epochs, "readings in training": readings_in_training,
     "strength": ideas.strength, "ideas on digits": ideas.trained,
+    "ingredients": partial(ingredients.added, "ingredients"),
+    "with the same ingredients": partial(ingredients.between, "ingredients"),
 }  # fmt: skip
 
 
@@ -224,10 +228,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="writes nothing")
     args = parser.parse_args()
-    page = PAGE.read_text()
+    pages = {path: path.read_text() for path in PAGES}
     if args.check:
-        return int(renewed(page) != page)
-    PAGE.write_text(renewed(page))
+        return int(any(renewed(page) != page for page in pages.values()))
+    for path, page in pages.items():
+        path.write_text(renewed(page))
     curves = {
         f"{row}-smoothing{smoothing}": validation("overfitting", f"{row}-smoothing{smoothing}")
         for row in ROWS for smoothing in (0.0, 0.5)

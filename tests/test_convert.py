@@ -258,7 +258,10 @@ def test_robustbench_entry(trained, tmp_path):
         ({"examples": {"clean": 10_000, "autoattack": 1_000}}, "autoattack on 1000 examples, expected 10000"),
         ({"examples": {"clean": 500, "autoattack": 10_000}}, "clean on 500 examples"),
         ({"checkpoint_step": 9}, "results.json is of step 9, the best checkpoint of 0: evaluate it anew"),
-        ({"config": {"attack": {"norm": "linf", "epsilon": 8.0}, "data": {"name": "digits"}}}, "digits linf"),
+        (
+            {"config": {"attack": {"norm": "linf", "epsilon": 8.0}, "data": {"name": "digits"}}},
+            "data .digits.: give --dataset",
+        ),
         ({"config": {"attack": {"norm": "linf", "epsilon": 4.0}, "data": {"name": "cifar10"}}}, "epsilon 4/255, the"),
     ],
 )

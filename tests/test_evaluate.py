@@ -227,7 +227,12 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
     np.testing.assert_array_equal(images, to_unit(target.data.test.images[:4]))
     np.testing.assert_array_equal(labels, target.data.test.labels[:4])
     np.testing.assert_allclose(logits, forward(target)(images).logits, rtol=1e-5)
-    assert budget == {"norm": "linf", "epsilon": 48 / 255, "step_size": 12 / 255}
+    assert budget == {
+        "norm": "linf",
+        "epsilon": 48 / 255,
+        "step_size": 12 / 255,
+        "batch_size": 2,
+    }  # on one of 8 devices
 
 
 def test_an_evaluation_prints_its_own_run(tmp_path, directory, capsys):

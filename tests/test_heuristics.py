@@ -155,6 +155,37 @@ def test_vanishing_is_told_from_zero():
     assert not seen.zero.any()
 
 
+def test_batches_are_of_one_size_and_see_each_image_once():
+    sizes, whole = [], probes.probe(SOUND, KEY, X, Y, **BUDGET)
+
+    def forward(x):
+        jax.debug.callback(lambda: sizes.append(len(x)))
+        return SOUND(x)
+
+    parts = probes.probe(forward, KEY, X, Y, **BUDGET, batch_size=7)  # 24 images: 4 batches of 6
+    jax.effects_barrier()
+    assert set(sizes) == {6}
+    assert [len(values) for values in jax.tree.leaves(parts)] == [24] * 10
+    np.testing.assert_array_equal(parts.zero, whole.zero)
+    for name in ("clean", "one step", "large budget"):  # the others begin at random
+        np.testing.assert_array_equal(parts.correct[name], whole.correct[name], err_msg=name)
+    fewer = probes.probe(SOUND, KEY, X[:11], Y[:11], **BUDGET, batch_size=4)  # the last batch is padded
+    np.testing.assert_array_equal(fewer.correct["one step"], whole.correct["one step"][:11])
+
+
+def test_no_gradient_is_taken_once_all_images_are_fooled():
+    passes = []
+
+    def forward(x):
+        jax.debug.callback(lambda: passes.append(1))
+        return SOUND(x)
+
+    wrong = probes.probe(forward, KEY, X, (Y + 1) % 6, **BUDGET)
+    jax.effects_barrier()
+    assert len(passes) == 2  # the images, and once more to see noise
+    assert not any(values.any() for values in wrong.correct.values())
+
+
 def test_images_outside_the_box_are_refused():
     with pytest.raises(InvalidInput, match="images span"):
         probes.probe(SOUND, KEY, X * 3, Y, **BUDGET)

@@ -93,6 +93,18 @@ def test_twin_pyramids_follow_the_formula(side, top, left, flip, norm):
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def test_the_pyramids_of_the_start_choose_their_directions_one_by_one():
+    """Up to sign each is one of two; with 25 of them in each of 3 images both are chosen in all."""
+    grey = jnp.full((3, 32, 32, 1), 0.5)
+    start = jax.jit(functools.partial(patches.first, threats.threat("l2", 0.4)))(jax.random.split(KEY, 3), grey)
+    cells = np.asarray(start - grey)[:, 1:31, 1:31, 0].reshape(3, 5, 6, 5, 6).swapaxes(2, 3).reshape(3, 25, 36)
+    pair = [twin_pyramid("l2", (6, 6), jnp.zeros(2, int), 6, jnp.asarray(flip)) for flip in (False, True)]
+    along = [np.abs(cells @ np.ravel(twin)) / np.linalg.norm(cells, axis=2) > 0.999 for twin in pair]
+    assert (along[0] ^ along[1]).all()
+    assert along[0].any(1).all()
+    assert along[1].any(1).all()
+
+
 @pytest.mark.parametrize("shape", [(3, 32, 32, 3), (2, 4, 6, 1)])
 def test_l2_images_lie_on_the_sphere_and_change_in_two_windows(shape):
     grey = jnp.full(shape, 0.5)

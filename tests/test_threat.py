@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infofeat_jax import threat
+from infofeat_jax import l1, threat
 from infofeat_jax.types import InvalidInput
 
 
@@ -69,6 +69,17 @@ def test_steps_are_steepest_ascent_whatever_the_gradients_scale(norm, scale):
     dual = np.abs(gradient).sum((1, 2, 3)) if norm == "linf" else np.sqrt((gradient**2).sum((1, 2, 3)))
     np.testing.assert_allclose((step * gradient).sum((1, 2, 3)), dual, rtol=1e-5)  # Hölder's bound is reached
     np.testing.assert_allclose(norms(step, norm), 1, rtol=1e-5)
+
+
+def test_the_largest_of_a_row_is_that_of_a_sorted_one():
+    """Zeros, equal numbers, the smallest normal and infinity among them; a NaN is the largest."""
+    rows = np.random.default_rng(0).exponential(size=(6, 40)).astype(np.float32) ** 9
+    rows[1], rows[2, :30], rows[3, :20] = 0, 1.5, rows[3, 20:]
+    rows[4, :2], rows[5, 0] = (np.finfo(np.float32).tiny, np.inf), np.nan
+    find = jax.jit(l1.largest)
+    for rank in (1, 2, 11, 40):
+        found = find(rows, np.full(6, rank, np.int32))
+        np.testing.assert_array_equal(found, np.sort(rows, axis=1)[:, 40 - rank])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])

@@ -1,8 +1,8 @@
 """Auto-PGD in l1 (Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks ...", 2021).
 
 Sparse steps, whose number of entries follows that of the best point, without momentum; three phases with shrinking
-radius, each from the best point of the one before. Constants and order are those of the authors' implementation, but
-for the start: theirs adds noise and projects it around a shifted centre, ours around the image.
+radius, each from the best point of the one before. Constants, order and the start, Gaussian noise projected onto the
+largest ball, are those of the authors' implementation at a392200 (before, it projected around a shifted centre).
 """
 
 import math

@@ -40,16 +40,18 @@ def windows(size: tuple[int, int], corner: Int[Array, "b 2"], side: Counts) -> B
 
 
 def first(threat: Threat, keys: Keys, images: Images) -> Images:
-    """Start: a grid of pyramids, each a fifth of the image wide and of random sign (l2: scaled to norm epsilon)."""
+    """Start: a grid of pyramids, each a fifth of the image wide, directions and signs random (l2: of norm epsilon)."""
     _, height, width, channels = images.shape
     side = max(min(height, width) // 5, 1)
     rows, columns = height // side, width // side
 
     def paint(key: PRNGKey) -> Float[Array, "y x c"]:
         flip_key, sign_key = jax.random.split(key)
-        pyramid = _twin_pyramid(threat.norm, (side, side), jnp.zeros(2, jnp.int32), side, _coin(flip_key))
+        corner, flips = jnp.zeros(2, jnp.int32), _coin(flip_key, (rows, columns)).astype(int)
+        pair = [_twin_pyramid(threat.norm, (side, side), corner, side, jnp.asarray(flip)) for flip in (False, True)]
+        pyramids = jnp.stack(pair)[flips].swapaxes(1, 2).reshape(rows * side, columns * side)
         signs = _signs(sign_key, (rows, columns, channels))
-        return jnp.tile(pyramid, (rows, columns))[:, :, None] * signs.repeat(side, 0).repeat(side, 1)
+        return pyramids[:, :, None] * signs.repeat(side, 0).repeat(side, 1)
 
     painted = jax.vmap(paint)(keys)
     rest = [(0, 0), _split(height - rows * side), _split(width - columns * side), (0, 0)]
@@ -115,8 +117,8 @@ def _pyramid(norm: str, along: Array, across: Array, length: Array | int, side: 
     return below[side // 2 + 1] - below[jnp.clip(distance, 0, side // 2 + 1)]
 
 
-def _coin(key: PRNGKey) -> Bool[Array, ""]:
-    return jax.random.uniform(key, dtype=jnp.float32) > 0.5
+def _coin(key: PRNGKey, shape: tuple[int, ...] = ()) -> Bool[Array, "..."]:
+    return jax.random.uniform(key, shape, dtype=jnp.float32) > 0.5
 
 
 def _signs(key: PRNGKey, shape: tuple[int, ...]) -> Array:

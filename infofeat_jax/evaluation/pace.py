@@ -8,7 +8,7 @@ from infofeat_jax.evaluation import attack_names
 
 EARLY = 0.02  # share of an attack
 GRADIENT = 3.0  # cost of a step with its gradient, in forward passes
-PROBING = 230 * GRADIENT  # cost of the flags for an image, which come last
+PROBING = 240 * GRADIENT  # cost of the flags for an image, at most; they come last
 # Forward passes for an image that the stage does not break, with the default numbers of steps and targets.
 STAGE_COSTS = {
     "apgd-ce": 101 * GRADIENT, "apgd-dlr": 101 * GRADIENT, "apgd-t": 9 * 101 * GRADIENT,

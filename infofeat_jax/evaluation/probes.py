@@ -16,7 +16,8 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks.inputs import as_forward, check_budget, prepare
 from infofeat_jax.attacks.search import Scalar
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey
+from infofeat_jax.threat import Threat
+from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey, check_count
 
 STEPS, MORE_STEPS, LARGE_STEPS, RESTARTS = 20, 100, 50, 4
 SATURATED = 2.0**-24  # cross-entropy's gradient relative to the margin's once float32 rounds p_label to 1
@@ -36,37 +37,59 @@ class Probes(NamedTuple):
 
 def probe(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: float, step_size: float,
-    norm: str = "linf", bounds: tuple[float, float] = (0.0, 1.0),
+    norm: str = "linf", bounds: tuple[float, float] = (0.0, 1.0), batch_size: int = 32,
 ) -> Probes:  # fmt: skip
-    """Probes a model on a handful of images: about 230 gradients of each, one compiled loop. Not for `jax.jit`.
+    """Probes a model on a handful of images: at most 240 gradients of each. Not for `jax.jit`.
 
     Args: as for `attacks.pgd`. The large budget is half the width of `bounds`, with which any image can turn grey.
+      batch_size: images at a time, at most. A batch whose images are all fooled goes no further.
 
     Raises InvalidInput for invalid arguments.
     """
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
     step_size, _, _ = check_budget(step_size=step_size)
+    batch_size = check_count("batch_size", batch_size, 1)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
-    half = (bounds[1] - bounds[0]) / 2 * math.prod(images.shape[1:]) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[norm]
-    climb = jax.jit(partial(_climb, norm, bounds))
-    starts = jax.random.split(key, RESTARTS + 1)
+    programs = jax.jit(_look), jax.jit(partial(_start, threat)), jax.jit(partial(_step, norm, bounds))
+    images, labels, count = np.asarray(images), np.asarray(labels), len(labels)
+    size = -(-count // -(-count // batch_size))  # of all batches, so that each program is compiled once
+    found = []
+    for start in range(0, count, size):
+        rows = np.resize(np.arange(start, min(start + size, count)), size)
+        some, classes = jax.device_put((images[rows], labels[rows]))
+        found.append(_probe_batch(programs, forward, key, start, some, classes, threat, step_size))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
-    def run(epsilon: float, step_size: float, num_steps: int, x: Images, fooled) -> tuple[Images, Array]:
-        return climb(forward, images, labels, x, fooled, epsilon, step_size, num_steps)
 
-    wrong, *looks = jax.jit(_look)(forward, images, labels)
+def _probe_batch(
+    programs: tuple[Callable, ...], forward: Partial, key: PRNGKey, index: int, images: Images, labels: Labels,
+    threat: Threat, step_size: float,
+) -> Probes:  # fmt: skip
+    """`probe` of one batch, that from the image `index` on, by the compiled `_look`, `_start` and `_step`."""
+    look, start, step = programs
+    low, high = threat.bounds
+    half = (high - low) / 2 * math.prod(images.shape[1:]) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[threat.norm]
+
+    def run(epsilon: float, step_size: float, num_steps: int, x: Images, fooled: Outcome) -> tuple[Images, Outcome]:
+        """(the last iterate, fooled before or by any iterate), by a loop on the host: it ends where all are fooled."""
+        for done in range(num_steps + 1):
+            if fooled.all():
+                break
+            moved, now = step(forward, images, labels, x, epsilon, step_size)
+            x, fooled = moved if done < num_steps else x, fooled | np.asarray(now)
+        return x, fooled
+
+    wrong, zero, saturated, noise, normalised = map(np.asarray, look(forward, images, labels))
     _, one = run(threat.epsilon, threat.epsilon, 1, images, wrong)
-    x, some = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, starts[0], images), wrong)
+    x, some = run(threat.epsilon, step_size, STEPS, start(key, index, 0, images), wrong)
     _, more = run(threat.epsilon, step_size, MORE_STEPS - STEPS, x, some)
     again = some
-    for start in starts[1:]:
-        _, again = run(threat.epsilon, step_size, STEPS, threats.random_start(threat, start, images), again)
+    for restart in range(RESTARTS):
+        _, again = run(threat.epsilon, step_size, STEPS, start(key, index, 1 + restart, images), again)
     _, large = run(half, half / 10, LARGE_STEPS, images, wrong)
     fooled = {"clean": wrong, "one step": one, "steps": some, "more steps": more, "restarts": again}
     fooled["large budget"] = large
-    zero, saturated, noise, normalised = map(np.asarray, looks)
-    correct = {name: ~np.asarray(values) for name, values in fooled.items()}
-    return Probes(zero, saturated, noise, normalised, correct)
+    return Probes(zero, saturated, noise, normalised, {name: ~values for name, values in fooled.items()})
 
 
 def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]:
@@ -89,21 +112,20 @@ def _look(forward: Forward, images: Images, labels: Labels) -> tuple[Array, ...]
     return wrong, blind & ~wrong, ~blind & (entropy <= SATURATED * margin) & ~wrong, apart, normalised
 
 
-def _climb(
+def _start(threat: Threat, key: PRNGKey, index: Scalar, run: Scalar, images: Images) -> Images:
+    """A random start of a batch, in each of its runs another."""
+    return threats.random_start(threat, jax.random.fold_in(jax.random.fold_in(key, index), run), images)
+
+
+def _step(
     norm: str, bounds: tuple[float, float], forward: Forward, images: Images, labels: Labels, x: Images,
-    fooled: Bool[Array, " b"], epsilon: Float[Array, ""], step_size: Float[Array, ""], num_steps: Scalar,
+    epsilon: Float[Array, ""], step_size: Float[Array, ""],
 ) -> tuple[Images, Bool[Array, " b"]]:  # fmt: skip
-    """PGD on cross-entropy from x: (last iterate, fooled before or by any iterate). Compiled once for all budgets."""
-    threat = threats.threat(norm, epsilon, bounds)
+    """(x after a step of PGD on cross-entropy, fooled by x). Compiled once for all budgets."""
 
     def total(x: Images):
         outputs = as_forward(forward)(x)
         return objectives.cross_entropy(outputs, outputs, labels).sum(), misclassified(outputs.logits, labels)
 
-    def step(_, carry):
-        x, fooled = carry
-        gradient, now = jax.grad(total, has_aux=True)(x)
-        return threats.ascend(threat, images, x, gradient, step_size), fooled | now
-
-    x, fooled = jax.lax.fori_loop(0, num_steps, step, (x, fooled))
-    return x, fooled | total(x)[1]
+    gradient, fooled = jax.grad(total, has_aux=True)(x)
+    return threats.ascend(threats.threat(norm, epsilon, bounds), images, x, gradient, step_size), fooled

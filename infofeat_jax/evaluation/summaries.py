@@ -30,7 +30,7 @@ def look(subject: Subject, measured: Measured, *, progress: bool = True) -> Meas
     if not are_probed(subject, measured.attacks):
         return measured
     if measured.batch_size:
-        subject = subject._replace(probe_examples=min(subject.probe_examples, measured.batch_size))
+        subject = subject._replace(batch_size=min(subject.batch_size, measured.batch_size))
     with console.progress(1, active=progress and processes.is_writer(), lasting=False) as show:
         show(0, "looking for signs of masked gradients")
         return measured._replace(probes=probe(subject))
@@ -82,11 +82,12 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 
 
 def probe(subject: Subject) -> probes.Probes:
-    """The cheap probes of the model on which the flags are based; of a randomised one, at a single draw."""
+    """The probes of the model on which the flags are based, on one device; of a randomised one, at a single draw."""
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
     forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
     key = streams.key(subject.seed, "probes")
-    probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **subject.budget._asdict())
+    budget, size = subject.budget._asdict(), max(subject.batch_size // subject.mesh.size, 1)
+    probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **budget, batch_size=size)
     # The draws of a randomised model differ by image: that is no news.
     return probed._replace(noise=0 * probed.noise) if isinstance(forward, Randomised) else probed
 

@@ -1,24 +1,23 @@
-"""The adversarial images that AutoAttack found for a run, in the form in which RobustBench takes them.
+"""The adversarial images that AutoAttack found, in the form in which RobustBench takes them.
 
 That is a tensor [n, 3, 32, 32] in [0, 1] in the order of the test split's official file, which prepared TFDS data do
-not keep. The official images also tell whether the perturbations are within the threat model.
+not keep. Which image belongs to which is told by the distance: it is within the threat model. So the data that were
+evaluated are not needed, and a directory of `infofeat_jax.evaluate` does as well as a run's.
 """
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from ml_collections import ConfigDict
+from scipy.sparse import csgraph, csr_array
 
-from infofeat_jax import config as configs
-from infofeat_jax import experiment as experiments
-from infofeat_jax import installation, threat
+from infofeat_jax import installation
 from infofeat_jax.attacks.autoattack import ROBUST
-from infofeat_jax.data import to_unit
+from infofeat_jax.data.pixels import LEVELS, to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.types import InvalidInput
 
@@ -26,6 +25,9 @@ Pixels = UInt8[np.ndarray, "n h w c"]
 LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # before each image in the official binary files
 SHAPE = (32, 32, 3)
 ROUNDING = 1e-6  # by which a distance in float32 may exceed epsilon
+CANCELLED = 1e-6  # rounding of a squared distance, per pixel
+CHUNK = 500  # images at a time
+ORDERS = {"linf": np.inf, "l2": 2}  # of the leaderboards' norms, as NumPy has them
 
 
 class Found(NamedTuple):
@@ -40,10 +42,9 @@ def read(run: pathlib.Path, results: Mapping[str, Any], attack: str = "autoattac
     spec = attack_names.parse(attack)
     if not spec.is_cascade:
         raise InvalidInput(f"attack {attack!r}: only AutoAttack and its stages keep their images")
-    latest = results["config"]["eval"]["checkpoint"] == "latest"
-    suffix = "_latest" if latest else ""
+    suffix = "_latest" if results["config"]["eval"].get("checkpoint") == "latest" else ""
     path = run / f"{spec.file_name}{suffix}.npz"
-    again = f"evaluate it, with main.py --mode=evaluate --config.eval.attacks=\"('clean','{spec.name}')\""
+    again = f"evaluate it, with {how_to_evaluate(results, spec.name)}"
     saved, outcomes = (_read(file, again) for file in (path, run / f"outcomes{suffix}.npz"))
     try:
         setting = json.loads(str(saved["setting"]))[0]
@@ -56,6 +57,13 @@ def read(run: pathlib.Path, results: Mapping[str, Any], attack: str = "autoattac
     if images.shape[1:] != SHAPE or images.dtype != np.float32 or not ((images >= 0) & (images <= 1)).all():
         raise InvalidInput(f"{path}: images of shape {images.shape[1:]}: expected {SHAPE}, float32, within [0, 1]")
     return Found(images, robust)
+
+
+def how_to_evaluate(results: Mapping[str, Any], attack: str) -> str:
+    """The command, or the call, that measures clean accuracy and `attack` where these results are."""
+    if "given" in results:
+        return f"infofeat_jax.evaluate(..., attacks=('clean', '{attack}'), directory=...)"
+    return f"main.py --mode=evaluate --config.eval.attacks=\"('clean','{attack}')\""
 
 
 def _read(path: pathlib.Path, again: str) -> dict[str, np.ndarray]:
@@ -86,38 +94,43 @@ def read_official(path: pathlib.Path, dataset: str, count: int) -> Pixels:
     return images
 
 
-def official_order(run_images: Pixels, official: Pixels, where: object) -> np.ndarray:
-    """For each official image, its index among the run's. Raises InvalidInput unless they are the same images."""
-    places: dict[bytes, list[int]] = {}
-    for index, image in enumerate(run_images):
-        places.setdefault(image.tobytes(), []).append(index)
-    rows = [found.pop(0) if (found := places.get(image.tobytes())) else -1 for image in official]
-    if (missing := rows.count(-1)) or len(rows) != len(run_images):
-        raise InvalidInput(f"{where}: {missing} of its {len(rows)} images are not in the data that was evaluated")
-    return np.asarray(rows)
+def official_order(
+    found: Float[np.ndarray, "n h w c"], official: Pixels, norm: str, epsilon: float, where: object
+) -> np.ndarray:
+    """For each official image, the index of the one found within epsilon of it; on the whole the nearest ones.
 
-
-def check_within(found: Float[np.ndarray, "n h w c"], official: Pixels, norm: str, epsilon: float) -> float:
-    """The largest distance from the official images. Raises InvalidInput if it exceeds epsilon."""
-    chunks = (slice(start, start + 1000) for start in range(0, len(found), 1000))
-    distances = (threat.size(norm, jnp.asarray(found[rows] - to_unit(official[rows]))) for rows in chunks)
-    furthest = max(float(chunk.max()) for chunk in distances)
-    if not furthest <= epsilon + ROUNDING * max(1.0, epsilon):
-        raise InvalidInput(f"{norm} distance {furthest:.6g} of an adversarial image: expected at most {epsilon:.6g}")
-    return furthest
+    Raises InvalidInput unless each has one of its own.
+    """
+    flat, unit = (array.reshape(len(array), -1) for array in (found, to_unit(official)))
+    bound, pairs = epsilon + ROUNDING * max(1.0, epsilon), []
+    reach = bound * (math.sqrt(flat.shape[1]) if norm == "linf" else 1.0)  # in l2, which takes one matrix product
+    limit, squares = reach**2 + CANCELLED * flat.shape[1], (flat**2).sum(1)
+    for start in range(0, len(unit), CHUNK):
+        rows = unit[start : start + CHUNK]
+        squared = (rows**2).sum(1)[:, None] + squares - 2 * rows @ flat.T
+        for row, close in enumerate(squared <= limit, start):
+            near = np.flatnonzero(close)
+            sizes = np.linalg.norm(flat[near] - unit[row], ORDERS[norm], axis=1)
+            pairs += [(1 + size, row, column) for size, column in zip(sizes, near, strict=True) if size <= bound]
+    weights, rows, columns = np.array(pairs).reshape(-1, 3).T  # of at least 1, as 0 is no edge
+    edges = csr_array((weights, (rows.astype(np.int32), columns.astype(np.int32))), (len(unit), len(flat)))
+    if missing := int((csgraph.maximum_bipartite_matching(edges, perm_type="column") < 0).sum()):
+        raise InvalidInput(
+            f"{where}: {missing} of its {len(unit)} images have no adversarial image of their own within {norm} epsilon"
+            f" {epsilon:.6g}: other images were evaluated, or with another budget"
+        )
+    return csgraph.min_weight_full_bipartite_matching(edges)[1]
 
 
 def collect(
     run: pathlib.Path, results: Mapping[str, Any], official_path: pathlib.Path, dataset: str, attack: str = "autoattack"
 ) -> Found:
-    """The run's adversarial images in the official order, within the threat model. Raises InvalidInput."""
+    """The adversarial images in the official order, within the threat model. Raises InvalidInput."""
     found = read(run, results, attack)
     official = read_official(official_path, dataset, len(found.robust))
-    config = ConfigDict(configs.complete(results["config"]))
-    rows = official_order(experiments.load_data(config).test.images, official, official_path)
-    ordered = Found(found.images[rows], found.robust[rows])
-    check_within(ordered.images, official, config.attack.norm, config.attack.epsilon / configs.LEVELS)
-    return ordered
+    budget = results["config"]["attack"]
+    rows = official_order(found.images, official, budget["norm"], budget["epsilon"] / LEVELS, official_path)
+    return Found(found.images[rows], found.robust[rows])
 
 
 def write(path: pathlib.Path, images: Float[np.ndarray, "n h w c"]) -> None:

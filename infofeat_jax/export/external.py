@@ -7,7 +7,8 @@
       --official=cifar-10-batches-bin/test_batch.bin --authors="First Author" --method="..."
 
 Into the directory evaluation go MODEL_THREAT.pt, a tensor [10000, 3, 32, 32] of images in [0, 1] in the order of
---official, and MODEL_THREAT.md, the answers to the questions of RobustBench's form for new evaluations.
+--official, and MODEL_THREAT.md, the answers to the questions of RobustBench's form for new evaluations. A directory of
+`infofeat_jax.evaluate(..., directory=DIR)` takes the place of runs/carmon, with --dataset=cifar10 or cifar100.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--authors", required=True, help="of the evaluation")
     parser.add_argument("--method", required=True, help="what was done: a description, or a link to one")
     parser.add_argument("--attack", default="autoattack", help="whose images: autoattack, or a stage such as apgd-t")
-    parser.add_argument("--dataset", help="cifar10 or cifar100; needed where config.data.name is a file")
+    parser.add_argument("--dataset", help="cifar10 or cifar100; needed unless it is config.data.name")
     return parser.parse_args(arguments)
 
 

@@ -6,19 +6,23 @@
 The accuracies come from the run's results.json: clean accuracy and AutoAttack on all test images, in the threat
 model of a leaderboard. Into the directory entry go NAME.pt and model_info/DATASET/THREAT/NAME.json; with
 --official=cifar-10-batches-bin/test_batch.bin also NAME_THREAT_adversarial.pt, the images that AutoAttack found, a
-tensor [10000, 3, 32, 32] in that file's order.
+tensor [10000, 3, 32, 32] in that file's order. Of a directory of `infofeat_jax.evaluate` it needs --dataset, and with
+--weights the run whose weights were evaluated, as by infofeat_jax.evaluate(infofeat_jax.load(RUN), ...).
 """
 
 import argparse
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 from absl import logging
 
 from infofeat_jax import cli, models, weights
+from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.export import adversarial_images, command
 from infofeat_jax.models.pytorch.deepmind import is_of_deepmind
 from infofeat_jax.report.runs import read_json
@@ -45,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = read_results(options.run)
     dataset = options.dataset or results["config"]["data"]["name"]
     threat = check_results(results, dataset)[0]
-    check_checkpoint(options.run, results)
-    module, variables = weights.load(options.run, which=results["checkpoint"])
+    module, variables = evaluated_weights(options.run, results, options.weights)
     paper = {"link": options.link, "name": options.title, "authors": options.authors, "venue": options.venue}
     entry = create_entry(results, dataset, architecture(module), paper, additional_data=options.additional_data)
     found = options.official and adversarial_images.collect(options.run, results, options.official, dataset)
@@ -68,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the module's documentation explains it. Raises InvalidInput."""
     parser = command.parser("robustbench", __doc__)
-    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="the directory of a finished run")
+    parser.add_argument("run", type=pathlib.Path, metavar="RUN", help="the directory of a run, or of an evaluation")
     parser.add_argument("target", type=pathlib.Path, metavar="DIRECTORY", help="where to write")
     helps = {
         "name": "the entry's: AUTHOR YEAR FIRSTWORD, together", "title": "of the paper", "authors": "of the paper",
@@ -78,8 +81,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         kind = identifier if flag == "name" else str
         parser.add_argument(f"--{flag}", required=True, type=kind, help=text)
     parser.add_argument("--official", type=pathlib.Path, help=f"also writes the adversarial images; {OFFICIAL}")
+    parser.add_argument("--weights", type=pathlib.Path, metavar="RUN", help="what an evaluation's directory is of")
     parser.add_argument("--additional_data", action="store_true", help="more than the data set was trained on")
-    parser.add_argument("--dataset", help="cifar10 or cifar100; needed where config.data.name is a file")
+    parser.add_argument("--dataset", help="cifar10 or cifar100; needed unless it is config.data.name")
     return parser.parse_args(arguments)
 
 
@@ -101,18 +105,44 @@ def read_results(run: pathlib.Path) -> dict[str, Any]:
 def check_results(results: Mapping[str, Any], dataset: str, attacked: str = "autoattack") -> tuple[str, float, str]:
     """The entry of LEADERBOARDS. Raises InvalidInput unless the results are what that leaderboard asks for."""
     attack = results["config"]["attack"]
+    if dataset not in (known := sorted({name for name, _ in LEADERBOARDS})):
+        raise InvalidInput(f"RobustBench has no leaderboard for data {dataset!r}: give --dataset={' or '.join(known)}")
     if (board := LEADERBOARDS.get((dataset, attack["norm"]))) is None:
         offered = ", ".join(" ".join(key) for key in LEADERBOARDS)
         raise InvalidInput(f"RobustBench has no leaderboard for {dataset} {attack['norm']}: it has {offered}")
-    again = f"run main.py --mode=evaluate --config.eval.attacks=\"('clean','{attacked}')\""
-    if attack["epsilon"] != board[1]:
-        found = f"evaluated at epsilon {attack['epsilon']:g}/255, the leaderboard's is {board[1]:g}/255"
-        raise InvalidInput(f"{found}: {again} --config.attack.epsilon={board[1]}")
+    again = f"run {adversarial_images.how_to_evaluate(results, attacked)}"
+    if not math.isclose(attack["epsilon"], board[1], rel_tol=1e-6):  # of 8 / 255 in float32, too
+        found = f"evaluated at epsilon {attack['epsilon']:.6g}/255, the leaderboard's is {board[1]:g}/255"
+        raise InvalidInput(f"{found}: {again} with that")
     for name in ("clean", attacked):
         if (count := results.get("examples", {}).get(name, 0)) < EXAMPLES:
             found = f"results.json has {name} on {count} examples, expected {EXAMPLES}"
             raise InvalidInput(f"{found}: {again} on all test images")
     return board
+
+
+def evaluated_weights(
+    run: pathlib.Path, results: Mapping[str, Any], source: pathlib.Path | None
+) -> tuple[nn.Module, weights.Variables]:
+    """(module, variables) that the results are of: of the run, or for an evaluation's directory of the run `source`.
+
+    Raises InvalidInput unless they are those that were evaluated.
+    """
+    if "given" not in results:
+        if source:
+            raise InvalidInput(f"--weights={source}: {run} is a run, which has weights: leave it out")
+        check_checkpoint(run, results)
+        return weights.load(run, which=results["checkpoint"])
+    if source is None:
+        raise InvalidInput(
+            f"{run} holds an evaluation of {results['given']['model']}, without its weights: give the run that has"
+            " them, --weights=RUN (PyTorch files become one by python -m infofeat_jax.export.convert)"
+        )
+    for which in ("best", "latest"):
+        module, variables = weights.load(source, which=which)
+        if digest(variables) == results["given"]["weights"]:
+            return module, variables
+    raise InvalidInput(f"--weights={source}: not the weights that were evaluated in {run}: give the run that has them")
 
 
 def check_checkpoint(run: pathlib.Path, results: Mapping[str, Any]) -> None:
