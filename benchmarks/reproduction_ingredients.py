@@ -15,7 +15,7 @@ def added(study: str) -> str:
         for row, name in ADDED.items():
             label = f"{paper.NAMES.get(method, method.upper())}{' with ' if name else ''}{name}"
             lines.append([label, *(cell(study, method + row, method, attack) for attack in MEASURED)])
-    lines.append(["N-FGSM, minus Madry", *(cell(study, "n_fgsm", "madry", attack) for attack in MEASURED)])
+    lines.append(["N-FGSM (above Madry)", *(cell(study, "n_fgsm", "madry", attack) for attack in MEASURED)])
     return table(("", *(SHOWN[attack] for attack in MEASURED)), lines)
 
 

@@ -26,7 +26,7 @@ COPIES = 3  # of the parameters in training: weights, gradient, momentum
 DATA = "data.json"  # {what the run had of its data: digest}, to notice files that change; runs before it have none
 RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
-         "cam_images.npz", "parameters.txt")  # fmt: skip
+         "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
 FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
 
 

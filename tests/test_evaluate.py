@@ -214,9 +214,9 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
 
     def probe(forward, key, images, labels, **budget):
         seen.append((jax.jit(forward)(images).logits, images, labels, budget))
-        never = np.zeros(4, bool)
+        never = np.zeros(len(labels), bool)
         names = ("clean", "one step", "steps", "more steps", "restarts", "large budget")
-        return Probes(never, never, np.zeros(4, np.float32), ~never, dict.fromkeys(names, never))
+        return Probes(never, never, np.zeros(len(labels), np.float32), ~never, dict.fromkeys(names, never))
 
     monkeypatch.setattr(evaluate, "measure_one", lambda subject, name, *_: np.arange(COUNT) < correct[name])
     monkeypatch.setattr(probes, "probe", probe)
@@ -233,6 +233,13 @@ def test_flags_come_from_outcomes_and_probes(directory, monkeypatch):
         "step_size": 12 / 255,
         "batch_size": 2,
     }  # on one of 8 devices
+    assert run.evaluate_run(target)["flags"] == results["flags"]
+    assert len(seen) == 1  # the second evaluation has read them
+    run.evaluate_run(make(directory / "flagged", attacks=("fgsm", "pgd20"), cam_images=0, probe_examples=5))
+    assert len(seen) == 2
+    (target.workdir / "probes.npz").write_bytes(b"damaged")
+    assert run.evaluate_run(target)["flags"] == results["flags"]
+    assert len(seen) == 3
 
 
 def test_an_evaluation_prints_its_own_run(tmp_path, directory, capsys):

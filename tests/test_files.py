@@ -139,8 +139,8 @@ def test_from_the_configuration_to_the_results(tmp_path, folder, decoded):
         config.data.in_memory = in_memory
         resolved = configs.resolve(config)
         cli.check(resolved, tmp_path / "run", "train")
-        (tmp_path / "run" / "outcomes.npz").unlink(missing_ok=True)
-        (tmp_path / "run" / "cam_images.npz").unlink(missing_ok=True)
+        for name in ("outcomes", "cam_images", "probes"):
+            (tmp_path / "run" / f"{name}.npz").unlink(missing_ok=True)
         decoded.clear()
         cli.execute_run(resolved, tmp_path / "run", "train")
         for name in ("outcomes", "cam_images"):

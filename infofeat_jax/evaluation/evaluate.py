@@ -86,7 +86,7 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
     measured, reports, names = stored.load(subject), [], list(dict.fromkeys(names))
     before = {name for name in names if stored.is_measured(subject, measured, name)}
     costs = {name: pace.cost(plain(name)) * expected_count(subject, name) for name in names if name not in before}
-    if summaries.are_probed(subject, names):
+    if summaries.are_probed(subject, names) and not stored.load_probes(subject):
         costs["probes"] = pace.PROBING * min(subject.probe_examples, len(subject.split.labels))
     with console.progress(len(names), active=progress and processes.is_writer()) as show:
         if subject.suffix:

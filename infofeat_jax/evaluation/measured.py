@@ -18,6 +18,7 @@ from infofeat_jax.runtime import files, processes
 from infofeat_jax.types import InvalidInput
 
 DISTANCE, EVALUATOR = OTHERS = "distance/", "evaluator/"  # prefixes that tell other names from those of attacks
+CORRECT = "correct/"  # prefix of the probes' outcomes
 
 Values = Shaped[np.ndarray, " n"]  # of the first n images
 
@@ -29,7 +30,7 @@ class Measured(NamedTuple):
     seconds: dict[str, float]
     sources: dict[str, str]  # {name: digest of the weights that a transferred attack was crafted on}
     batch_size: int = 0  # the smallest that memory running out has forced; 0: it did not run out
-    probes: Probes | None = None  # of the model, for the flags; not stored
+    probes: Probes | None = None  # of the model, for the flags; in a file of their own
 
     @property
     def attacks(self) -> dict[str, Values]:
@@ -108,6 +109,25 @@ def save(subject: Subject, measured: Measured) -> None:
         about = {"setting": subject.setting, "seconds": measured.seconds, "sources": measured.sources}
         texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in about.items()}
         files.write_arrays_atomically(subject.file("outcomes"), measured.values | texts)
+
+
+def load_probes(subject: Subject) -> Probes | None:
+    """The probes of an earlier evaluation in the same setting, of as many images."""
+    arrays = files.read_arrays(subject.file("probes"), subject.setting) or {}
+    correct = {name.removeprefix(CORRECT): value for name, value in arrays.items() if name.startswith(CORRECT)}
+    found = Probes(*(arrays.get(field, np.empty(0)) for field in Probes._fields[:-1]), correct)
+    count = min(subject.probe_examples, len(subject.split.labels))
+    complete = correct and all(len(values) == count for values in (*found[:-1], *correct.values()))
+    return found if complete else None
+
+
+def save_probes(subject: Subject, probes: Probes) -> None:
+    """Saves the probes, with the setting that they belong to."""
+    if processes.is_writer():
+        correct = {CORRECT + name: values for name, values in probes.correct.items()}
+        arrays = probes._asdict() | correct | {"setting": subject.setting}
+        del arrays["correct"]
+        files.write_arrays_atomically(subject.file("probes"), arrays)
 
 
 def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from infofeat_jax import streams
 from infofeat_jax.attacks.inputs import Randomised, at_draw
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import attack_names, autoattack, cam_images, heuristics, probes
+from infofeat_jax.evaluation import measured as stored
 from infofeat_jax.evaluation.measured import Measured, Values
 from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import console, processes
@@ -82,14 +83,21 @@ def find_flags(subject: Subject, measured: Measured) -> list[str]:
 
 
 def probe(subject: Subject) -> probes.Probes:
-    """The probes of the model on which the flags are based, on one device; of a randomised one, at a single draw."""
+    """The probes of the model on which the flags are based, on one device; of a randomised one, at a single draw.
+
+    Stored, and read where an earlier evaluation in the same setting has stored them.
+    """
+    if known := stored.load_probes(subject):
+        return known
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
     forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
     key = streams.key(subject.seed, "probes")
     budget, size = subject.budget._asdict(), max(subject.batch_size // subject.mesh.size, 1)
     probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **budget, batch_size=size)
-    # The draws of a randomised model differ by image: that is no news.
-    return probed._replace(noise=0 * probed.noise) if isinstance(forward, Randomised) else probed
+    if isinstance(forward, Randomised):  # whose draws differ by image: that is no news
+        probed = probed._replace(noise=0 * probed.noise)
+    stored.save_probes(subject, probed)
+    return probed
 
 
 def stage_accuracies(subject: Subject, measured: Measured) -> dict[str, float]:
