@@ -115,10 +115,10 @@ def load_probes(subject: Subject) -> Probes | None:
     """The probes of an earlier evaluation in the same setting, of as many images."""
     arrays = files.read_arrays(subject.file("probes"), subject.setting) or {}
     correct = {name.removeprefix(CORRECT): value for name, value in arrays.items() if name.startswith(CORRECT)}
-    found = Probes(*(arrays.get(field, np.empty(0)) for field in Probes._fields[:-1]), correct)
+    seen = {field: arrays.get(field, np.empty(0)) for field in Probes._fields if field != "correct"}
     count = min(subject.probe_examples, len(subject.split.labels))
-    complete = correct and all(len(values) == count for values in (*found[:-1], *correct.values()))
-    return found if complete else None
+    complete = correct and all(len(values) == count for values in (*seen.values(), *correct.values()))
+    return Probes(**seen, correct=correct) if complete else None
 
 
 def save_probes(subject: Subject, probes: Probes) -> None:
