@@ -123,7 +123,7 @@ HAND_WRITTEN = [
     ),
     ("training/averaging", "1 / (1 + jnp.maximum(step -", "1 / (2 + jnp.maximum(step -"),
     ("training/averaging", "step > averaging.swa_start", "step < 0"),
-    ("training/step", "loss, averaged.params, of_average)", "loss, params, of_average)"),
+    ("training/step", "loss(averaged.params, batch_stats.average)", "loss(params, batch_stats.average)"),
     ("training/step", "share * found + (1 - share)", "(1 - share) * found + share"),
     ("training/step", 'if batch_norm == "running":', 'if batch_norm != "none":'),
     ("data/mapped", "name + extra, os.SEEK_CUR", "name, os.SEEK_CUR"),

@@ -11,7 +11,6 @@ import argparse
 import json
 import re
 import sys
-from functools import partial
 
 import numpy as np
 import paper_readings
@@ -210,8 +209,7 @@ TABLES = {
     "overfitting": overfitting, "against Madry": against_madry, "readings": paper_readings.table,
     "readings of eight epochs": readings_of_eight_epochs, "readings in training": readings_in_training,
     "strength": ideas.strength, "ideas on digits": ideas.trained,
-    "ingredients": partial(ingredients.added, "ingredients"),
-    "with the same ingredients": partial(ingredients.between, "ingredients"),
+    "ingredients": ingredients.added, "with the same ingredients": ingredients.between,
 }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from reproduction_records import (
     RESULTS,
     SHOWN,
     Difference,
+    compared,
     difference,
-    outcomes,
     over_seeds,
     table,
 )  # fmt: skip
@@ -42,7 +42,7 @@ def trained() -> str:
     lines = []
     for row in ("infofeature", *IDEAS):
         found = {attack: over_seeds(of[row]) for attack, of in measured.items()}
-        cells = [f"{value.mean:+.1f} +- {value.half:.1f}" for value in found.values()]
+        cells = list(map(str, found.values()))
         name = "InfoFeature (control)" if row == "infofeature" else f"`{row}`"
         says = (f"{corrected[row]:.2f}", verdict(found[QUICK], corrected[row])) if row in corrected else ("", "")
         lines.append([name, *cells, *says])
@@ -52,8 +52,7 @@ def trained() -> str:
 
 def minus_madry(attack: str) -> dict[str, np.ndarray]:
     """{row: difference of accuracies to Madry in points, of each seed}."""
-    accuracy = {row: 100 * outcomes("ideas", row, attack).mean(1) for row in ("madry", "infofeature", *IDEAS)}
-    return {row: values - accuracy["madry"] for row, values in accuracy.items()}
+    return {row: np.array(compared("ideas", row, "madry", attack).seeds) for row in ("infofeature", *IDEAS)}
 
 
 def holm(probabilities: dict[str, float]) -> dict[str, float]:

@@ -173,12 +173,11 @@ def gradients(
     shift = () if perturb is None else perturb(params, lambda: jax.grad(loss, has_aux=True)(params)[0])
     differentiated = jax.value_and_grad(loss, (0, 2) if to_images else (0,), has_aux=True)
     (value, (logits, live)), found = differentiated(shifted(params, shift), batch_stats.live, perturbed)
-    of_average = batch_stats.average
+    average = batch_stats.average
     if averaged is not None:
-        estimated = partial(loss, averaged.params, of_average)
-        of_average = jax.lax.cond(averaged.begun, lambda: estimated()[1][1], lambda: live)
+        average = jax.lax.cond(averaged.begun, lambda: loss(averaged.params, batch_stats.average)[1][1], lambda: live)
     accuracy = (logits.argmax(-1) == labels).mean()
-    return Gradients(found[0], Statistics(live, of_average), value, accuracy, shift, found[1:])
+    return Gradients(found[0], Statistics(live, average), value, accuracy, shift, found[1:])
 
 
 def frozen_forward(module: nn.Module, variables: PyTree, batch_norm: str, key: PRNGKey) -> Forward:
