@@ -1,6 +1,7 @@
-"""What a folder of images that is not held in memory costs the host: the headers at the start, and each batch.
+"""What images that are not held in memory cost the host: headers (of TFDS labels) at the start, and each batch.
 
   python benchmarks/image_folder.py
+  python benchmarks/image_folder.py --tfds    # the same images as TFDS prepares them, in a file of array_record
   python benchmarks/image_folder.py --milliseconds=200   # of a step, during which the next batches are decoded
 
 Synthetic JPEGs of ImageNet's usual size, smooth noise of quality 90, decoded and scaled to 224 pixels. The files are in
@@ -9,11 +10,13 @@ the page cache. "Waits" is the time in which a device with such steps has nothin
 """
 
 import argparse
+import io
 import os
 import pathlib
 import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +26,8 @@ from infofeat_jax import data
 from infofeat_jax.data.batches import batch_indices
 from infofeat_jax.training.ahead import AHEAD
 
+NAME = "synthetic"
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,9 +36,11 @@ def main():
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--milliseconds", type=float, default=1000.0, help="of a training step on the device")
+    parser.add_argument("--tfds", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        write(pathlib.Path(folder), args.images)
+        (prepare if args.tfds else write)(pathlib.Path(folder), args.images)
+        folder = f"{folder}/{NAME}" if args.tfds else folder
         began = time.perf_counter()
         split = data.load(folder, validation_size=1, image_size=args.image_size, in_memory=False).train
         found = time.perf_counter() - began
@@ -52,13 +59,41 @@ def main():
 
 
 def write(folder: pathlib.Path, count: int) -> None:
-    """JPEGs of two classes, all different."""
-    rng = np.random.default_rng(0)
-    for index in range(count):
+    """One file for each image, in the folder of its class."""
+    for index, image in enumerate(jpegs(count)):
         path = folder / str(index % 2) / f"{index}.jpg"
         path.parent.mkdir(exist_ok=True)
-        small = Image.fromarray(rng.integers(0, 256, (47, 63, 3), np.uint8))
-        small.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
+        path.write_bytes(image)
+
+
+def prepare(folder: pathlib.Path, count: int) -> None:
+    """One file of array_record, in the layout of TFDS, which cannot encode images without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    class Synthetic(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            for index, image in enumerate(jpegs(count)):
+                yield index, {"image": io.BytesIO(image), "label": index % 2}
+
+    Synthetic(data_dir=str(folder), file_format="array_record").download_and_prepare()
+
+
+def jpegs(count: int) -> Iterator[bytes]:
+    """All different."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        small, written = Image.fromarray(rng.integers(0, 256, (47, 63, 3), np.uint8)), io.BytesIO()
+        small.resize((500, 375), Image.Resampling.BICUBIC).save(written, "JPEG", quality=90)
+        yield written.getvalue()
 
 
 def fed(images, rows: list[np.ndarray], seconds: float) -> float:

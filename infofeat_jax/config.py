@@ -47,7 +47,7 @@ def default() -> ConfigDict:
     config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
-    # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz or of a folder of images
+    # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz, of a folder of images, or of one TFDS has prepared
     config.data.name = "cifar10"
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
     # Selects the held-out images, and those of train_size. Separate from `seed`, so that runs started from each other's
@@ -60,9 +60,9 @@ def default() -> ConfigDict:
     # A second pool of training images, such as generated ones: an .npz with image and label, not compressed; "": none
     config.data.extra = ""
     config.data.extra_share = 0.0  # of each batch that comes from it, such as 0.7
-    # Of a folder's images: each one's largest square in the middle is scaled to so many pixels a side; 0: as they are
+    # Of images in a folder: each one's largest square in the middle is scaled to so many pixels a side; 0: as they are
     config.data.image_size = 0
-    config.data.in_memory = True  # False: a folder's images are decoded batch by batch, from their files
+    config.data.in_memory = True  # False: images in a folder are decoded batch by batch, from their files
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
     config.data.augment = "none"  # augmentation before these: none, or trivial (TrivialAugment, wide)

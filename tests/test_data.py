@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infofeat_jax import data, installation
-from infofeat_jax.data import batches, prepared, sources
+from infofeat_jax.data import batches, prepared, records, sources
 from infofeat_jax.types import InvalidInput
 
 
@@ -441,7 +441,7 @@ def test_prepared_tfds(tfds_root, monkeypatch):
 
 
 def test_splits_longer_than_one_read(tfds_root, monkeypatch):
-    monkeypatch.setattr(prepared, "READ_CHUNK", 4)
+    monkeypatch.setattr(records, "READ_CHUNK", 4)
     check_cifar(data.load("cifar10", data_dir=str(tfds_root), validation_size=5))
 
 

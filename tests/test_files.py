@@ -12,7 +12,7 @@ from test_loop import in_directory, same, train_in_pieces
 
 from infofeat_jax import cli, data
 from infofeat_jax import config as configs
-from infofeat_jax.data import folders
+from infofeat_jax.data import decoding, folders
 from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.training import loop
@@ -41,13 +41,18 @@ def load(folder: str, **options) -> data.Dataset:
 @pytest.fixture
 def decoded(monkeypatch):
     """The files that have been decoded."""
-    seen, decode = [], folders._decode
+    return counted(monkeypatch, folders)
 
-    def counted(pillow, mode, scaled, file, out):
-        seen.append(file)
-        decode(pillow, mode, scaled, file, out)
 
-    monkeypatch.setattr(folders, "_decode", counted)
+def counted(monkeypatch, reader) -> list[str]:
+    """The names of the images that a module decodes from now on."""
+    seen, decode = [], reader.decode
+
+    def noted(image_size, name, file, out):
+        seen.append(name)
+        decode(image_size, name, file, out)
+
+    monkeypatch.setattr(reader, "decode", noted)
     return seen
 
 
@@ -74,7 +79,7 @@ def test_the_same_images_in_the_same_order_and_none_before_its_batch(folder, dec
 def test_the_square_in_the_middle_is_scaled(folder):
     """As Pillow's own fit does, which rounds where it cuts."""
     loaded, names = load(folder, in_memory=False).test, {}
-    for file, image in zip(loaded.images.files, np.asarray(loaded.images), strict=True):
+    for file, image in zip(loaded.images.places, np.asarray(loaded.images), strict=True):
         with Image.open(file) as opened:
             fitted = np.asarray(ImageOps.fit(opened.convert("RGB"), (SIZE, SIZE), Image.Resampling.BILINEAR), int)
             names[Path(file).suffix] = opened.size
@@ -89,7 +94,7 @@ def test_other_data_and_other_sizes_are_refused(folder):
 
 
 def test_more_than_memory_may_hold(folder, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_BYTES", 700)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 700)
     assert "GiB in memory: set data.in_memory=False" in message(load, folder)
     assert len(load(folder, in_memory=False).train.labels) == 40
 
@@ -119,9 +124,9 @@ def test_a_file_that_is_damaged_when_its_batch_is_due_is_named(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     images = data.load(str(tmp_path), validation_size=1, in_memory=False).train.images
-    images.files[1].write_bytes(b"")
+    images.places[1].write_bytes(b"")
     assert images[np.array([0, 2])].shape == (2, 4, 4, 3)
-    with pytest.raises(InvalidInput, match=rf"{images.files[1]}' cannot be read as an image"):
+    with pytest.raises(InvalidInput, match=rf"{images.places[1]}' cannot be read as an image"):
         images[np.array([0, 1])]
 
 

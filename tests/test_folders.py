@@ -9,7 +9,7 @@ from PIL import Image
 from test_data import message
 
 from infofeat_jax import data
-from infofeat_jax.data import folders
+from infofeat_jax.data import decoding, folders
 
 
 def plain(value, size=(5, 4), mode="RGB"):
@@ -183,7 +183,7 @@ def test_postscript_is_not_opened(write):
 
 
 def test_it_would_not_fit_in_memory(write, monkeypatch):
-    monkeypatch.setattr(folders, "MAX_BYTES", 700)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 700)
     text = message(data.load, write(**split("train"), **split("test")), validation_size=1)
     assert "12 images [4, 5, 3]: expected at most 0 GiB" in text
 

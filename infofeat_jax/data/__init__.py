@@ -1,12 +1,14 @@
 """Image data sets: uint8, channels last, with a validation split held out from the training set."""
 
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from infofeat_jax import parts, streams
+from infofeat_jax.data import records
 from infofeat_jax.data.archives import LAYOUT, arranged, npz
 from infofeat_jax.data.arrays import Dataset, Source, Split, take
 from infofeat_jax.data.folders import folder
@@ -35,16 +37,16 @@ def load(
     Args:
       name: digits, cifar10, cifar100, svhn_cropped; the path of an .npz with image_train, label_train, image_test and
         label_test, or other usual names (`archives.npz`); the path of a folder with a folder of images for each class
-        (`folders.folder`); package.module:name, a function of `data_dir` that returns these arrays in a dict; or the
-        dict itself.
+        (`folders.folder`), or of one that TFDS has prepared (`records.read`); package.module:name, a function of
+        `data_dir` that returns these arrays in a dict; or the dict itself.
       data_dir: where prepared TFDS data sets are; TFDS_DATA_DIR or ~/tensorflow_datasets by default.
       validation_size: number of training images to hold out, drawn at random with `split_seed`; 0: none. By default
         1000, but at most a fifth.
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
       test_size: number of test images to keep, the first ones; all by default.
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
-      image_size: of a folder's images, which are scaled to so many pixels a side; 0: their own size.
-      in_memory: False leaves a folder's images in their files until a batch needs them; see `files.FileImages`.
+      image_size: of the images in a folder, which are scaled to so many pixels a side; 0: their own size.
+      in_memory: False leaves the images in a folder in their files until a batch needs them; see `files.FileImages`.
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are
@@ -86,10 +88,14 @@ def load(
 
 def _find(name: str, data_dir: str | None, image_size: int, in_memory: bool) -> Source:
     own = name.lower().endswith(".npz") or parts.is_own(name) or name in SOURCES
-    if not own and os.path.isdir(os.path.expanduser(name)):
+    directory = pathlib.Path(os.path.expanduser(name))
+    if not own and os.path.isdir(directory):
+        if version := records.find(directory):
+            return records.read(version, image_size=image_size, in_memory=in_memory)
         return folder(name, image_size=image_size, in_memory=in_memory)
     if image_size or not in_memory:
-        raise InvalidInput(f"data.image_size={image_size}, data.in_memory={in_memory}: {name!r} is no folder of images")
+        set_to = f"data.image_size={image_size}, data.in_memory={in_memory}"
+        raise InvalidInput(f"{set_to}: {name!r} is no folder of images, nor one that TFDS has prepared")
     if name.lower().endswith(".npz"):
         return npz(name)
     if parts.is_own(name):

@@ -4,18 +4,15 @@ import os
 import pathlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 
-from infofeat_jax import installation
-from infofeat_jax.data.arrays import MAX_BYTES, Source, checked_source, fixed_order, roles, summary
+from infofeat_jax.data.arrays import Source, checked_source, fixed_order, roles, summary
+from infofeat_jax.data.decoding import check_memory, check_pillow, decode, header
 from infofeat_jax.data.files import FileImages
 from infofeat_jax.types import InvalidInput
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow's others include PostScript, a program
-DEEP = ("I", "F")  # modes of more than 8 bits begin with these
 LAYOUT = (
     "expected FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CLASS/*.png, of which a fifth becomes the"
     f" test split ({', '.join(SUFFIXES)}; folders in a CLASS are searched too)"
@@ -41,22 +38,23 @@ def folder(path: str, *, image_size: int = 0, in_memory: bool = True) -> Source:
       InvalidInput: Pillow is not installed, folders are arranged differently, or images have different sizes, more than
         8 bits, or cannot be read.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise InvalidInput(f"{path}: images need Pillow ({error}): run {installation.command('train')}") from error
+    check_pillow(path)
     root = pathlib.Path(os.path.expanduser(path))
     names, splits = _find(path, root)
     files = [file for split in splits.values() for file, _ in split]
     with ThreadPoolExecutor() as threads:
-        mode, shape = _common(path, files, threads.map(partial(_header, Image), files), image_size)
-    if in_memory and len(files) * np.prod(shape, dtype=np.int64) > MAX_BYTES:
-        most = f"expected at most {MAX_BYTES / 2**30:.0f} GiB in memory: set data.in_memory=False"
-        raise InvalidInput(f"{path}: {len(files)} images {list(shape)}: {most}")
+        shape = _common(path, files, threads.map(header, files), image_size)
+    if in_memory:
+        check_memory(path, len(files), shape)
+
+    def read(files: list[pathlib.Path], out: np.ndarray) -> None:
+        for file, image in zip(files, out, strict=True):
+            decode(image_size, str(file), file, image)
+
     arrays = {}
     for split, labelled in splits.items():
         order = fixed_order(len(labelled)) if split == "test" else range(len(labelled))
-        images = FileImages([labelled[row][0] for row in order], shape, partial(_decode, Image, mode, bool(image_size)))
+        images = FileImages([labelled[row][0] for row in order], shape, read, _identity)
         arrays[f"image_{split}"] = np.asarray(images) if in_memory else images
         arrays[f"label_{split}"] = np.array([labelled[row][1] for row in order])
     return checked_source(path, arrays, class_names=names)
@@ -120,42 +118,10 @@ def _files(folders: list[pathlib.Path], names: list[str]) -> Labelled:
     ]
 
 
-def _header(pillow, file: pathlib.Path) -> tuple[str, tuple[int, int]]:
-    """The mode, and (width, height)."""
-    try:
-        with pillow.open(file, formats=FORMATS) as image:
-            return image.mode, image.size
-    except Exception as error:  # Pillow documents no common type
-        raise _unreadable(file, error) from None
-
-
-def _decode(pillow, mode: str, scaled: bool, file: pathlib.Path, out: np.ndarray) -> None:
-    try:
-        with pillow.open(file, formats=FORMATS) as image:
-            whole = image.convert("RGBA") if image.mode == "P" else image  # Pillow warns of transparent palettes
-            whole = whole.convert(mode)
-            if scaled:
-                whole = whole.resize(out.shape[:2], pillow.Resampling.BILINEAR, _middle(*whole.size))
-            out[...] = np.asarray(whole).reshape(out.shape)
-    except Exception as error:
-        raise _unreadable(file, error) from None
-
-
-def _middle(width: int, height: int) -> tuple[float, float, float, float]:
-    """The largest square in the middle: left, upper, right, lower."""
-    side = min(width, height)
-    left, upper = (width - side) / 2, (height - side) / 2
-    return left, upper, left + side, upper + side
-
-
-def _unreadable(file: pathlib.Path, error: Exception) -> InvalidInput:
-    return InvalidInput(f"{str(file)!r} cannot be read as an image: {summary(error)}")
-
-
 def _common(
     path: str, files: list[pathlib.Path], headers: Iterable[tuple[str, tuple[int, int]]], image_size: int
-) -> tuple[str, tuple[int, int, int]]:
-    """The mode that all images are converted to, and the shape that they have, or are scaled to."""
+) -> tuple[int, int, int]:
+    """The shape that images have, or are scaled and converted to."""
     first, modes = None, set()
     for file, (mode, size) in zip(files, headers, strict=True):
         first = first or (file, size)
@@ -163,8 +129,11 @@ def _common(
             sizes = [f"{str(name)!r} {width} x {height}" for name, (width, height) in (first, (file, size))]
             advice = "resize them to one size, or set data.image_size"
             raise InvalidInput(f"{path}: images of different sizes, {' and '.join(sizes)}: {advice}")
-        if mode.startswith(DEEP):
-            raise InvalidInput(f"{str(file)!r} has more than 8 bits (mode {mode}): convert it to 8 bits")
         modes.add(mode)
     width, height = (image_size, image_size) if image_size else first[1]
-    return ("L", (height, width, 1)) if modes <= {"L", "1"} else ("RGB", (height, width, 3))
+    return height, width, 1 if modes <= {"L", "1"} else 3
+
+
+def _identity(file: pathlib.Path) -> str:
+    """Class, name and bytes."""
+    return f"{file.parent.name}/{file.name} {file.stat().st_size}"
