@@ -47,7 +47,7 @@ def default() -> ConfigDict:
     config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
-    # digits, cifar10, cifar100, svhn_cropped, or the path of an .npz, of a folder of images, or of one TFDS has prepared
+    # digits, cifar10, cifar100, svhn_cropped; the path of an .npz, of a folder of images, or of one TFDS has prepared
     config.data.name = "cifar10"
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
     # Selects the held-out images, and those of train_size. Separate from `seed`, so that runs started from each other's
