@@ -3,18 +3,20 @@
 At equal numbers of gradient computations: AWP computes 9 a batch where the others compute 8 (7 attack steps and the
 update), so its rows train for 8 epochs where the others train for 9. N-FGSM computes 2, and has Madry's seconds: its
 steps take 0.38 times as long (docs/how-to/recipes.md), so it trains for 24. Constants: AWP's gamma 0.01, for TRADES
-0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need; learning rate as in the paper's recipe.
+0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need (`thousand`: five); learning rate as in the
+paper's recipe.
 Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
-an accelerator, half a minute a run; 39 runs.
+an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 39 runs.
 
   python main.py --config=configs/studies/ingredients.py:digits
+  python main.py --config=configs/studies/ingredients.py:thousand --config.data.name=cifar10.npz
   python main.py --config=configs/studies/ingredients.py:small --config.data.name=cifar10.npz
 """
 
 from infofeat_jax.configs.studies import scales
 
-NINTHS = {None: 13, "few": 7, "small": 1, "digits": 2}  # epochs for each ninth of the budget
-EMA = {None: 0.9975, "few": 0.97, "small": 0.994, "digits": 0.94}  # 1 - 1/steps of an epoch
+NINTHS = {None: 13, "few": 7, "small": 1, "thousand": 11, "digits": 2}  # epochs for each ninth of the budget
+EMA = {None: 0.9975, "few": 0.97, "small": 0.994, "thousand": 0.97, "digits": 0.94}
 METHODS = {"madry": 0.01, "trades": 0.005, "infofeature": 0.01}  # AWP's gamma
 
 
