@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 
 import numpy as np
 import paper_readings
@@ -80,30 +81,34 @@ def eight_epochs() -> str:
     return table(("", *(f"{SHOWN[name]} ({count} seeds)" for name, count in zip(MEASURED, counts, strict=True))), lines)
 
 
-def overfitting() -> str:
+def overfitting(study: str) -> str:
     """Best and last checkpoint of each row, and what the last epochs cost."""
     lines = []
     for smoothing in (0.0, 0.5):
         for row in ROWS:
             name = f"{row}-smoothing{smoothing}"
             for which in ("best", "last"):
-                found = [outcomes("overfitting", name, attack, which) for attack in MEASURED]
+                found = [outcomes(study, name, attack, which) for attack in MEASURED]
                 cells = [f"{100 * values.mean():.1f}" for values in found]
                 lines.append([f"{NAMES[row]}, smoothing {smoothing:g}" if which == "best" else "", which, *cells])
-            pairs = [
-                difference(*(outcomes("overfitting", name, attack, w) for w in ("last", "best"))) for attack in MEASURED
-            ]
+            pairs = [difference(*(outcomes(study, name, attack, w) for w in ("last", "best"))) for attack in MEASURED]
             lines.append(["", "last - best", *pairs])
     return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
 
 
-def against_madry() -> str:
-    """The rows of the overfitting study, minus Madry without smoothing."""
+def curves(study: str) -> dict[str, list[np.ndarray]]:
+    """{row: (epoch, robust validation accuracy) of each seed} of an overfitting study."""
+    names = [f"{row}-smoothing{smoothing}" for row in ROWS for smoothing in (0.0, 0.5)]
+    return {name: validation(study, name) for name in names}
+
+
+def against_madry(study: str) -> str:
+    """The rows of an overfitting study, minus Madry without smoothing."""
     lines = []
     for smoothing in (0.0, 0.5):
         for row in ROWS[0 if smoothing else 1 :]:
             for which in ("best", "last"):
-                rows = "overfitting", f"{row}-smoothing{smoothing}", "madry-smoothing0.0"
+                rows = study, f"{row}-smoothing{smoothing}", "madry-smoothing0.0"
                 pairs = [compared(*rows, attack, which) for attack in MEASURED]
                 lines.append([f"{NAMES[row]}, smoothing {smoothing:g}", which, *pairs])
     return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
@@ -205,12 +210,20 @@ def forest() -> list[reproduction_figures.Line]:
 
 
 TABLES = {
-    "full width": full_width, "eight epochs": eight_epochs, "small": small, "digits": digits,
-    "overfitting": overfitting, "against Madry": against_madry, "readings": paper_readings.table,
-    "readings of eight epochs": readings_of_eight_epochs, "readings in training": readings_in_training,
-    "strength": ideas.strength, "ideas on digits": ideas.trained,
-    "ingredients": ingredients.added, "with the same ingredients": ingredients.between,
-}  # fmt: skip
+    "full width": full_width,
+    "eight epochs": eight_epochs,
+    "small": small,
+    "digits": digits,
+    "overfitting": partial(overfitting, "overfitting"),
+    "against Madry": partial(against_madry, "overfitting"),
+    "readings": paper_readings.table,
+    "readings of eight epochs": readings_of_eight_epochs,
+    "readings in training": readings_in_training,
+    "strength": ideas.strength,
+    "ideas on digits": ideas.trained,
+    "ingredients": partial(ingredients.added, "ingredients"),
+    "with the same ingredients": partial(ingredients.between, "ingredients"),
+}
 
 
 def renewed(page: str) -> str:
@@ -231,11 +244,7 @@ def main() -> int:
         return int(any(renewed(page) != page for page in pages.values()))
     for path, page in pages.items():
         path.write_text(renewed(page))
-    curves = {
-        f"{row}-smoothing{smoothing}": validation("overfitting", f"{row}-smoothing{smoothing}")
-        for row in ROWS for smoothing in (0.0, 0.5)
-    }  # fmt: skip
-    reproduction_figures.draw(ROOT / "docs/figures", forest(), curves)
+    reproduction_figures.draw(ROOT / "docs/figures", forest(), {"overfitting": curves("overfitting")})
     return 0
 
 

@@ -12,14 +12,17 @@ from infofeat_jax.report import figures
 Line = tuple[str, list[tuple[float, float, str]]]  # (setting, [(difference in points, half of its interval, attack)])
 ORDER = ("PGD20", "AutoAttack, quick", "AutoAttack")
 LABELS = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
-DECAYS = (30, 45)  # epochs of the overfitting study
+DECAYS = {"overfitting": (30, 45), "overfitting_thousand": (50, 75)}  # epochs of the studies
 
 
-def draw(directory: pathlib.Path, lines: Sequence[Line], curves: Mapping[str, list[np.ndarray]]) -> None:
-    """Writes both as files that are readable on light and dark pages."""
+def draw(directory: pathlib.Path, lines: Sequence[Line], curves: Mapping[str, Mapping[str, list[np.ndarray]]]) -> None:
+    """Writes them as files that are readable on light and dark pages."""
     with matplotlib.rc_context(figures.theme("any") | {"grid.alpha": 0.35}):
-        forest(lines).savefig(directory / "reproduction-differences.png", dpi=150, metadata={"Software": None})
-        overfitting(curves).savefig(directory / "reproduction-overfitting.png", dpi=150, metadata={"Software": None})
+        drawn = {"differences": forest(lines)}
+        drawn |= {study: overfitting(found, DECAYS[study]) for study, found in curves.items()}
+        for name, figure in drawn.items():
+            path = directory / f"reproduction-{name.replace('_', '-')}.png"
+            figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def forest(lines: Sequence[Line]) -> Figure:
@@ -44,17 +47,17 @@ def forest(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def overfitting(curves: Mapping[str, list[np.ndarray]]) -> Figure:
+def overfitting(curves: Mapping[str, list[np.ndarray]], decays: Sequence[int]) -> Figure:
     """Robust validation accuracy over epochs, the mean and the range of the seeds; a panel for each smoothing."""
     figure = Figure((8.5, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, smoothing in zip(panels, ("0.0", "0.5"), strict=True):
         for index, (row, label) in enumerate(LABELS.items()):
-            values = np.stack(curves[f"{row}-smoothing{smoothing}"])
-            epochs, color = np.arange(1, values.shape[1] + 1), figures.COLORS[index]
+            found, color = np.stack(curves[f"{row}-smoothing{smoothing}"]), figures.COLORS[index]
+            epochs, values = found[0, :, 0], found[..., 1]
             axes.plot(epochs, values.mean(0), color=color, label=label, linewidth=1.5)
             axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.2, linewidth=0)
-        for decay in DECAYS:
+        for decay in decays:
             axes.axvline(decay, color=matplotlib.rcParams["grid.color"], linestyle=":")
         axes.set(title=f"smoothing {float(smoothing):g}", xlabel="epoch")
     panels[0].set_ylabel("validation accuracy under PGD7, %")

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "results"
 QUICK = "autoattack(version=quick)"
 SHOWN = {"clean": "clean", "pgd20": "PGD20", "cw20": "CW20", "autoattack": "AutoAttack", QUICK: "AutoAttack, quick"}
+VALIDATED = "validation_robust_accuracy"
 MEASURED = ("clean", "pgd20", "cw20", QUICK)  # the columns of most tables
 
 Outcomes = Bool[np.ndarray, "seeds n"]
@@ -70,11 +71,11 @@ def compared(study: str, one: str, other: str, attack: str, which: str = "best")
 
 
 def validation(study: str, row: str) -> list[np.ndarray]:
-    """Robust accuracy on validation images after each epoch, in %, of each seed."""
+    """Epochs, and robust accuracy on validation images after them in %, [epochs, 2], of each seed."""
     found = []
     for path in sorted((RESULTS / study).glob(f"{row}-seed*/metrics.jsonl")):
         records = map(json.loads, path.read_text().splitlines())
-        found.append(np.array([100 * each["validation_robust_accuracy"] for each in records if "epoch" in each]))
+        found.append(np.array([(each["epoch"], 100 * each[VALIDATED]) for each in records if VALIDATED in each]))
     return found
 
 
