@@ -14,7 +14,7 @@ from jax import numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from infofeat_jax.models import convolution
+from infofeat_jax import convolution
 from infofeat_jax.runtime import compilation
 
 # A 7-step attack with the clean maps and one update: how often each kind runs.

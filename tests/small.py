@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from tiny_net import TinyNet
 
-from infofeat_jax import cam, models
-from infofeat_jax.models import convolution
+from infofeat_jax import cam, convolution, models
 from infofeat_jax.types import Outputs
 
 

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from jax import export
 
 from infofeat_jax import models
-from infofeat_jax.models import onednn
-from infofeat_jax.models.convolution import convolve, plain_convolve
+from infofeat_jax.convolution import convolve, onednn, plain_convolve
 
 CALL = "__onednn$convolution"
 needs_onednn = pytest.mark.skipif(not onednn.available(), reason="no oneDNN on this machine, or switched off")

@@ -60,7 +60,7 @@ def test_nothing_is_computed_twice(model):
 
 
 def test_convolutions_in_the_attack_are_the_fast_ones():
-    """XLA:CPU is slow where a loop has kernels reversed or their channels exchanged (models/convolution.py)."""
+    """XLA:CPU is slow where a loop has kernels reversed or their channels exchanged (convolution/__init__.py)."""
     convolutions = in_loops(compiled("infofeature").as_text(), "convolution")
     assert len(convolutions) >= 2 * 8  # forward and to the input, of those above 2 x 2 pixels
     assert {re.search(r"dim_labels=([\w>-]+)", one.attributes)[1] for one in convolutions} == {"b01f_01io->b01f"}

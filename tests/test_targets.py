@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 from programs import Setting
 from test_step import create_experiment
 
+from infofeat_jax import convolution, models
 from infofeat_jax import experiment as experiments
-from infofeat_jax import models
-from infofeat_jax.models import convolution, layers
+from infofeat_jax.models import layers
 from infofeat_jax.runtime import devices
 
 OTHERS = ("tpu", "cuda")

@@ -1,8 +1,9 @@
-"""What all iterations of an attack have in common, computed before its loop."""
+"""A model prepared for the loop of an attack: what all iterations have in common is computed before it."""
 
 import jax
 from jax.extend.core import ClosedJaxpr, Literal, Var, jaxpr_as_fun
 
+from infofeat_jax.convolution.substitution import substituted
 from infofeat_jax.types import Forward, Images
 
 
@@ -11,11 +12,12 @@ def hoisted(forward: Forward, images: Images) -> Forward:
 
     Of a frozen model these are the kernels, multiplied by BatchNorm's scale and cast to the compute type. XLA leaves
     that in a loop, because of the broadcast scale, so it is done here, behind a barrier. Nothing is hoisted that is
-    larger than what it is computed from.
+    larger than what it is computed from. Convolutions become those that are fast in a loop (`substituted`).
     """
     traced, shapes = jax.make_jaxpr(forward, return_shape=True)(images)
     if traced.effects:
         return forward
+    traced = substituted(traced)
     jaxpr, known, now, later = traced.jaxpr, set(traced.jaxpr.constvars), [], []
     for equation in jaxpr.eqns:
         read = [variable for variable in equation.invars if isinstance(variable, Var)]

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infofeat_jax import cam
-from infofeat_jax.models.convolution import Features, convolve
+from infofeat_jax.convolution import Features, convolve
 from infofeat_jax.types import InvalidInput, Outputs
 
 Channels = Float[Array, " o"]

@@ -17,9 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from infofeat_jax.models import convolution_forms as forms
-from infofeat_jax.models import onednn
-from infofeat_jax.models.convolution_forms import Added, Features, Geometry, Kernel
+from infofeat_jax.convolution import forms, onednn
+from infofeat_jax.convolution.forms import Added, Features, Geometry, Kernel
 
 
 def convolve(
@@ -37,8 +36,8 @@ def convolve(
     `same` pads as TensorFlow, Haiku and Flax: at stride 2 even lengths on their high sides only. `bias` and `residual`
     are added; `relu` sets what is negative to 0, with derivative 0 at 0.
 
-    On a CPU it is oneDNN's where that is available and worthwhile (`models.onednn`), else XLA's; kernels of 1x1 and
-    outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
+    On a CPU it is oneDNN's where that is available and worthwhile (`convolution.onednn`), else XLA's; kernels of 1x1
+    and outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
     """
     geometry = Geometry(x.shape, kernel.shape, stride, same)
     added = [term for term in (bias, residual) if term is not None]

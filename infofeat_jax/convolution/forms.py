@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jaxtyping import Array, Float
 
-from infofeat_jax.models import onednn
+from infofeat_jax.convolution import onednn
 
 Features = Float[Array, "b _ _ _"]
 Kernel = Float[Array, "s s i o"]
