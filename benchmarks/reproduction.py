@@ -217,6 +217,7 @@ TABLES = {
     "overfitting": partial(overfitting, "overfitting"),
     "against Madry": partial(against_madry, "overfitting"),
     "readings": paper_readings.table,
+    "readings of all tables": paper_readings.of_all_tables,
     "readings of eight epochs": readings_of_eight_epochs,
     "readings in training": readings_in_training,
     "strength": ideas.strength,
