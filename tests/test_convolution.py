@@ -35,6 +35,11 @@ def arrays(*shapes: tuple[int, ...], dtype="float32"):
     return [jnp.asarray(rng.standard_normal(shape, np.float32), dtype) for shape in shapes]
 
 
+def test_more_padding_is_refused():
+    with pytest.raises(ValueError, match="padding=2: expected symmetric, same, or 0 to 1 for this kernel"):
+        convolve(*arrays((1, 4, 4, 1), (3, 3, 1, 1)), padding=2)
+
+
 def lowered(function, *args, platform: str = "cpu") -> str:
     return jax.jit(function).trace(*args).lower(lowering_platforms=(platform,)).as_text()
 
@@ -64,19 +69,28 @@ def test_values_and_gradients_are_those_of_the_plain_convolution(size, kernel, s
         np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("kernel", [1, 3])
-@pytest.mark.parametrize("size", [(8, 6), (7, 8), (2, 3)])
-def test_same_padding_is_tensorflows(size, kernel, library):
-    """Values and gradients at stride 2, against JAX's own "SAME"."""
-    x, w, gradient = arrays((2, *size, 3), (kernel, kernel, 3, 4), (2, -(-size[0] // 2), -(-size[1] // 2), 4))
+PADDINGS = [(1, 0), (2, 0), (3, 0), (3, 1), (4, 1), (5, 1), *((size, "same") for size in (1, 2, 3, 5))]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize(("kernel", "padding"), PADDINGS)
+@pytest.mark.parametrize("size", [(8, 6), (7, 8), (5, 6)])
+def test_other_paddings_are_jaxs(size, kernel, padding, stride, library):
+    """Values and gradients with less padding, and with JAX's own "SAME", which is TensorFlow's."""
+    theirs = "SAME" if padding == "same" else [(padding, padding)] * 2
+    plain = partial(
+        jax.lax.conv_general_dilated, window_strides=(stride, stride), padding=theirs,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )  # fmt: skip
+    x, w = arrays((2, *size, 3), (kernel, kernel, 3, 4))
+    (gradient,) = arrays(jax.eval_shape(plain, x, w).shape)
 
     @jax.jit
     def both(x, w, gradient):
-        layout = ("NHWC", "HWIO", "NHWC")
-        plain = lambda x, w: jax.lax.conv_general_dilated(x, w, (2, 2), "SAME", dimension_numbers=layout)  # noqa: E731
-        ours, expected = (jax.vjp(f, x, w) for f in (partial(convolve, stride=2, same=True), plain))
+        ours, expected = (jax.vjp(f, x, w) for f in (partial(convolve, stride=stride, padding=padding), plain))
         return (ours[0], *ours[1](gradient)), (expected[0], *expected[1](gradient))
 
+    assert (CALL in both.lower(x, w, gradient).as_text()) == (library == "onednn")
     for ours, expected in zip(*both(x, w, gradient), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=2e-5)
 

@@ -50,11 +50,13 @@ def check(function, *arguments, replaced: bool = True):
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [1, 3, 5])
-@pytest.mark.parametrize("padding", ["SAME", "PyTorch"])
+@pytest.mark.parametrize(
+    ("size", "padding"),
+    [(1, 0), (2, 0), (3, 0), (3, 1), (4, 0), (4, 1), (5, 1), (5, 2), *((n, "SAME") for n in range(1, 6))],
+)
 def test_in_any_order_of_the_axes(order, stride, size, padding):
-    specs, x, kernel = ORDERS[order], array(2, 8, 6, 3), array(size, size, 3, 4)
-    padding = padding if padding == "SAME" else [((size - 1) // 2,) * 2] * 2
+    specs, x, kernel = ORDERS[order], array(2, 8, 7, 3), array(size, size, 3, 4)
+    padding = padding if padding == "SAME" else [(padding, padding)] * 2
 
     def function(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=specs)
@@ -63,7 +65,9 @@ def test_in_any_order_of_the_axes(order, stride, size, padding):
 
 
 OTHERS = {
-    "no padding": {"padding": "VALID"},
+    "more padding": {"padding": [(2, 2), (2, 2)]},
+    "long strides": {"window_strides": (3, 3)},
+    "uneven padding": {"padding": [(1, 0), (1, 0)]},
     "unlike strides": {"window_strides": (1, 2)},
     "dilated": {"rhs_dilation": (2, 2), "padding": [(2, 2), (2, 2)]},
     "groups": {"feature_group_count": 2, "kernel": (3, 3, 2, 4)},

@@ -29,21 +29,21 @@ def convolve(
     bias: Float[Array, " o"] | None = None,
     residual: Features | None = None,
     relu: bool = False,
-    same: bool = False,
+    padding: int | str = "symmetric",
 ) -> Features:
-    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's.
+    """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's usual one.
 
-    `same` pads as TensorFlow, Haiku and Flax: at stride 2 even lengths on their high sides only. `bias` and `residual`
-    are added; `relu` sets what is negative to 0, with derivative 0 at 0.
+    `padding` may be a smaller number, or "same" as in TensorFlow, Haiku and Flax: at stride 2 even lengths on their
+    high sides only. `bias` and `residual` are added; `relu` sets what is negative to 0, with derivative 0 at 0.
 
     On a CPU it is oneDNN's where that is available and worthwhile (`convolution.onednn`), else XLA's; kernels of 1x1
     and outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
     """
-    geometry = Geometry(x.shape, kernel.shape, stride, same)
+    geometry = forms.geometry(x.shape, kernel.shape, stride, padding)
     added = [term for term in (bias, residual) if term is not None]
     if any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added)):
         return plain_convolve(
-            x, kernel, stride, bias=bias, residual=residual, relu=relu, same=same
+            x, kernel, stride, bias=bias, residual=residual, relu=relu, padding=padding
         )  # types of shard_map's check_vma
     if added or relu:
         return _convolve_add.bind(x, kernel, *added, geometry=geometry, relu=relu)
@@ -58,11 +58,12 @@ def plain_convolve(
     bias: Float[Array, " o"] | None = None,
     residual: Features | None = None,
     relu: bool = False,
-    same: bool = False,
+    padding: int | str = "symmetric",
 ) -> Features:
     """`convolve` as XLA's convolution, differentiated by JAX."""
     added = (term for term in (bias, residual) if term is not None)
-    return _forward_add(x, kernel, *added, geometry=Geometry(x.shape, kernel.shape, stride, same), relu=relu)
+    geometry = forms.geometry(x.shape, kernel.shape, stride, padding)
+    return _forward_add(x, kernel, *added, geometry=geometry, relu=relu)
 
 
 def _add(convolved: Features, added: tuple[Added, ...], relu: bool) -> Features:

@@ -21,29 +21,37 @@ _FEW_PIXELS = 4  # of an output computed as products
 
 
 class Geometry(NamedTuple):
-    """A convolution's shapes: of images [b, h, w, i] and a square kernel [s, s, i, o].
-
-    Images are padded by (s - 1) // 2 on all sides, or, if `same`, until each pixel at distance `stride` is an output.
-    """
+    """A convolution's shapes: of images [b, h, w, i] and a square kernel [s, s, i, o]."""
 
     images: tuple
     kernel: tuple
     stride: int
-    same: bool = False
-
-    @property
-    def padding(self) -> onednn.Padding:
-        """(low, high) of rows, of columns."""
-        size, stride = self.kernel[0], self.stride
-        if not self.same:
-            return (((size - 1) // 2,) * 2,) * 2
-        rows, columns = (max((length - 1) // stride * stride + size - length, 0) for length in self.images[1:3])
-        return (rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)
+    padding: onednn.Padding  # (low, high) of rows, of columns
 
     @property
     def outputs(self) -> tuple:
         """The shape [b, _, _, o] of the result."""
         return onednn.output_shape(self.images, self.kernel, self.padding, self.stride)
+
+
+def geometry(images: tuple, kernel: tuple, stride: int, padding: int | str) -> Geometry:
+    """That of a convolution which the forms below can compute, padded by at most (s - 1) // 2 or until it is "same".
+
+    Args:
+      padding: pixels on all sides; "symmetric": (s - 1) // 2, as PyTorch's usual padding; "same": until each pixel at
+        distance `stride` is an output, the larger half on the high side, as TensorFlow's.
+
+    Raises:
+      ValueError: the padding is none of these.
+    """
+    size = kernel[0]
+    if padding == "same":
+        rows, columns = (max((length - 1) // stride * stride + size - length, 0) for length in images[1:3])
+        return Geometry(images, kernel, stride, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2)))
+    pixels = (size - 1) // 2 if padding == "symmetric" else padding
+    if not isinstance(pixels, int) or not 0 <= pixels <= (size - 1) // 2:
+        raise ValueError(f"padding={padding!r}: expected symmetric, same, or 0 to {(size - 1) // 2} for this kernel")
+    return Geometry(images, kernel, stride, ((pixels, pixels),) * 2)
 
 
 # On any platform.
@@ -104,9 +112,14 @@ def _phase(slide: Callable, gradient, kernel, geometry: Geometry, offsets: tuple
         taps.append(slice(first, None, stride))
         padding.append((len(met) - 1 - behind, -(-length // stride) + behind - outputs))
     kernel = kernel[tuple(taps)][::-1, ::-1]
-    if 0 in kernel.shape[:2]:  # 1x1 at stride 2
-        return jnp.zeros((*gradient.shape[:3], geometry.images[3]), gradient.dtype)
-    return slide(gradient, kernel, tuple(padding), transposed=True)
+    # A phase may begin after the first outputs: negative padding, which oneDNN does not know.
+    met = zip(padding, gradient.shape[1:3], strict=True)
+    rows, columns = (slice(max(-low, 0), outputs + min(high, 0)) for (low, high), outputs in met)
+    gradient = gradient[:, rows, columns]
+    if not (kernel.size and gradient.size):  # pixels between the kernel's positions, as of 1x1 at stride 2
+        b, h, w, channels = geometry.images
+        return jnp.zeros((b, -(-h // stride), -(-w // stride), channels), gradient.dtype)
+    return slide(gradient, kernel, tuple((max(low, 0), max(high, 0)) for low, high in padding), transposed=True)
 
 
 def cpu_to_kernel(slide: Callable, x: Features, gradient: Features, *, geometry: Geometry) -> Kernel:

@@ -7,14 +7,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p
 
 from infofeat_jax.convolution import convolve
-from infofeat_jax.convolution.forms import Geometry
+from infofeat_jax.convolution.forms import geometry
 
+MAX_STRIDE = 2  # the gradient to the input is stride ** 2 convolutions
 Places = tuple[int, int, int, int]  # of an array's axes
 
 
 def substituted(program: ClosedJaxpr) -> ClosedJaxpr:
-    """The program with `convolve` wherever that can be used: in two dimensions, with a square kernel, one group, no
-    dilation, padding as PyTorch's or "SAME", and one type. The order of the axes does not matter.
+    """The program with `convolve` wherever that can be used.
+
+    That is in two dimensions, with a square kernel, stride 1 or 2, one group, no dilation, "SAME" or at most
+    (s - 1) / 2 pixels of padding, and one type. The order of the axes does not matter.
 
     On a CPU XLA's gradient of a convolution to its input takes several times as long inside a loop; that of `convolve`
     does not. Elsewhere convolutions remain what they are. A program without any is returned as it is.
@@ -26,7 +29,10 @@ def substituted(program: ClosedJaxpr) -> ClosedJaxpr:
 
 
 def _has_any(jaxpr: Jaxpr) -> bool:
-    return any(_geometry(one) or (one.primitive is jit_p and _has_any(one.params["jaxpr"].jaxpr)) for one in jaxpr.eqns)
+    return any(
+        _padding(one) is not None or (one.primitive is jit_p and _has_any(one.params["jaxpr"].jaxpr))
+        for one in jaxpr.eqns
+    )
 
 
 def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> list[jax.Array]:
@@ -41,8 +47,8 @@ def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> list[jax.
 
     for equation in jaxpr.eqns:
         results = [variable for variable in equation.outvars if variable in used]
-        if geometry := _geometry(equation):
-            found = [_convolve(*map(read, equation.invars), equation, geometry)]
+        if (padding := _padding(equation)) is not None:
+            found = [_convolve(*map(read, equation.invars), equation, padding)]
         elif equation.primitive is jit_p and _has_any(equation.params["jaxpr"].jaxpr):
             results, found = equation.outvars, _evaluate(equation.params["jaxpr"], list(map(read, equation.invars)))
         else:
@@ -60,8 +66,8 @@ def _axes(equation: JaxprEqn) -> tuple[Places, Places, Places]:
     return (b, h, w, i), (p, q, j, o), (c, y, x, k)
 
 
-def _geometry(equation: JaxprEqn) -> Geometry | None:
-    """What `convolve` computes for the equation; None if it is none, or one that `convolve` cannot compute."""
+def _padding(equation: JaxprEqn) -> int | str | None:
+    """The padding with which `convolve` computes what the equation does; None if it cannot."""
     how = equation.params
     if equation.primitive is not conv_general_dilated_p or len(how["window_strides"]) != 2:
         return None
@@ -75,15 +81,15 @@ def _geometry(equation: JaxprEqn) -> Geometry | None:
         for variable, axes in zip(equation.invars, (of_images, of_kernel), strict=True)
     )
     (stride, other), padding = how["window_strides"], tuple(map(tuple, how["padding"]))
-    if kernel[0] != kernel[1] or stride != other:
+    if kernel[0] != kernel[1] or stride != other or stride > MAX_STRIDE:
         return None
-    choices = (Geometry(images, kernel, stride, same) for same in (False, True))
-    return next((one for one in choices if one.padding == padding), None)
+    low = padding[0][0]
+    choices = ["same", *([low] if 0 <= low <= (kernel[0] - 1) // 2 else [])]
+    return next((one for one in choices if geometry(images, kernel, stride, one).padding == padding), None)
 
 
-def _convolve(images: jax.Array, kernel: jax.Array, equation: JaxprEqn, geometry: Geometry) -> jax.Array:
+def _convolve(images: jax.Array, kernel: jax.Array, equation: JaxprEqn, padding: int | str) -> jax.Array:
     of_images, of_kernel, of_result = _axes(equation)
-    y = convolve(
-        images.transpose(of_images), kernel.transpose(of_kernel), geometry.stride, same=geometry.same
-    )  # fmt: skip
+    stride = equation.params["window_strides"][0]
+    y = convolve(images.transpose(of_images), kernel.transpose(of_kernel), stride, padding=padding)
     return y.transpose([of_result.index(axis) for axis in range(4)])

@@ -38,8 +38,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", conv_init, shape)
         if scale is not None:
             kernel = kernel * scale
-        same = self.padding == "same"
-        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, same=same, **follows)
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding=self.padding, **follows)
 
 
 class BatchNorm(nn.Module):
