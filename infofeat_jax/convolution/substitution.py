@@ -48,7 +48,8 @@ def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> list[jax.
     for equation in jaxpr.eqns:
         results = [variable for variable in equation.outvars if variable in used]
         if (padding := _padding(equation)) is not None:
-            found = [_convolve(*map(read, equation.invars), equation, padding)]
+            images, kernel = map(read, equation.invars)
+            found = [_convolve(images, kernel, equation, padding)]
         elif equation.primitive is jit_p and _has_any(equation.params["jaxpr"].jaxpr):
             results, found = equation.outvars, _evaluate(equation.params["jaxpr"], list(map(read, equation.invars)))
         else:
