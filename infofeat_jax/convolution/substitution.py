@@ -6,7 +6,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p
 
-from infofeat_jax.convolution import convolve
+from infofeat_jax.convolution import convolve, onednn
 from infofeat_jax.convolution.forms import geometry
 
 MAX_STRIDE = 2  # the gradient to the input is stride ** 2 convolutions
@@ -17,7 +17,7 @@ def substituted(program: ClosedJaxpr) -> ClosedJaxpr:
     """The program with `convolve` wherever that can be used.
 
     That is in two dimensions, with a square kernel, stride 1 or 2, one group, no dilation, "SAME" or at most
-    (s - 1) / 2 pixels of padding, and one type. The order of the axes does not matter.
+    (s - 1) / 2 pixels of padding, all in float32 or all in bfloat16. The order of the axes does not matter.
 
     On a CPU XLA's gradient of a convolution to its input takes several times as long inside a loop; that of `convolve`
     does not. Elsewhere convolutions remain what they are. A program without any is returned as it is.
@@ -74,7 +74,12 @@ def _padding(equation: JaxprEqn) -> int | str | None:
         return None
     types = {variable.aval.dtype for variable in (*equation.invars, *equation.outvars)}
     plain = how["feature_group_count"] == how["batch_group_count"] == 1 and how["precision"] is None
-    if not plain or len(types) > 1 or {*how["lhs_dilation"], *how["rhs_dilation"]} != {1}:
+    if (
+        not plain
+        or len(types) > 1
+        or types.pop().name not in onednn.DTYPES
+        or {*how["lhs_dilation"], *how["rhs_dilation"]} != {1}
+    ):
         return None
     of_images, of_kernel, _ = _axes(equation)
     images, kernel = (
