@@ -49,11 +49,11 @@ def main():
     variables = jax.jit(module.init)(jax.random.key(1), images[:1])
     forward, budget = partial(module.apply, variables), {"epsilon": 8 / 255, "step_size": 2 / 255}
     arguments = jax.random.key(2), images, labels
+    # One function each, as JAX keeps what it has traced of a function.
     cases = {
-        "loop": partial(attacks.infofeature, forward, num_steps=STEPS, **budget),
-        "unrolled": partial(unrolled, forward, **budget),
+        name: partial(attacks.infofeature, forward, num_steps=STEPS, **budget) for name in ("loop", REPLACED, LEFT)
     }
-    cases[REPLACED] = cases[LEFT] = cases["loop"]
+    cases["unrolled"] = partial(unrolled, forward, **budget)
     compiled = {}
     for name, attack in cases.items():
         convolve = convolution.plain_convolve if name in (REPLACED, LEFT) else layers.convolve

@@ -216,6 +216,8 @@ TABLES = {
     "digits": digits,
     "overfitting": partial(overfitting, "overfitting"),
     "against Madry": partial(against_madry, "overfitting"),
+    "overfitting on a thousand": partial(overfitting, "overfitting_thousand"),
+    "against Madry on a thousand": partial(against_madry, "overfitting_thousand"),
     "readings": paper_readings.table,
     "readings of all tables": paper_readings.of_all_tables,
     "readings of eight epochs": readings_of_eight_epochs,
@@ -245,7 +247,9 @@ def main() -> int:
         return int(any(renewed(page) != page for page in pages.values()))
     for path, page in pages.items():
         path.write_text(renewed(page))
-    reproduction_figures.draw(ROOT / "docs/figures", forest(), {"overfitting": curves("overfitting")})
+    reproduction_figures.draw(
+        ROOT / "docs/figures", forest(), {study: curves(study) for study in ("overfitting", "overfitting_thousand")}
+    )
     return 0
 
 

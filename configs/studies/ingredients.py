@@ -2,9 +2,9 @@
 
 At equal numbers of gradient computations: AWP computes 9 a batch where the others compute 8 (7 attack steps and the
 update), so its rows train for 8 epochs where the others train for 9. N-FGSM computes 2, and has Madry's seconds: its
-steps take 0.38 times as long (docs/how-to/recipes.md), so it trains for 24. Constants: AWP's gamma 0.01, for TRADES
-0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need (`thousand`: five); learning rate as in the
-paper's recipe.
+steps took 0.38 times as long when this was set (0.32 later: docs/how-to/recipes.md), so it trains for 24. Constants:
+AWP's gamma 0.01, for TRADES 0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need (`thousand`:
+five); learning rate as in the paper's recipe.
 Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
 an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 39 runs.
 
