@@ -141,7 +141,10 @@ def test_what_would_alter_a_run_is_refused(main, finished):
             "unknown attack 'pgd': choose one of clean",
         ),
         ([QUICK[0], "--config.data.validation_size=5000"], "validation_size=5000"),
-        (["--config=configs/studies/table1.py:tiny"], "unknown scale 'tiny': choose one of few, small, digits"),
+        (
+            ["--config=configs/studies/table1.py:tiny"],
+            "unknown scale 'tiny': choose one of few, small, thousand, digits",
+        ),
         ([QUICK[0], "--config.study.rows=('x: batch_size=many',)"], "'batch_size=many'"),
         ([QUICK[0], "--config.eval.attacks=('pgd7@none',)"], "attacks crafted on 'none': no run in"),
         ([QUICK[0], "--config.eval.distances=('fgsm',)"], "'fgsm' is not an iterated attack"),

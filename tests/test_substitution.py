@@ -117,6 +117,7 @@ def test_a_network_and_its_attacks():
     images, module = jnp.asarray(RNG.random((4, 8, 8, 3)), jnp.float32), Net()
     variables = module.init(jax.random.key(0), images)
     check(partial(module.apply, variables), images)
+    check(partial(module.apply, jax.device_get(variables)), images)  # weights as NumPy's arrays
     check(jax.vmap(lambda x: module.apply(variables, x[None])[0]), images)
     for attack in ("pgd", "apgd"):
         run = partial(attacks.ATTACKS[attack], partial(module.apply, variables), jax.random.key(0), epsilon=0.1)

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p
+from jax.typing import ArrayLike
 
 from infofeat_jax.convolution import convolve, onednn
 from infofeat_jax.convolution.forms import geometry
@@ -35,20 +37,20 @@ def _has_any(jaxpr: Jaxpr) -> bool:
     )
 
 
-def _evaluate(program: ClosedJaxpr, arguments: Sequence[jax.Array]) -> list[jax.Array]:
+def _evaluate(program: ClosedJaxpr, arguments: Sequence[ArrayLike]) -> list[ArrayLike]:
     """As jaxpr_as_fun(program)(*arguments), equation by equation."""
     jaxpr = program.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *arguments], strict=True))
     used = {variable for one in jaxpr.eqns for variable in one.invars if isinstance(variable, Var)}
     used |= {variable for variable in jaxpr.outvars if isinstance(variable, Var)}
 
-    def read(variable: Var | Literal) -> jax.Array:
+    def read(variable: Var | Literal) -> ArrayLike:
         return variable.val if isinstance(variable, Literal) else values[variable]
 
     for equation in jaxpr.eqns:
         results = [variable for variable in equation.outvars if variable in used]
         if (padding := _padding(equation)) is not None:
-            images, kernel = map(read, equation.invars)
+            images, kernel = map(jnp.asarray, map(read, equation.invars))
             found = [_convolve(images, kernel, equation, padding)]
         elif equation.primitive is jit_p and _has_any(equation.params["jaxpr"].jaxpr):
             results, found = equation.outvars, _evaluate(equation.params["jaxpr"], list(map(read, equation.invars)))
