@@ -30,6 +30,7 @@ def convolve(
     residual: Features | None = None,
     relu: bool = False,
     padding: int | str = "symmetric",
+    plain: bool = False,
 ) -> Features:
     """Convolution padded by (size - 1) // 2 on both sides, as PyTorch's usual one.
 
@@ -38,32 +39,21 @@ def convolve(
 
     On a CPU it is oneDNN's where that is available and worthwhile (`convolution.onednn`), else XLA's; kernels of 1x1
     and outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
+    `plain` takes XLA's on all platforms.
     """
     geometry = forms.geometry(x.shape, kernel.shape, stride, padding)
     added = [term for term in (bias, residual) if term is not None]
-    if any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added)):
-        return plain_convolve(
-            x, kernel, stride, bias=bias, residual=residual, relu=relu, padding=padding
-        )  # types of shard_map's check_vma
+    varying = any(jax.typeof(operand).manual_axis_type.varying for operand in (x, kernel, *added))
+    if plain or varying:  # varying: types of shard_map's check_vma
+        return _forward_add(x, kernel, *added, geometry=geometry, relu=relu)
     if added or relu:
         return _convolve_add.bind(x, kernel, *added, geometry=geometry, relu=relu)
     return _convolve.bind(x, kernel, geometry=geometry)
 
 
-def plain_convolve(
-    x: Features,
-    kernel: Kernel,
-    stride: int = 1,
-    *,
-    bias: Float[Array, " o"] | None = None,
-    residual: Features | None = None,
-    relu: bool = False,
-    padding: int | str = "symmetric",
-) -> Features:
-    """`convolve` as XLA's convolution, differentiated by JAX."""
-    added = (term for term in (bias, residual) if term is not None)
-    geometry = forms.geometry(x.shape, kernel.shape, stride, padding)
-    return _forward_add(x, kernel, *added, geometry=geometry, relu=relu)
+def plain_convolve(x: Features, kernel: Kernel, stride: int = 1, **how) -> Features:
+    """`convolve` as XLA's convolution everywhere, differentiated by JAX."""
+    return convolve(x, kernel, stride, plain=True, **how)
 
 
 def _add(convolved: Features, added: tuple[Added, ...], relu: bool) -> Features:

@@ -177,6 +177,7 @@ def _identify(sizes: Mapping[str, int], place: Place) -> str:
 
 
 def broken(name: str, directory: pathlib.Path, reason: str) -> InvalidInput:
+    """The error for a data set that has to be prepared again."""
     return InvalidInput(
         f"data set {name!r} in {directory} is half prepared or damaged: {reason}; delete it and {ways(name)}"
     )
