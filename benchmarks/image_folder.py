@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import tfds_files
 from PIL import Image
 
 from infofeat_jax import data
@@ -67,24 +68,12 @@ def write(folder: pathlib.Path, count: int) -> None:
 
 
 def prepare(folder: pathlib.Path, count: int) -> None:
-    """One file of array_record, in the layout of TFDS, which cannot encode images without TensorFlow."""
+    """One file of array_record, in the layout of TFDS."""
     import tensorflow_datasets as tfds
 
-    class Synthetic(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for index, image in enumerate(jpegs(count)):
-                yield index, {"image": io.BytesIO(image), "label": index % 2}
-
-    Synthetic(data_dir=str(folder), file_format="array_record").download_and_prepare()
+    features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2)}
+    examples = ({"image": io.BytesIO(image), "label": index % 2} for index, image in enumerate(jpegs(count)))
+    tfds_files.prepare(folder, NAME.title(), "1.0.0", features, {"train": examples})
 
 
 def jpegs(count: int) -> Iterator[bytes]:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tfds_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -372,35 +373,28 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def write_tfds(root, splits, file_format="array_record"):
-    """Prepares a small cifar10 with TFDS, which would need TensorFlow to encode the images itself."""
+    """Prepares a small cifar10."""
     import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(32, 32, 3)), "id": tfds.features.Text()}
+    features["label"] = tfds.features.ClassLabel(names=CLASSES)
+    examples = {
+        name: [
+            {"image": png(image), "label": int(label), "id": f"example {index}"}
+            for index, (image, label) in enumerate(zip(*split, strict=True))
+        ]
+        for name, split in splits.items()
+    }
+    tfds_files.prepare(root, "Cifar10", "3.0.2", features, examples, file_format)
+
+
+def png(image: np.ndarray) -> io.BytesIO:
     from PIL import Image
-    from tensorflow_datasets.core import registered
 
-    with registered.skip_registration():
-
-        class Cifar10(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("3.0.2")
-
-            def _info(self):
-                features = {"image": tfds.features.Image(shape=(32, 32, 3)), "id": tfds.features.Text()}
-                features["label"] = tfds.features.ClassLabel(names=CLASSES)
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {name: self._examples(split) for name, split in splits.items()}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-            def _examples(self, split):
-                for i, (image, label) in enumerate(zip(*split, strict=True)):
-                    png = io.BytesIO()
-                    Image.fromarray(image).save(png, "PNG")
-                    png.seek(0)
-                    yield i, {"image": png, "label": int(label), "id": f"example {i}"}
-
-    Cifar10(data_dir=str(root), file_format=file_format).download_and_prepare()
+    written = io.BytesIO()
+    Image.fromarray(image).save(written, "PNG")
+    written.seek(0)
+    return written
 
 
 CIFAR = {

@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import tfds_files
 from PIL import Image, ImageOps
 from test_data import message
 from test_files import counted
@@ -31,36 +32,29 @@ def label(split: str, index: int) -> int:
     return -1 if split == "test" else index % 5  # as ImageNet's test split, whose labels are not published
 
 
+def encoded(image: Image.Image, index: int) -> io.BytesIO:
+    """As PNG and JPEG in turn."""
+    written = io.BytesIO()
+    image.save(written, ("PNG", "JPEG")[index % 2])
+    written.seek(0)
+    return written
+
+
 def prepare(root, features=None):
     """Writes the data set Flowers, version 1.2.3, with TFDS."""
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import registered
 
     names = ["aster", "begonia", "crocus", "dahlia", "erica"]
     features = features or {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)}
-    with registered.skip_registration():
-
-        class Flowers(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.2.3")
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {split: self._examples(split) for split in COUNTS}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-            def _examples(self, split):
-                for index, image in enumerate(drawn(split)):
-                    written = io.BytesIO()
-                    image.save(written, ("PNG", "JPEG")[index % 2])
-                    written.seek(0)
-                    found = {"image": written, "label": label(split, index)}
-                    yield index, {name: found.get(name, name) for name in features}
-
-    Flowers(data_dir=str(root), file_format="array_record").download_and_prepare()
+    examples = {
+        split: [
+            {"image": encoded(image, index), "label": label(split, index), "caption": "a flower"}
+            for index, image in enumerate(drawn(split))
+        ]
+        for split in COUNTS
+    }
+    kept = {split: [{name: one[name] for name in features} for one in each] for split, each in examples.items()}
+    tfds_files.prepare(root, "Flowers", "1.2.3", features, kept)
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +78,7 @@ def test_every_image_is_there_once_with_its_label_scaled_as_pillow_does(flowers)
     loaded, expected = load(flowers), {}
     for split in ("train", "validation"):
         for index, image in enumerate(drawn(split)):
-            written = io.BytesIO()
-            image.save(written, ("PNG", "JPEG")[index % 2])
-            with Image.open(written) as opened:
+            with Image.open(encoded(image, index)) as opened:
                 expected[split, index] = ImageOps.fit(opened, (SIZE, SIZE), Image.Resampling.BILINEAR)
     assert loaded.class_names == ("aster", "begonia", "crocus", "dahlia", "erica")
     trained = [*zip(loaded.train.images, loaded.train.labels, strict=True)]
