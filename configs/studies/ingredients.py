@@ -27,10 +27,11 @@ def get_config(scale: str | None = None):
     config.study.seeds = (0, 1, 2)
     rows = []
     for method, gamma in METHODS.items():
-        plain, awp = f"method.name={method} {epochs(9 * ninths)}", f"awp.gamma={gamma} {epochs(8 * ninths)}"
-        rows += [f"{method}: {plain}", f"{method}+ema: {plain} {ema}"]
-        rows += [f"{method}+awp: method.name={method} {awp}", f"{method}+both: method.name={method} {awp} {ema}"]
+        named = f"method.name={method} {ema}"
+        rows.append(f"{method}+ema: {named} {epochs(9 * ninths)}")
+        rows.append(f"{method}+both: {named} {epochs(8 * ninths)} awp.gamma={gamma}")
     config.study.rows = (*rows, f"n_fgsm: method.name=madry attack.noise=2.0 {epochs(24 * ninths)}")
+    config.eval.validate_every, config.eval.checkpoint = ninths, "latest"
     config.eval.attacks = ("clean", "pgd20", "cw20", "autoattack(version=quick)")
     config.eval.autoattack_examples = 500
     return config
