@@ -129,6 +129,7 @@ def default() -> ConfigDict:
     config.eval.num_examples = 0  # the first n test images; 0: all
     # best on validation images (early stopping: by robust accuracy; standard training: clean accuracy), latest, or both
     config.eval.checkpoint = "best"
+    config.eval.live_weights = False  # with ema or swa: evaluates the weights that training updates beside the average
     config.eval.validation_attack = "pgd7"  # the attack whose accuracy decides early stopping
     config.eval.validate_every = 1  # epochs; only an epoch that is validated can be the best, or have a checkpoint
     config.eval.autoattack_examples = 1000  # the first n test images for the costly AutoAttack; 0: as num_examples

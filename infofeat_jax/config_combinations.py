@@ -126,6 +126,15 @@ CLASHES = (
     _without_replays("attack.batch_norm", "running", "the gradient is that of the update, on batch statistics"),
     _without_replays("accumulate_steps", 1, "the perturbation of a whole batch is carried on"),
     _without_replays("swa.start_epoch", 0, "the average's statistics would move with every replay"),
+    Clash(
+        "eval.live_weights", "ema.decay", lambda value, other, all_: value and not (other or all_["swa.start_epoch"]),
+        "there is no average, so the weights that are evaluated are the live ones",
+        "set ema.decay or swa.start_epoch, or leave live_weights out",
+    ),
+    Clash(
+        "eval.live_weights", "eval.torch_checkpoint", lambda value, other, _: value and other,
+        "there is one set of weights to evaluate there", "leave live_weights out",
+    ),
     _unattacked("attack.ramp_epochs", 0),
     _unattacked("attack.batch_norm", "running"),
 )  # fmt: skip

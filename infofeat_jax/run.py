@@ -46,15 +46,18 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     Measurements of an earlier evaluation in the same setting are reused, not repeated. The caller owns the directory.
     Raises InvalidInput, Stopped.
     """
-    which, workdir = experiment.config.eval.checkpoint, experiment.workdir
+    options, workdir = experiment.config.eval, experiment.workdir
     checks.check_same_data(workdir, experiment.data, to_train=False)
-    results = evaluate_checkpoint(experiment, "best" if which == "both" else which)
-    if which == "both":
+    which = "best" if options.checkpoint == "both" else options.checkpoint
+    results = evaluate_checkpoint(experiment, which)
+    if options.checkpoint == "both":
         results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
+    if options.live_weights:
+        results["live"] = evaluate_checkpoint(experiment, which, live=True, with_cam_images=False)
     results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
     results["finished"] = is_trained(experiment)
-    if experiment.config.eval.torch_checkpoint:
-        results["checkpoint"] = experiment.config.eval.torch_checkpoint
+    if options.torch_checkpoint:
+        results["checkpoint"] = options.torch_checkpoint
     results |= {**experiments.facts(experiment), "config": experiment.config.to_dict()}
     if processes.is_writer():
         files.write_atomically(workdir / "results.json", json.dumps(results, indent=2) + "\n")
@@ -123,10 +126,16 @@ def is_trained(experiment: Experiment) -> bool:
 # Evaluation.
 
 
-def evaluate_checkpoint(experiment: Experiment, which: str, *, with_cam_images: bool = True) -> dict[str, Any]:
-    """The results of the "best" or "latest" checkpoint; each has result files of its own."""
+def evaluate_checkpoint(
+    experiment: Experiment, which: str, *, live: bool = False, with_cam_images: bool = True
+) -> dict[str, Any]:
+    """The results of the "best" or "latest" checkpoint; each has result files of its own.
+
+    `live`: of the weights that training updates, where there is an average of them.
+    """
     state, options = experiments.restore(experiment, which), experiment.config.eval
-    subject = create_subject(experiment, state.evaluated, SUFFIXES[which])
+    variables, suffix = (state.variables, "_live") if live else (state.evaluated, "")
+    subject = create_subject(experiment, variables, SUFFIXES[which] + suffix)
     if not with_cam_images:
         subject = subject._replace(cam_images=0)
     results = evaluate.evaluate(subject, options.attacks, options.distances, options.evaluators)

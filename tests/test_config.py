@@ -235,11 +235,11 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
     checked_elsewhere = {
         "model.name", "method.name", "method.variant", "optimizer.name", "optimizer.schedule", "data.name",
         "eval.attacks", "eval.distances", "eval.evaluators", "eval.validation_attack", "data.extra", "study.rows",
-            "init_from", "eval.torch_checkpoint",
+        "init_from", "eval.torch_checkpoint",
     }  # fmt: skip
     free = {
         "remat", "data.data_dir", "data.in_memory", "data.note", "data.flip", "optimizer.nesterov",
-        "optimizer.decay_norm", "study.title", "study.paper", "tensorboard",
+        "optimizer.decay_norm", "eval.live_weights", "study.title", "study.paper", "tensorboard",
     }  # fmt: skip
     assert names == set(config_checks.RULES) | checked_elsewhere | free
     assert set(config_checks.ELEMENTS) <= names
@@ -282,6 +282,11 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
         ({"data": {"mixup": 1.0, "cutmix": 1.0}}, "a batch is mixed in one way"),
         ({"data": {"mixup": 1.0}, "method": {"name": "mart"}}, "its loss or its labels are those of one class"),
         ({"data": {"cutmix": 1.0}, "method": {"name": "bilateral"}}, "its loss or its labels are those of one class"),
+        ({"eval": {"live_weights": True}}, "eval.live_weights = True with config.ema.decay = 0.0: there is no average"),
+        (
+            {"eval": {"live_weights": True, "torch_checkpoint": "a.pt"}, "ema": {"decay": 0.9}},
+            "with config.eval.torch_checkpoint = 'a.pt': there is one set of weights",
+        ),
     ],
 )
 def test_what_would_do_nothing_is_refused(fields, message):
@@ -294,6 +299,8 @@ def test_each_of_a_pair_is_fine_without_the_other():
         {"optimizer": {"schedule": "cyclic"}}, {"optimizer": {"nesterov": True}}, {"optimizer": {"decay_norm": False}},
         {"optimizer": {"warmup_epochs": 8.0, "schedule": "cosine"}, "num_epochs": 8},
         {"optimizer": {"momentum": 0.0, "weight_decay": 0.0}},
+        {"eval": {"live_weights": True}, "ema": {"decay": 0.9}},
+        {"eval": {"live_weights": True}, "swa": {"start_epoch": 1.0}},
     ):  # fmt: skip
         configs.resolve(changed(**fields))
 

@@ -182,6 +182,28 @@ def test_validation_evaluation_and_conversion_take_the_average(tmp_path, changes
     np.testing.assert_array_equal(validated[0][validated[1]], classes[np.arange(len(labels)), logits.argmax(-1)])
 
 
+@pytest.mark.usefixtures("tiny_model")
+def test_the_live_weights_have_the_outcomes_of_the_same_run_without_an_average(tmp_path):
+    """An average changes nothing in training, so one run measures what two would."""
+    outcomes, results = {}, {}
+    for name, decay in (("averaged", 0.99), ("plain", 0.0)):
+        experiment = configured(num_epochs=2, ema={"decay": decay})._replace(workdir=tmp_path / name)
+        config = experiment.config
+        config.model.name, config.eval.attacks, config.eval.checkpoint = "tiny", ("clean", "fgsm"), "latest"
+        config.eval.live_weights, config.eval.probe_examples, config.eval.cam_images = decay > 0, 0, 0
+        with run.own_directory(experiment.workdir):
+            run.train(experiment)
+            results[name] = run.evaluate_run(experiment)
+        for path in experiment.workdir.glob("outcomes*.npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                outcomes[name, path.stem] = {key: arrays[key] for key in ("clean", "fgsm", "setting")}
+    averaged, live, plain = (outcomes[key] for key in sorted(outcomes))
+    assert same(live, plain)
+    assert averaged["setting"] != plain["setting"]  # a digest of the weights is part of it
+    for attack in ("clean", "fgsm"):
+        assert results["averaged"]["live"][attack] == results["plain"][attack]
+
+
 # Against recorded steps of the authors' code.
 
 

@@ -106,6 +106,7 @@ def study(tmp_path_factory):
         config, MEASURED | more, distances={"cw5": 0.1234},
         flags=["PGD20 leaves <b>12 points</b> more than AutoAttack."],
         latest=create_results(config, {name: value - 0.05 for name, value in MEASURED.items()}),
+        live=create_results(config, {name: value - 0.01 for name, value in MEASURED.items()}),
     )  # fmt: skip
     results["examples"]["autoattack"] = 200
     run = write_run(directory / "infofeature-seed0", config, results)
@@ -369,6 +370,9 @@ def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(stud
     assert everything["distances"].lines[0].cells == [("0.123", "")]
     last = lines_of(everything["latest"], "InfoFeature")
     assert [line.cells[1].value for line in last] == ["85.0", "80.0", "\N{MINUS SIGN}5.0"]
+    live = lines_of(everything["live"], "InfoFeature")
+    assert [line.label for line in live] == ["InfoFeature", "live", "live \N{MINUS SIGN} average"]
+    assert [line.cells[1].value for line in live] == ["85.0", "84.0", "\N{MINUS SIGN}1.0"]
 
 
 # Beside the paper
@@ -538,11 +542,13 @@ def test_any_broken_field_is_a_gap_or_shown(tmp_path, file):
     config = create_config()
     results = create_results(config, MEASURED, distances={"cw5": 0.1}, flags=["flag"])
     latest = create_results(config, MEASURED)
-    whole = {"results.json": results | {"latest": latest, "config": config}, "config.json": config}
+    parts = {"latest": latest, "live": latest}
+    whole = {"results.json": results | parts | {"config": config}, "config.json": config}
     run = write_run(tmp_path / "madry-seed0", config, whole["results.json"])
     write_study(tmp_path, {"madry-seed0": ("madry", 0)}, paper="table1")
     outcomes = {"shown": 0, "gap": 0}
-    names = [name for name in names_of(whole[file]) if not name.startswith(("config.", "latest.config."))]
+    settings = ("config.", "latest.config.", "live.config.")
+    names = [name for name in names_of(whole[file]) if not name.startswith(settings)]
     for index, name in enumerate(names):
         for broken in (BROKEN[index % len(BROKEN)], KeyError):
             changed = json.loads(json.dumps(whole[file]))
@@ -813,7 +819,7 @@ def test_the_tables_agree_with_the_results(study, written):
 def test_the_latex_is_well_formed(written):
     """As many cells a line as columns, environments closed, and no character that TeX takes for a command."""
     text = (written / "table.tex").read_text()
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 5
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 6
     for columns, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", text, re.DOTALL):
         for line in filter(r"\hline".__ne__, body.strip().split("\n")):
             content = line.removesuffix(r" \hline").removesuffix(r" \\")

@@ -27,7 +27,7 @@ def get_config(scale: str | None = None):
     config.study.seeds = (0, 1, 2)
     rows = []
     for method, gamma in METHODS.items():
-        named = f"method.name={method} {ema}"
+        named = f"method.name={method} {ema} eval.live_weights=True"
         rows.append(f"{method}+ema: {named} {epochs(9 * ninths)}")
         rows.append(f"{method}+both: {named} {epochs(8 * ninths)} awp.gamma={gamma}")
     config.study.rows = (*rows, f"n_fgsm: method.name=madry attack.noise=2.0 {epochs(24 * ninths)}")

@@ -90,7 +90,7 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
         costs["probes"] = pace.PROBING * min(subject.probe_examples, len(subject.split.labels))
     with console.progress(len(names), active=progress and processes.is_writer()) as show:
         if subject.suffix:
-            show(0, "", f"{subject.suffix.strip('_')} checkpoint:")
+            show(0, "", f"{subject.suffix.replace('_', ' ').strip()} weights:")
         if advice := advise(subject):
             show(0, "", advice)
         for index, name in enumerate(names):

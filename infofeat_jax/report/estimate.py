@@ -64,7 +64,7 @@ def estimate(measured: list[tuple[float, int]]) -> Estimate:
 def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
     """{attack: estimate} of a row: of the checkpoints that results.json is about.
 
-    `which`: of the "latest" ones, or on the "common" images that all attacks saw.
+    `which`: of the "latest" ones, of the "live" weights, or on the "common" images that all attacks saw.
     """
     measured: dict[str, list] = {}
     for run in row.runs:

@@ -21,7 +21,7 @@ RESULTS: dict[str, type] = {"config": dict, "num_examples": int, "checkpoint": s
 # What results.json may lack, but not hold otherwise.
 OPTIONAL: dict[str, type | tuple[type, ...]] = {
     "examples": dict, "distances": dict, "evaluators": dict, "flags": list, "seconds_per_attack": dict,
-    "latest": dict, "train_images": int,
+    "latest": dict, "live": dict, "train_images": int,
     "common": dict, "worst_case": (int, float),
     "given": dict,
 }  # fmt: skip
@@ -83,7 +83,7 @@ def find_damage(results: Mapping) -> str:
     for name, value in (pair for group in (seconds, *others) for pair in group.items()):
         if not _is_finite(value):
             return f"the seconds, distance or value of {name} = {_short(value)}"
-    for part in ("latest", "common"):
+    for part in ("latest", "live", "common"):
         own = results | (results.get(part) or {}) | {part: None}
         if results.get(part) and (problem := find_damage(own)):
             return f"{part}: {problem}"

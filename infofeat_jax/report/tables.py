@@ -49,8 +49,10 @@ class Table(NamedTuple):
 
 def create(study: Study) -> list[Table]:
     """All tables that the runs have results for, each with the remarks on the data; the accuracies first."""
-    tables = [accuracy_table(study), latest_table(study), transfer_table(study), steps_table(study)]
-    found = [table for table in (*tables, distance_table(study), evaluator_table(study)) if table is not None]
+    creates = (
+        accuracy_table, latest_table, live_table, transfer_table, steps_table, distance_table, evaluator_table,
+    )  # fmt: skip
+    found = [table for table in (create(study) for create in creates) if table is not None]
     return [table._replace(notes=[*notes.describe_data(study), *table.notes]) for table in found]
 
 
@@ -80,23 +82,37 @@ def accuracy_table(study: Study) -> Table:
 
 def latest_table(study: Study) -> Table | None:
     """What early stopping does: the last checkpoint beside the best, and their difference within each run."""
-    rows = [Row(row.label, [run for run in row.runs if run.results.get("latest")], []) for row in study.rows]
+    title = "Best (early stopping on validation images) and last checkpoint, accuracy in %"
+    remark = "Last against best checkpoint of the same runs: a negative difference under attack is robust overfitting."
+    return beside_table(study, "latest", ("last", "best"), title, remark)
+
+
+def live_table(study: Study) -> Table | None:
+    """What averaging does: the weights that training updates beside their average, of the same checkpoint."""
+    title = "Averaged weights and the live ones that training updates, accuracy in %"
+    remark = "Both of the same checkpoint: a negative difference is what averaging the weights gains."
+    return beside_table(study, "live", ("live", "average"), title, remark)
+
+
+def beside_table(study: Study, which: str, names: tuple[str, str], title: str, remark: str) -> Table | None:
+    """A second model of each run beside the one that it is scored by, and their difference within each run.
+
+    `which`: of results.json; `names`: of the second and the first.
+    """
+    rows = [Row(row.label, [run for run in row.runs if run.results.get(which)], []) for row in study.rows]
     rows = [row for row in rows if row.runs]
     if not rows:
         return None
-    columns = main_attacks(estimate.estimates(row, "latest") for row in rows)
+    columns = main_attacks(estimate.estimates(row, which) for row in rows)
     lines = []
     for row in rows:
-        best, last = estimate.estimates(row), estimate.estimates(row, "latest")
-        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *(cell(best.get(attack)) for attack in columns)]))
-        lines.append(Line("last", [Cell(""), *(cell(last.get(attack)) for attack in columns)], "part"))
-        gains = (differences(row, attack) for attack in columns)
-        lines.append(Line(f"last {MINUS} best", [Cell(""), *gains], "part"))
-    remarks = [
-        "Last against best checkpoint of the same runs: a negative difference under attack is robust overfitting."
-    ]
-    title = "Best (early stopping on validation images) and last checkpoint, accuracy in %"
-    return Table("latest", title, ["seeds", *map(display, columns)], lines, [*remarks, *notes.describe_intervals(rows)])
+        first, second = estimate.estimates(row), estimate.estimates(row, which)
+        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *(cell(first.get(attack)) for attack in columns)]))
+        lines.append(Line(names[0], [Cell(""), *(cell(second.get(attack)) for attack in columns)], "part"))
+        apart = (differences(row, attack, which) for attack in columns)
+        lines.append(Line(f" {MINUS} ".join(names), [Cell(""), *apart], "part"))
+    columns = ["seeds", *map(display, columns)]
+    return Table(which, title, columns, lines, [remark, *notes.describe_intervals(rows)])
 
 
 def transfer_table(study: Study) -> Table | None:
@@ -252,10 +268,10 @@ def worst_case(runs: list[RunRecord], which: str = "") -> Estimate:
     return estimate.estimate([(run.results["worst_case"], count) for run, count in zip(runs, counts, strict=True)])
 
 
-def differences(row: Row, attack: str) -> Cell:
-    """Last minus best checkpoint, within each run, over seeds."""
-    pairs = [(estimate.own_accuracies(run, "latest"), estimate.own_accuracies(run)) for run in row.runs]
-    values = [last[attack][0] - best[attack][0] for last, best in pairs if attack in last and attack in best]
+def differences(row: Row, attack: str, which: str) -> Cell:
+    """The model `which` minus the one that the run is scored by, within each run, over seeds."""
+    pairs = [(estimate.own_accuracies(run, which), estimate.own_accuracies(run)) for run in row.runs]
+    values = [second[attack][0] - first[attack][0] for second, first in pairs if attack in second and attack in first]
     if len(values) < 2:
         return difference(*((values[0], 0.0) if values else (None, None)))
     mean, low, _ = estimate.over_seeds(values)
