@@ -135,6 +135,14 @@ def test_features_of_another_task_are_named(tmp_path):
     assert text == f"{tmp_path / 'flowers' / '1.2.3'} has the features caption, image: expected image and label"
 
 
+def test_labels_without_classes_are_named(tmp_path):
+    import tensorflow_datasets as tfds
+
+    prepare(tmp_path, {"image": tfds.features.Image(), "label": tfds.features.Scalar(np.int64)})
+    text = message(load, tmp_path / "flowers")
+    assert text == f"{tmp_path / 'flowers' / '1.2.3'}: label is a feature of type Scalar: expected ClassLabel"
+
+
 def test_a_file_that_is_damaged_when_its_batch_is_due_is_named(tmp_path, flowers):
     copied = shutil.copytree(flowers, tmp_path / "flowers")
     images = load(copied, in_memory=False).train.images

@@ -115,6 +115,10 @@ def _open(name: str, directory: pathlib.Path, splits: list[str]) -> Opened:
         features = builder.info.features
         if not {"image", "label"} <= {*features}:
             raise InvalidInput(f"{directory} has the features {', '.join(sorted(features))}: expected image and label")
+        for feature, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
+            if not isinstance(features[feature], kind):
+                found = type(features[feature]).__name__
+                raise InvalidInput(f"{directory}: {feature} is a feature of type {found}: expected {kind.__name__}")
         files = {split: builder.as_data_source(split=split).data_source for split in splits}
         return Opened(
             files, {split: _labels(files[split]) for split in splits},
