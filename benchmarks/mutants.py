@@ -41,7 +41,7 @@ HAND_WRITTEN = [
     ("run", 'judge="clean" if experiment.method.attack is None else "robust"', 'judge="clean"'),
     ("run", 'fields = {"weights": digest(variables), **', "fields = {**"),
     ("run", 'which = "best" if options.checkpoint == "both"', 'which = "latest" if options.checkpoint == "both"'),
-    ("run", "(state.variables, \"_live\") if live", "(state.evaluated, \"_live\") if live"),
+    ("run", '(state.variables, "_live") if live', '(state.evaluated, "_live") if live'),
     ("run", 'experiment, "latest", with_cam_images', 'experiment, "best", with_cam_images'),
     ("run", "config.batch_size, config.num_epochs, config.seed,", "config.batch_size, config.num_epochs, 0,"),
     ("run", "config.max_loss, config.skip_batches", "1e4, config.skip_batches"),

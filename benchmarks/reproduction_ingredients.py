@@ -1,42 +1,60 @@
 """The tables on EMA and AWP in docs/how-to/recipes.md, from the runs of configs/studies/ingredients.py."""
 
-from reproduction_records import MEASURED, SHOWN, Difference, compared, outcomes, over_seeds, table
+import numpy as np
+from jaxtyping import Bool
+from reproduction_records import MEASURED, SHOWN, Difference, by_seed, over_seeds, table
 
 from infofeat_jax.report import paper
 
 METHODS = {name: paper.NAMES.get(name, name.upper()) for name in ("madry", "trades", "infofeature")}
-ADDED = {"": "", "+ema": "EMA", "+awp": "AWP", "+both": "EMA and AWP"}
+# {ingredients: (end of the row's label, model of its runs)}: an average changes nothing in training.
+ADDED = {"": ("+ema", "live"), "EMA": ("+ema", "last"), "AWP": ("+both", "live"), "EMA and AWP": ("+both", "last")}
 HEAD = ("", *(SHOWN[attack] for attack in MEASURED))
+
+Seeds = dict[int, Bool[np.ndarray, " n"]]  # {seed: outcomes of the test images}
 
 
 def added(study: str) -> str:
     """Accuracies of each method with each ingredient, and what it adds to the method alone, over seeds."""
     lines = []
     for method, name in METHODS.items():
-        for row, ingredients in ADDED.items():
-            label = f"{name} with {ingredients}" if ingredients else name
-            lines.append([label, *(cell(study, method + row, method, attack) for attack in MEASURED)])
-    lines.append(["N-FGSM (above Madry)", *(cell(study, "n_fgsm", "madry", attack) for attack in MEASURED)])
+        alone = of(study, method, "")
+        lines.append([name, *(f"{accuracy(alone[attack]):.1f}" for attack in MEASURED)])
+        for ingredients in filter(None, ADDED):
+            lines.append([f"{name} with {ingredients}", *cells(of(study, method, ingredients), alone)])
+    n_fgsm = {attack: by_seed(study, "n_fgsm", attack, "last") for attack in MEASURED}
+    lines.append(["N-FGSM (above Madry)", *cells(n_fgsm, of(study, "madry", ""))])
     return table(HEAD, lines)
 
 
 def between(study: str) -> str:
     """InfoFeature and TRADES minus Madry with the same ingredients, over seeds."""
-    lines = [
-        [f"{name} - Madry, {ingredients or 'plain'}"]
-        + [str(apart(study, method + row, "madry" + row, attack)) for attack in MEASURED]
-        for method, name in METHODS.items() if method != "madry"
-        for row, ingredients in ADDED.items()
-    ]  # fmt: skip
+    lines = []
+    for method in ("trades", "infofeature"):
+        for ingredients in ADDED:
+            one, other = of(study, method, ingredients), of(study, "madry", ingredients)
+            apart = (str(difference(one[attack], other[attack])) for attack in MEASURED)
+            lines.append([f"{METHODS[method]} - Madry, {ingredients or 'plain'}", *apart])
     return table(HEAD, lines)
 
 
-def cell(study: str, row: str, plain: str, attack: str) -> str:
-    """The accuracy in %, and in brackets what it is above the plain row's."""
-    mean = f"{100 * outcomes(study, row, attack).mean():.1f}"
-    return mean if row == plain else f"{mean} ({apart(study, row, plain, attack)})"
+def of(study: str, method: str, ingredients: str) -> dict[str, Seeds]:
+    """By attack."""
+    row, which = ADDED[ingredients]
+    return {attack: by_seed(study, method + row, attack, which) for attack in MEASURED}
 
 
-def apart(study: str, one: str, other: str, attack: str) -> Difference:
-    """The difference of two rows over seeds, +- Student's interval."""
-    return over_seeds(compared(study, one, other, attack).seeds)
+def cells(one: dict[str, Seeds], alone: dict[str, Seeds]) -> list[str]:
+    """Accuracies in %, and in brackets what they are above the method alone."""
+    return [f"{accuracy(one[attack]):.1f} ({difference(one[attack], alone[attack])})" for attack in MEASURED]
+
+
+def accuracy(seeds: Seeds) -> float:
+    """The mean over seeds, in %."""
+    return 100 * float(np.mean(list(seeds.values())))
+
+
+def difference(one: Seeds, other: Seeds) -> Difference:
+    """The mean of one - other over the seeds of both, +- Student's interval; without the seeds' own."""
+    seeds = sorted(one.keys() & other.keys())
+    return over_seeds([100 * float(one[seed].mean() - other[seed].mean()) for seed in seeds])

@@ -18,6 +18,8 @@ VALIDATED = "validation_robust_accuracy"
 MEASURED = ("clean", "pgd20", "cw20", QUICK)  # the columns of most tables
 
 Outcomes = Bool[np.ndarray, "seeds n"]
+# Of a run's models: its checkpoints, and in the last one the weights that training updates beside their average.
+FILES = {"best": "outcomes.npz", "last": "outcomes_latest.npz", "live": "outcomes_latest_live.npz"}
 
 
 class Difference(NamedTuple):
@@ -44,8 +46,9 @@ def by_seed(study: str, row: str, attack: str, which: str = "best") -> dict[int,
     """{seed: outcomes}, where measured; a run whose last checkpoint is its best has no file of its own for it."""
     found = {}
     for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
-        path = run / "outcomes_latest.npz"
-        path = path if which == "last" and path.exists() else run / "outcomes.npz"
+        path = run / FILES[which]
+        if which == "last" and not path.exists():
+            path = run / FILES["best"]
         if path.exists():
             with np.load(path, allow_pickle=False) as arrays:
                 if attack in arrays:

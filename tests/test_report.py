@@ -41,6 +41,7 @@ from infofeat_jax.report import (
     tables,
     terminal,
 )  # fmt: skip
+from infofeat_jax.report.lines import Line
 from infofeat_jax.types import InvalidInput
 
 MEASURED = {"clean": 0.85, "fgsm": 0.7, "pgd7": 0.55, "pgd20": 0.5, "cw20": 0.45}
@@ -134,7 +135,7 @@ def create_cam_images() -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def lines_of(table: tables.Table, label: str) -> list[tables.Line]:
+def lines_of(table: tables.Table, label: str) -> list[Line]:
     """The row `label` with its parts."""
     start = next(index for index, line in enumerate(table.lines) if line.label == label and line.kind == "row")
     rest = table.lines[start + 1 :]

@@ -9,8 +9,9 @@ from jaxtyping import Bool
 
 from infofeat_jax.report import estimate, finding
 from infofeat_jax.report.cells import NONE, Cell, display, name_of
+from infofeat_jax.report.lines import Line
 from infofeat_jax.report.runs import RunRecord, Study, read_arrays
-from infofeat_jax.report.tables import Line, Table
+from infofeat_jax.report.tables import Table
 
 Outcome = Bool[np.ndarray, " n"]  # which images remain correctly classified
 

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable
 
 from infofeat_jax.report.cells import Cell
-from infofeat_jax.report.tables import Line, Table
+from infofeat_jax.report.lines import Line
+from infofeat_jax.report.tables import Table
 
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from infofeat_jax import config as configs
 from infofeat_jax.report.cells import NONE, Cell, display
+from infofeat_jax.report.lines import Line
 from infofeat_jax.report.notes import levels
 from infofeat_jax.report.runs import RunRecord, Study
-from infofeat_jax.report.tables import Line, Table
+from infofeat_jax.report.tables import Table
 
 # The configuration file that changes nothing: with it, the command names every field that differs from the defaults.
 PLAIN = "configs/cifar10_resnet18.py"
