@@ -15,6 +15,7 @@ A step takes 20 seconds to compile for an H100, 4 to 8 minutes for a TPU, on one
 import argparse
 import itertools
 import json
+import math
 import pathlib
 import sys
 import time
@@ -64,7 +65,9 @@ def measure(setting: Setting, keep: pathlib.Path | None = None) -> dict:
     cost = hlo_cost.cost(hlo.parse(text), rates, devices=setting.chips, assumed_trips=ASSUMED_TRIPS)
     needed = {"memory": memory.needed(compiled), "workspace": compiled.memory_analysis().temp_size_in_bytes}
     share = {}
-    if rates:
+    if math.isnan(cost.seconds):
+        cost = cost._replace(seconds=None, spent={})
+    elif rates:
         peak = rates.flops["bf16" if setting.dtype == "bfloat16" else "f32"]
         share = {"share": round(cost.flops / cost.seconds / peak, 4)}
     return seconds | needed | cost._asdict() | share
@@ -86,6 +89,8 @@ def describe(row: dict) -> str:
     ]
     if "share" in row:
         lines.append(f"estimated {1e3 * row['seconds']:.2f} ms, {row['share']:.1%} of the device's peak: {spent(row)}")
+    elif row["seconds"] is None:
+        lines.append("no estimate: the compiler has none for one of the kernels")
     return "\n".join(f"  {line}" for line in lines)
 
 

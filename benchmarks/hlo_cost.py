@@ -17,6 +17,9 @@ CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 GEMM = re.compile(r'custom_call_target="__cublas\$')
 
 
+UNKNOWN = 2**63 - 1  # the cycles of a kernel that the compiler cannot estimate
+
+
 class Rates(NamedTuple):
     """What a device can do; TPUs have a clock, at which their compiler's cycles are counted."""
 
@@ -78,12 +81,14 @@ def cost(program: Program, rates: Rates | None = None, *, devices: int = 1, assu
 
 
 def duration(run: Run, parts: list[tuple[Instruction, Computation]], rates: Rates, devices: int) -> float:
-    """Estimated seconds of one execution of a run, whose instructions are `parts`."""
+    """Estimated seconds of one execution of a run, whose instructions are `parts`; NaN: the compiler knows none."""
     exchanged = sum(received(one) for one, _ in parts if hlo.collective(one))
     if exchanged:
         return max(rates.latency, 2 * (devices - 1) / devices * exchanged / rates.link)
     if rates.clock:
         cycles = re.search(r'"estimated_cycles":"(\d+)"', run.instruction.attributes)
+        if cycles and int(cycles[1]) == UNKNOWN:
+            return math.nan
         return int(cycles[1]) / rates.clock if cycles else 0.0
     computing = sum(arithmetic(one, where) / rate_of(one, where, rates) for one, where in parts)
     traffic = size(run.instruction.arrays) + size(hlo.operands(run.instruction, run.where))

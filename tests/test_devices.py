@@ -107,23 +107,6 @@ def test_a_program_that_runs_once_is_compiled_quickly_on_a_cpu(monkeypatch):
     np.testing.assert_allclose(quick(jax.random.key(0)), draw(jax.random.key(0)), rtol=1e-6)
 
 
-def test_kernels_on_some_tpus_get_more_memory(monkeypatch):
-    """Unless LIBTPU_INIT_ARGS choose; whatever the options are, steps and attacks are compiled with them."""
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
-    assert compilation.on("TPU v5") == {"xla_tpu_scoped_vmem_limit_kib": 65536}
-    assert compilation.on("TPU v4") is compilation.on(jax.devices()[0].device_kind) is None
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=16384")
-    assert compilation.on("TPU v5") is None
-    monkeypatch.setattr(compilation, "on", lambda kind: {"no_option_of_xla": 1})
-    update = lambda state, batch, key, average: (state, batch)  # noqa: E731
-    for program in (
-        devices.parallelize_update(update, devices.mesh(1), "jit"),
-        devices.parallelize_batch(lambda variables, key, batch: batch, devices.mesh(1)),
-    ):
-        with pytest.raises(jax.errors.JaxRuntimeError, match="no_option_of_xla"):
-            program(np.zeros(2), np.zeros(2), np.zeros(2))
-
-
 def test_the_initial_state_is_such_a_program(monkeypatch):
     monkeypatch.setattr(compilation, "once", lambda platform: {"no_such_option": 1})
     with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_option"):

@@ -1,6 +1,7 @@
 """What is read from compiled programs, against XLA's own account; texts as TPUs' and GPUs' compilers write them."""
 
 import pathlib
+import re
 
 import hlo
 import hlo_cost
@@ -70,6 +71,13 @@ def test_a_tpus_cycles_are_those_of_its_kernels_in_every_iteration():
     np.testing.assert_allclose(cost.seconds, 7 * 3600 / 1e6)
     assert cost.convolutions == {"f32 b01f_01io->b01f": 1}  # the kernel was not converted
     assert (cost.looped_moves, cost.looped_move_bytes) == (1, 7 * 128 * 4 * 4 * 8 * 2)  # `moved` keeps its layout
+
+
+def test_where_the_compiler_has_no_estimate_there_is_none():
+    """Of one kernel, as for some on TPUs: then the program has none either."""
+    text = re.sub(r'"estimated_cycles":"\d+"', f'"estimated_cycles":"{2**63 - 1}"', TPU, count=1)
+    assert text != TPU
+    assert np.isnan(hlo_cost.cost(hlo.parse(text), Rates({"bf16": 1e12, "f32": 1e12}, 1e9, clock=1e6)).seconds)
 
 
 def test_a_kernel_taken_for_the_image_has_no_more_arithmetic():

@@ -10,8 +10,6 @@ import jax
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _MMAP_MAX, _TRIM_THRESHOLD, _ARENA_MAX = -4, -1, -8  # of mallopt(3)
 _LEVEL = "xla_backend_optimization_level"
-_KERNEL_MEMORY = "xla_tpu_scoped_vmem_limit_kib"
-KERNEL_MEMORY = {"TPU v5 lite": 65536, "TPU v5": 65536}  # {device_kind: KiB of the 128 MiB of vector memory}
 
 
 def keep_compiled() -> None:
@@ -47,17 +45,6 @@ def _keep_freed_memory() -> None:
     if set_option:
         for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_ARENA_MAX, 1)):
             set_option(option, value)
-
-
-def on(device_kind: str) -> dict[str, int] | None:
-    """`compiler_options` of `jax.jit` for the programs that train and attack on such a device; None: XLA's own.
-
-    On TPUs v5 a kernel may use half of the vector memory, unless LIBTPU_INIT_ARGS choose. With XLA's default, which
-    leaves more to prefetched operands, it cuts some of WRN-28-10's convolutions so finely that a step's estimate is 6
-    times as long on a v5p; ResNet18's is 1.05 times as long on a v5e (docs/compile_only.md).
-    """
-    limit = KERNEL_MEMORY.get(device_kind)
-    return {_KERNEL_MEMORY: limit} if limit and _KERNEL_MEMORY not in os.environ.get("LIBTPU_INIT_ARGS", "") else None
 
 
 def once(platform: str) -> dict[str, int] | None:

@@ -18,7 +18,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import PyTree
 
-from infofeat_jax.runtime import compilation
 from infofeat_jax.types import InvalidInput, PRNGKey
 
 AXIS = "batch"
@@ -104,11 +103,8 @@ def parallelize_update(
             mesh=mesh, in_specs=(P(), P(AXIS), P()), out_specs=P(),
             check_vma=False,  # with it, the mean of replicated parameters' gradients comes out multiplied
         )  # fmt: skip
-    device = mesh.devices.flat[0]
-    return jax.jit(
-        step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=donated(device.platform),
-        compiler_options=compilation.on(device.device_kind),
-    )  # fmt: skip
+    taken = donated(mesh.devices.flat[0].platform)
+    return jax.jit(step, in_shardings=(whole, split, whole), out_shardings=whole, donate_argnums=taken)
 
 
 def donated(platform: str) -> tuple[int, ...]:
@@ -125,8 +121,7 @@ def parallelize_batch(
 ) -> Callable[[PyTree, PRNGKey, PyTree], PyTree]:
     """Compiles `function(variables, key, batch)`, the batch split, everything else and the result whole."""
     whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    options = compilation.on(mesh.devices.flat[0].device_kind)
-    return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=whole, compiler_options=options)
+    return jax.jit(function, in_shardings=(whole, whole, split), out_shardings=whole)
 
 
 def _mean_over_devices(tree: PyTree) -> PyTree:
