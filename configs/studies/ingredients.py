@@ -1,12 +1,13 @@
 """What averaging the weights (EMA) and AWP add to Madry, TRADES and InfoFeature; and Madry against one step (N-FGSM).
 
+An average changes nothing in training, so each run with EMA is evaluated with the average and with the live weights.
 At equal numbers of gradient computations: AWP computes 9 a batch where the others compute 8 (7 attack steps and the
 update), so its rows train for 8 epochs where the others train for 9. N-FGSM computes 2, and has Madry's seconds: its
 steps took 0.38 times as long when this was set (0.32 later: docs/how-to/recipes.md), so it trains for 24. Constants:
 AWP's gamma 0.01, for TRADES 0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need (`thousand`:
 five); learning rate as in the paper's recipe.
 Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
-an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 39 runs.
+an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 21 runs.
 
   python main.py --config=configs/studies/ingredients.py:digits
   python main.py --config=configs/studies/ingredients.py:thousand --config.data.name=cifar10.npz
