@@ -15,8 +15,6 @@ from hlo import Array, Computation, Instruction, Program, Run
 
 CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 GEMM = re.compile(r'custom_call_target="__cublas\$')
-
-
 UNKNOWN = 2**63 - 1  # the cycles of a kernel that the compiler cannot estimate
 
 

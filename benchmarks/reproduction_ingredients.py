@@ -1,8 +1,7 @@
 """The tables on EMA and AWP in docs/how-to/recipes.md, from the runs of configs/studies/ingredients.py."""
 
 import numpy as np
-from jaxtyping import Bool
-from reproduction_records import MEASURED, SHOWN, Difference, by_seed, over_seeds, table
+from reproduction_records import MEASURED, SHOWN, Difference, Seeds, by_seed, difference, matched, over_seeds, table
 
 from infofeat_jax.report import paper
 
@@ -10,8 +9,6 @@ METHODS = {name: paper.NAMES.get(name, name.upper()) for name in ("madry", "trad
 # {ingredients: (end of the row's label, model of its runs)}: an average changes nothing in training.
 ADDED = {"": ("+ema", "live"), "EMA": ("+ema", "last"), "AWP": ("+both", "live"), "EMA and AWP": ("+both", "last")}
 HEAD = ("", *(SHOWN[attack] for attack in MEASURED))
-
-Seeds = dict[int, Bool[np.ndarray, " n"]]  # {seed: outcomes of the test images}
 
 
 def added(study: str) -> str:
@@ -33,20 +30,20 @@ def between(study: str) -> str:
     for method in ("trades", "infofeature"):
         for ingredients in ADDED:
             one, other = of(study, method, ingredients), of(study, "madry", ingredients)
-            apart = (str(difference(one[attack], other[attack])) for attack in MEASURED)
-            lines.append([f"{METHODS[method]} - Madry, {ingredients or 'plain'}", *apart])
+            values = (str(apart(one[attack], other[attack])) for attack in MEASURED)
+            lines.append([f"{METHODS[method]} - Madry, {ingredients or 'plain'}", *values])
     return table(HEAD, lines)
 
 
 def of(study: str, method: str, ingredients: str) -> dict[str, Seeds]:
-    """By attack."""
+    """{attack: outcomes} of a method with these ingredients."""
     row, which = ADDED[ingredients]
     return {attack: by_seed(study, method + row, attack, which) for attack in MEASURED}
 
 
 def cells(one: dict[str, Seeds], alone: dict[str, Seeds]) -> list[str]:
     """Accuracies in %, and in brackets what they are above the method alone."""
-    return [f"{accuracy(one[attack]):.1f} ({difference(one[attack], alone[attack])})" for attack in MEASURED]
+    return [f"{accuracy(one[attack]):.1f} ({apart(one[attack], alone[attack])})" for attack in MEASURED]
 
 
 def accuracy(seeds: Seeds) -> float:
@@ -54,7 +51,6 @@ def accuracy(seeds: Seeds) -> float:
     return 100 * float(np.mean(list(seeds.values())))
 
 
-def difference(one: Seeds, other: Seeds) -> Difference:
+def apart(one: Seeds, other: Seeds) -> Difference:
     """The mean of one - other over the seeds of both, +- Student's interval; without the seeds' own."""
-    seeds = sorted(one.keys() & other.keys())
-    return over_seeds([100 * float(one[seed].mean() - other[seed].mean()) for seed in seeds])
+    return over_seeds(difference(*matched(one, other)).seeds)

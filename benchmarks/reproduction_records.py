@@ -18,6 +18,7 @@ VALIDATED = "validation_robust_accuracy"
 MEASURED = ("clean", "pgd20", "cw20", QUICK)  # the columns of most tables
 
 Outcomes = Bool[np.ndarray, "seeds n"]
+Seeds = dict[int, Bool[np.ndarray, " n"]]  # {seed: outcomes}
 # Of a run's models: its checkpoints, and in the last one the weights that training updates beside their average.
 FILES = {"best": "outcomes.npz", "last": "outcomes_latest.npz", "live": "outcomes_latest_live.npz"}
 
@@ -42,7 +43,7 @@ def difference(one: Outcomes, other: Outcomes) -> Difference:
     return Difference(float(each.mean()), float(half), tuple(map(float, each.mean(1))))
 
 
-def by_seed(study: str, row: str, attack: str, which: str = "best") -> dict[int, Bool[np.ndarray, " n"]]:
+def by_seed(study: str, row: str, attack: str, which: str = "best") -> Seeds:
     """{seed: outcomes}, where measured; a run whose last checkpoint is its best has no file of its own for it."""
     found = {}
     for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
@@ -63,9 +64,13 @@ def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes
 
 def paired(study: str, rows: Sequence[str], attack: str, which: str = "best") -> dict[str, Outcomes]:
     """{row: outcomes} of the seeds in which the attack was measured on all of the rows."""
-    found = {row: by_seed(study, row, attack, which) for row in rows}
-    seeds = sorted(set.intersection(*(set(each) for each in found.values())))
-    return {row: np.stack([each[seed] for seed in seeds]) for row, each in found.items()}
+    return dict(zip(rows, matched(*(by_seed(study, row, attack, which) for row in rows)), strict=True))
+
+
+def matched(*models: Seeds) -> list[Outcomes]:
+    """The outcomes of each model, of the seeds that all of them have."""
+    seeds = sorted(set.intersection(*(set(each) for each in models)))
+    return [np.stack([each[seed] for seed in seeds]) for each in models]
 
 
 def compared(study: str, one: str, other: str, attack: str, which: str = "best") -> Difference:
