@@ -49,11 +49,13 @@ def evaluate_run(experiment: Experiment) -> dict[str, Any]:
     options, workdir = experiment.config.eval, experiment.workdir
     checks.check_same_data(workdir, experiment.data, to_train=False)
     which = "best" if options.checkpoint == "both" else options.checkpoint
-    results = evaluate_checkpoint(experiment, which)
+    state = experiments.restore(experiment, which)
+    results = evaluate_state(experiment, state, which)
     if options.checkpoint == "both":
-        results["latest"] = evaluate_checkpoint(experiment, "latest", with_cam_images=False)
+        latest = experiments.restore(experiment, "latest")
+        results["latest"] = evaluate_state(experiment, latest, "latest", with_cam_images=False)
     if options.live_weights:
-        results["live"] = evaluate_checkpoint(experiment, which, live=True, with_cam_images=False)
+        results["live"] = evaluate_state(experiment, state, which, live=True, with_cam_images=False)
     results["training_seconds"] = records.training_seconds(workdir / "metrics.jsonl")
     results["finished"] = is_trained(experiment)
     if options.torch_checkpoint:
@@ -126,14 +128,14 @@ def is_trained(experiment: Experiment) -> bool:
 # Evaluation.
 
 
-def evaluate_checkpoint(
-    experiment: Experiment, which: str, *, live: bool = False, with_cam_images: bool = True
+def evaluate_state(
+    experiment: Experiment, state: State, which: str, *, live: bool = False, with_cam_images: bool = True
 ) -> dict[str, Any]:
-    """The results of the "best" or "latest" checkpoint; each has result files of its own.
+    """The results of `state`, the "best" or "latest" checkpoint; each has result files of its own.
 
     `live`: of the weights that training updates, where there is an average of them.
     """
-    state, options = experiments.restore(experiment, which), experiment.config.eval
+    options = experiment.config.eval
     variables, suffix = (state.variables, "_live") if live else (state.evaluated, "")
     subject = create_subject(experiment, variables, SUFFIXES[which] + suffix)
     if not with_cam_images:

@@ -44,6 +44,22 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name != "test_faults.py")
 
 
+@pytest.fixture(scope="session")
+def study(tmp_path_factory):
+    """The directory of a study with everything that a report can show."""
+    import report_runs  # here: the annotation checks begin after this file has been read
+
+    return report_runs.full_study(tmp_path_factory.mktemp("studies") / "table1")
+
+
+@pytest.fixture(scope="session")
+def written(study):
+    """The directory of its report."""
+    from infofeat_jax import report
+
+    return report.write(study).parent
+
+
 @pytest.fixture
 def unchecked():
     """Switches the annotation checks off, to see the errors of a user without them for a wrong type."""

@@ -391,7 +391,7 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
         raise Reached
 
     monkeypatch.setattr(run, "create_training", reached)
-    monkeypatch.setattr(run, "evaluate_checkpoint", reached)
+    monkeypatch.setattr(experiments, "restore", reached)
     uses = {run.train: ("train", "validation"), run.evaluate_run: ("test",)}
     one = create_experiment(tmp_path)
     (tmp_path / "config.json").write_text(configs.to_json(one.config))  # of a run before there was a note

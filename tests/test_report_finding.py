@@ -1,0 +1,128 @@
+"""The finding in words: the most robust method, what limits it, and warnings."""
+
+import html
+import html.parser
+import pathlib
+
+import pytest
+import scipy.stats
+from report_runs import MEASURED, create_config, create_results, write_run
+
+from infofeat_jax.report import collect, finding, notes, page, runs, tables
+
+
+def study_of(directory: pathlib.Path, accuracies: dict[str, dict[str, float]], examples: int = 2000) -> runs.Study:
+    for method, values in accuracies.items():
+        results = create_results(create_config(method), values)
+        results["examples"] = dict.fromkeys(values, examples)
+        write_run(directory / method, create_config(method), results)
+    return collect.collect(directory)
+
+
+def test_the_most_robust_method_is_named_if_the_intervals_are_apart(tmp_path):
+    """PGD20 would say Madry, CW20 leaves less but Standard lacks it; AutoAttack decides where all have it."""
+    values = {
+        "madry": {"clean": 0.8, "pgd20": 0.6, "autoattack": 0.4},
+        "alp": {"clean": 0.8, "pgd20": 0.5, "autoattack": 0.5},
+        "standard": {"clean": 0.9, "noise": 0.0, "pgd20": 0.1, "cw20": 0.0, "autoattack": 0.0, "fgsm(epsilon=99)": 0.0},
+    }  # fmt: skip
+    low, high = scipy.stats.binomtest(1000, 2000).proportion_ci(0.95, method="wilson")
+    second = scipy.stats.binomtest(800, 2000).proportion_ci(0.95, method="wilson")
+    assert finding.finding(study_of(tmp_path / "a", values)) == (
+        f"ALP is the most robust under AutoAttack, the strongest attack that all have: 50.0 % [{100 * low:.1f},"
+        f" {100 * high:.1f}] of 2,000 test images; next is Madry with 40.0 % [{100 * second.low:.1f},"
+        f" {100 * second.high:.1f}]. One run each: the randomness of training is not covered."
+    )
+    without = {method: {name: v for name, v in own.items() if name != "autoattack"} for method, own in values.items()}
+    assert finding.finding(study_of(tmp_path / "b", without)).startswith("Madry is the most robust under PGD20, the")
+    alone = finding.finding(study_of(tmp_path / "c", {"standard": values["standard"]}))
+    assert alone == "Standard classifies 0.0 % [0.0, 0.2] of 2,000 test images correctly under AutoAttack."
+
+
+def test_methods_with_overlapping_intervals_are_not_told_apart(tmp_path):
+    """On 100 images the intervals of 40 % and 25 % overlap, on 2,000 not; 5 % is below both."""
+    values = {"madry": {"autoattack": 0.4}, "alp": {"autoattack": 0.25}, "standard": {"autoattack": 0.05}}
+    text = finding.finding(study_of(tmp_path / "few", values, 100))
+    assert "Madry (40.0 % [30.9, 49.8]) and ALP (25.0 % [17.5, 34.3]) cannot be told apart on 100 test images" in text
+    assert "Less robust: Standard. Reduced scale: few test images. One run each" in text
+    assert finding.finding(study_of(tmp_path / "many", values)).startswith("Madry is the most robust under AutoAttack")
+
+
+def test_the_finding_says_what_limits_it(study, tmp_path):
+    text = finding.finding(collect.collect(study))  # the interval of Madry's three seeds, 45 to 57, holds InfoFeature's
+    assert text.startswith(
+        "Under CW20, the strongest attack that all have, Madry (48.0 % ±9.0) and InfoFeature (45.0 %"
+    )
+    assert "Reduced scale: less than the paper's setting. Flagged (see there): InfoFeature." in text
+    assert "One run each" not in text
+    apart = study_of(tmp_path / "apart", {"madry": {"clean": 0.8, "fgsm": 0.3}, "alp": {"clean": 0.8, "pgd20": 0.3}})
+    assert finding.finding(apart) == finding.NO_ATTACK
+    assert finding.finding(study_of(tmp_path / "clean", {"alp": {"clean": 0.8}})) == "No attack has been measured."
+    assert finding.finding(runs.Study(tmp_path, "", "", [], [])) == "There is no finished run yet."
+
+
+@pytest.mark.parametrize(
+    ("third", "said"),
+    [
+        (
+            {"clean": 0.8, "pgd20": 0.5},
+            "ALP is the most robust under AutoAttack, the strongest attack that these have: 3",
+        ),
+        (
+            {"clean": 0.8, "fgsm": 0.5, "autoattack": 0.3},
+            "Madry is the most robust under AutoAttack, the strongest att",
+        ),
+    ],
+)
+def test_rows_without_a_common_attack_are_compared_where_they_have_one(tmp_path, third, said):
+    """Two runs evaluated as usual, and one that was only tried under a few attacks; image by image likewise."""
+    values = {"alp": {"clean": 0.8, "fgsm": 0.6, "autoattack": 0.35}, "standard": {"fgsm": 0.2, "autoattack": 0.0}}
+    if "autoattack" in third:
+        values["alp"], values["madry"] = {"clean": 0.8, "pgd20": 0.6}, third
+    else:
+        values["madry"] = third
+    text = finding.finding(study_of(tmp_path, values))
+    left_out = "ALP" if "autoattack" in third else "Madry"
+    assert text.startswith(said), text
+    assert f"next is Standard with 0.0 % [0.0, 0.2]. Not compared, as they have other attacks: {left_out}." in text
+
+
+def test_a_warning_is_on_the_page_once(study, written):
+    """The few images concern two tables, the flags a run's own entry too; they are at the head alone."""
+    text = (written / "index.html").read_text()
+    head, rest = text.split("</header>")
+    for warning in ("Few images: AutoAttack on 200 only", "leaves &lt;b&gt;12 points", "Data: JPEG", "Reduced setting"):
+        assert head.count(warning) == 1, warning
+        assert warning not in rest, warning
+    assert finding.finding(collect.collect(study)) in html.unescape(head).replace("\N{NO-BREAK SPACE}", " ")
+    everything = notes.few_images(study_of(study.parent / "few", {"madry": {"clean": 0.8, "pgd20": 0.5}}, 100))
+    assert everything == ["Few images: all attacks on 100 only; near 50 % a single value is uncertain by 9.6 points."]
+
+
+@pytest.mark.parametrize(
+    ("limits", "given", "said"),
+    [
+        ({}, {}, "AutoAttack on 100 only"),  # the other 500 are the whole test set
+        ({"eval.num_examples": 500}, {}, "AutoAttack on 100 and the others on 500 only"),
+        ({"data.test_size": 500}, {}, "AutoAttack on 100 and the others on 500 only"),
+        ({}, {"given": {}}, "AutoAttack on 100 and the others on 500 only"),  # it is unknown whether there are more
+    ],
+)
+def test_images_are_few_where_there_are_more(tmp_path, limits, given, said):
+    config = create_config(**limits)
+    examples = {"clean": 500, "pgd20": 500, "autoattack": 100}
+    results = create_results(config, {"clean": 0.8, "pgd20": 0.5, "autoattack": 0.4})
+    write_run(tmp_path / "madry", config, results | {"num_examples": 500, "examples": examples} | given)
+    (warning,) = notes.few_images(collect.collect(tmp_path))
+    assert warning.startswith(f"Few images: {said};")
+
+
+def test_many_flags_leave_the_page_its_head(tmp_path):
+    """The first five are in sight, the others one click away, and all are there."""
+    results = create_results(create_config(), MEASURED, flags=[f"flag {index}" for index in range(12)])
+    write_run(tmp_path / "madry", create_config(), results)
+    the_study = collect.collect(tmp_path)
+    head = page.to_html(the_study, tables.create(the_study), [], []).split("</header>")[0]
+    in_sight, rest = head.split("<details><summary>7 more</summary>")
+    assert in_sight.count("madry: flag") == 5
+    assert rest.count("madry: flag") == 7
