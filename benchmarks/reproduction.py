@@ -184,6 +184,9 @@ def on_digits(row: str, attack: str) -> Difference:
     return over_seeds([a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)])
 
 
+INGREDIENTS = {"digits": "ingredients"}  # {title in the figure: study}
+
+
 def forest() -> list[reproduction_figures.Line]:
     """InfoFeature (lambda 0.1) minus Madry, setting by setting, for the figure."""
     published = paper.TABLES["table1"]
@@ -248,8 +251,9 @@ def main() -> int:
     for path, page in pages.items():
         path.write_text(renewed(page))
     reproduction_figures.draw(
-        ROOT / "docs/figures", forest(), {study: curves(study) for study in ("overfitting", "overfitting_thousand")}
-    )
+        ROOT / "docs/figures", forest(), {study: curves(study) for study in ("overfitting", "overfitting_thousand")},
+        {title: ingredients.drawn(study) for title, study in INGREDIENTS.items()},
+    )  # fmt: skip
     return 0
 
 

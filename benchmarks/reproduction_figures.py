@@ -1,34 +1,55 @@
-"""The figures of docs/reproduction.md: InfoFeature against Madry setting by setting, and robust overfitting."""
+"""The figures of docs/reproduction.md and docs/how-to/recipes.md: differences between rows, and robust overfitting."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from infofeat_jax.report import figures
 
-Line = tuple[str, list[tuple[float, float, str]]]  # (setting, [(difference in points, half of its interval, attack)])
+Line = tuple[str, list[tuple[float, float, str]]]  # (label, [(difference in points, half of its interval, attack)])
 ORDER = ("PGD20", "AutoAttack, quick", "AutoAttack")
 LABELS = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
 DECAYS = {"overfitting": (30, 45), "overfitting_thousand": (50, 75)}  # epochs of the studies
 
 
-def draw(directory: pathlib.Path, lines: Sequence[Line], curves: Mapping[str, Mapping[str, list[np.ndarray]]]) -> None:
+def draw(
+    directory: pathlib.Path, settings: Sequence[Line], curves: Mapping[str, Mapping[str, list[np.ndarray]]],
+    ingredients: Mapping[str, Sequence[Line]],
+) -> None:  # fmt: skip
     """Writes them as files that are readable on light and dark pages."""
     with matplotlib.rc_context(figures.theme("any") | {"grid.alpha": 0.35}):
-        drawn = {"differences": forest(lines)}
+        against_madry = "InfoFeature (lambda 0.1) - Madry, points of accuracy under attack"
+        against_plain = "with - without (N-FGSM: - Madry), points of accuracy under attack"
+        drawn = {
+            "differences": forest({"": settings}, against_madry),
+            "ingredients": forest(ingredients, against_plain),
+        }
         drawn |= {study: overfitting(found, DECAYS[study]) for study, found in curves.items()}
         for name, figure in drawn.items():
             path = directory / f"reproduction-{name.replace('_', '-')}.png"
             figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
-def forest(lines: Sequence[Line]) -> Figure:
-    """One line for each setting, one mark for each attack."""
-    figure = Figure((8.0, 0.5 * len(lines) + 1.3), layout="constrained")
-    axes = figure.subplots()
+def forest(panels: Mapping[str, Sequence[Line]], label: str) -> Figure:
+    """Differences with their intervals; the panels, by title, have the same lines."""
+    count = max(map(len, panels.values()))
+    figure = Figure((8.0, 0.5 * count + 1.3), layout="constrained")
+    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)
+    for axes, (title, lines) in zip(grid[0], panels.items(), strict=True):
+        mark(axes, lines)
+        axes.set_title(title, fontsize=10)
+    figure.supxlabel(label, fontsize=10)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
+def mark(axes: Axes, lines: Sequence[Line]) -> None:
+    """One line for each label, one mark for each attack."""
     for index, attack in enumerate(ORDER):
         found = [
             (position + 0.16 * (index - 1), mean, half)
@@ -36,15 +57,13 @@ def forest(lines: Sequence[Line]) -> Figure:
             for mean, half, name in values
             if name == attack
         ]
-        positions, means, halves = zip(*found, strict=True)
-        style = {"color": figures.COLORS[index], "marker": figures.MARKERS[index], "linestyle": "", "capsize": 3}
-        axes.errorbar(means, positions, xerr=halves, label=attack, **style)
+        if found:
+            positions, means, halves = zip(*found, strict=True)
+            style = {"color": figures.COLORS[index], "marker": figures.MARKERS[index], "linestyle": "", "capsize": 3}
+            axes.errorbar(means, positions, xerr=halves, label=attack, **style)
     axes.axvline(0, color=matplotlib.rcParams["axes.edgecolor"], linewidth=1)
     axes.set(yticks=range(len(lines)), yticklabels=[title for title, _ in lines], ylim=(len(lines) - 0.5, -0.5))
-    figure.supxlabel("InfoFeature (lambda 0.1) - Madry, points of accuracy under attack", fontsize=10)
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside upper center", ncols=len(ORDER))
-    return figure
 
 
 def overfitting(curves: Mapping[str, list[np.ndarray]], decays: Sequence[int]) -> Figure:

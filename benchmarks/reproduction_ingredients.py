@@ -1,27 +1,60 @@
-"""The tables on EMA and AWP in docs/how-to/recipes.md, from the runs of configs/studies/ingredients.py."""
+"""The tables and the figure of docs/how-to/recipes.md on EMA and AWP: runs of configs/studies/ingredients.py."""
 
 import numpy as np
-from reproduction_records import MEASURED, SHOWN, Difference, Seeds, by_seed, difference, matched, over_seeds, table
+from reproduction_figures import Line
+from reproduction_records import (
+    MEASURED,
+    QUICK,
+    SHOWN,
+    Difference,
+    Seeds,
+    by_seed,
+    difference,
+    matched,
+    over_seeds,
+    table,
+)
 
 from infofeat_jax.report import paper
 
 METHODS = {name: paper.NAMES.get(name, name.upper()) for name in ("madry", "trades", "infofeature")}
 # {ingredients: (end of the row's label, model of its runs)}: an average changes nothing in training.
 ADDED = {"": ("+ema", "live"), "EMA": ("+ema", "last"), "AWP": ("+both", "live"), "EMA and AWP": ("+both", "last")}
+Model = dict[str, Seeds]  # {attack: outcomes of each seed}
 HEAD = ("", *(SHOWN[attack] for attack in MEASURED))
 
 
 def added(study: str) -> str:
     """Accuracies of each method with each ingredient, and what it adds to the method alone, over seeds."""
     lines = []
+    for label, (one, alone) in rows(study).items():
+        if alone is None:
+            lines.append([label, *(f"{accuracy(one[attack]):.1f}" for attack in MEASURED)])
+        else:
+            lines.append([label, *cells(one, alone)])
+    return table(HEAD, lines)
+
+
+def drawn(study: str) -> list[Line]:
+    """What each ingredient adds under attack, for the figure."""
+    lines = []
+    for label, (one, alone) in rows(study).items():
+        if alone is not None:
+            marks = {attack: apart(one[attack], alone[attack]) for attack in ("pgd20", QUICK)}
+            lines.append((label, [(found.mean, found.half, SHOWN[attack]) for attack, found in marks.items()]))
+    return lines
+
+
+def rows(study: str) -> dict[str, tuple[Model, Model | None]]:
+    """{label: (the outcomes by attack, those of the model that it is compared with)}."""
+    found = {}
     for method, name in METHODS.items():
         alone = of(study, method, "")
-        lines.append([name, *(f"{accuracy(alone[attack]):.1f}" for attack in MEASURED)])
+        found[name] = alone, None
         for ingredients in filter(None, ADDED):
-            lines.append([f"{name} with {ingredients}", *cells(of(study, method, ingredients), alone)])
+            found[f"{name} with {ingredients}"] = of(study, method, ingredients), alone
     n_fgsm = {attack: by_seed(study, "n_fgsm", attack, "last") for attack in MEASURED}
-    lines.append(["N-FGSM (above Madry)", *cells(n_fgsm, of(study, "madry", ""))])
-    return table(HEAD, lines)
+    return found | {"N-FGSM (against Madry)": (n_fgsm, of(study, "madry", ""))}
 
 
 def between(study: str) -> str:
@@ -35,13 +68,13 @@ def between(study: str) -> str:
     return table(HEAD, lines)
 
 
-def of(study: str, method: str, ingredients: str) -> dict[str, Seeds]:
+def of(study: str, method: str, ingredients: str) -> Model:
     """{attack: outcomes} of a method with these ingredients."""
     row, which = ADDED[ingredients]
     return {attack: by_seed(study, method + row, attack, which) for attack in MEASURED}
 
 
-def cells(one: dict[str, Seeds], alone: dict[str, Seeds]) -> list[str]:
+def cells(one: Model, alone: Model) -> list[str]:
     """Accuracies in %, and in brackets what they are above the method alone."""
     return [f"{accuracy(one[attack]):.1f} ({apart(one[attack], alone[attack])})" for attack in MEASURED]
 
