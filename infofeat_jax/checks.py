@@ -10,6 +10,7 @@ from functools import lru_cache
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
@@ -22,6 +23,7 @@ from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
 FEWEST = 5  # times as many training images as are held out for validation, or a line says so
+SAMPLE = 1000  # images, at least, of a second pool by which it is recognised: it may be larger than memory
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
 DATA = "data.json"  # {what the run had of its data: digest}, to notice files that change; runs before it have none
 RESTORE = "restore them, or give another --workdir"
@@ -116,17 +118,27 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def check_same_data(directory: pathlib.Path, dataset: data.Dataset, *, to_train: bool) -> None:
+def check_same_data(
+    directory: pathlib.Path, dataset: data.Dataset, extra: data.Split | None = None, *, to_train: bool
+) -> None:
     """Raises InvalidInput if the images or labels are others than the run in `directory` has been trained or tested on.
 
-    All processes of a run call this. The first time, it is noted what they are.
+    All processes of a run call this. The first time, it is noted what they are; of a second pool, some of its images.
     """
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
     name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
+    check_same(directory, name, used)
+    if to_train and extra is not None:
+        some = extra.images[:: max(len(extra.labels) // SAMPLE, 1)]
+        check_same(directory, "the images of the second pool", (some, extra.labels))
+
+
+def check_same(directory: pathlib.Path, name: str, arrays: PyTree) -> None:
+    """Raises InvalidInput if these arrays are others than data.json notes; notes them the first time."""
     refused, same = InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}"), True
     if processes.is_writer():
-        found = digest(used)
+        found = digest(arrays)
         try:
             noted = files.read_json(directory / DATA) or {}
             same = noted.setdefault(name, found) == found
@@ -147,6 +159,18 @@ def held_out_note(config: ConfigDict, dataset: data.Dataset) -> str:
     return (
         f"{held_out} of {train + held_out} training images are held out for validation, which leaves {train}:"
         f" --config.data.validation_size={fitting} would leave {train + held_out - fitting}"
+    )
+
+
+def schedule_note(config: ConfigDict) -> str:
+    """A line if the learning rate, piecewise constant, would not fall within the training; "" if it does."""
+    options, epochs = config.optimizer, config.num_epochs
+    if options.schedule != "piecewise" or not options.milestones or min(options.milestones) < epochs:
+        return ""
+    return (
+        f"the learning rate stays {options.learning_rate:g}: config.optimizer.milestones = {tuple(options.milestones)}"
+        f' lie beyond {epochs} epochs; --config.optimizer.milestones="({epochs / 2:g},{epochs * 3 / 4:g})" would be'
+        " half and three quarters"
     )
 
 

@@ -83,8 +83,9 @@ def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     experiment = experiments.create(
         config, directory, to_train=to_train
     )  # before the directory is made: it may be refused
-    if to_train and processes.is_writer() and (note := checks.held_out_note(config, experiment.data)):
-        print(f"note: {note}")
+    if to_train and processes.is_writer():
+        for note in filter(None, (checks.held_out_note(config, experiment.data), checks.schedule_note(config))):
+            print(f"note: {note}")
     with run.own_directory(directory):
         for act in modes(mode).values():
             act(experiment)

@@ -81,12 +81,12 @@ def default() -> ConfigDict:
     config.attack = ConfigDict()  # the inner maximisation, and the threat model of the evaluation
     config.attack.norm = "linf"  # linf, l2, l1
     config.attack.epsilon = 8.0  # in 8-bit levels: 8 means 8/255
-    config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon for single-step methods
+    config.attack.step_size = placeholder(float)  # None: a quarter of epsilon, or epsilon where there is one step
     config.attack.num_steps = placeholder(int)  # None: 7, or 1 for single-step methods
     # N-FGSM (de Jorge et al., 2022), in training alone: a single step of size epsilon from uniform noise of so many
     # epsilons, such as 2.0, not projected to the ball. 0: the method's own start and projection
     config.attack.noise = 0.0
-    # Free-AT (Shafahi et al., 2019), in training alone: so many updates on each batch, such as 8, the perturbation
+    # Free-AT (Shafahi et al., 2019), in training alone: so many updates on each batch, 2 or more, the perturbation
     # moving by step_size after each. num_epochs counts passes through the data, of so many updates. 0: no replays
     config.attack.replays = 0
     # in training alone, epsilon and step_size grow linearly over the first epochs
@@ -166,6 +166,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     config = ConfigDict(config.to_dict())
     one_step = config.method.name in ONE_STEP or config.attack.noise > 0 or config.attack.replays > 0
     _fill(config.attack, "num_steps", 1 if one_step else 7)
+    one_step = one_step or config.attack.num_steps == 1
     _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)
     _fill(config.data, "split_seed", 0)

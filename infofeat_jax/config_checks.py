@@ -93,7 +93,7 @@ RULES = {
     "attack.num_steps": between(0, MAX_STEPS),
     "attack.norm": one_of("linf", "l2", "l1"),
     "attack.noise": between(0, MAX_FACTOR, f"0 (none) or more epsilons, at most {MAX_FACTOR}"),
-    "attack.replays": between(0, MAX_STEPS),
+    "attack.replays": Rule(lambda value: value == 0 or 2 <= value <= MAX_STEPS, f"0 (none), or 2 to {MAX_STEPS}"),
     "attack.ramp_epochs": between(0, MAX_STEPS),
     "attack.batch_norm": one_of("running", "batch"),
     "optimizer.learning_rate": between(0, MAX_FACTOR),

@@ -165,18 +165,19 @@ def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array
 
     Raises InvalidInput.
     """
+    epsilon = config.attack.epsilon / configs.LEVELS * scale
     attack = {
         "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon / configs.LEVELS * scale,
+        "epsilon": epsilon,
         "step_size": config.attack.step_size / configs.LEVELS * scale,
         "num_steps": config.attack.num_steps,
     }
     if config.attack.noise:  # N-FGSM: in a ball that holds whatever noise and steps add up to, nothing is projected
-        radius = config.attack.noise * attack["epsilon"]
+        radius = config.attack.noise * epsilon
         attack["start"] = partial(uniform_start, norm=config.attack.norm, radius=radius)
         attack["epsilon"] = radius + attack["num_steps"] * attack["step_size"]
     options = {field: value for field, value in config.method.items() if field != "name"}
-    return methods.create(config.method.name, methods.Options(num_classes, attack, **options))
+    return methods.create(config.method.name, methods.Options(num_classes, attack, **options, epsilon=epsilon))
 
 
 def create_ramp(experiment: Experiment) -> Callable[[jax.Array], methods.Method] | None:

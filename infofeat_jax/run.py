@@ -34,7 +34,7 @@ def train(experiment: Experiment) -> State:
 
     Raises InvalidInput, RunFailed, Stopped.
     """
-    checks.check_same_data(experiment.workdir, experiment.data, to_train=True)
+    checks.check_same_data(experiment.workdir, experiment.data, experiment.extra, to_train=True)
     if processes.is_writer():
         files.write_atomically(experiment.workdir / "config.json", configs.to_json(experiment.config))
     return loop.train(create_training(experiment))

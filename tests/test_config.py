@@ -184,6 +184,7 @@ def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
         ("model.std=(1e400,)", "config.model.std = (inf,): expected finite numbers above 0"),
         ("attack.step_size=fast", "flag --config.attack.step_size=fast: could not convert"),
         ("attack.step_size=nan", "config.attack.step_size = nan: expected 0 or more 8-bit levels"),
+        ("attack.replays=1", "config.attack.replays = 1: expected 0 (none), or 2 to 1000000"),
         ("attack.num_steps=3000000000", "config.attack.num_steps = 3000000000: expected 0 to 1000000"),
         ("eval.batch_size=10000000000", "config.eval.batch_size = 10000000000: expected 1 to 1048576"),
         ("method.weight=inf", "config.method.weight = inf: expected 0 to 1000000"),
@@ -291,6 +292,11 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
 )
 def test_what_would_do_nothing_is_refused(fields, message):
     assert message in refused(configs.resolve, changed(**fields))
+
+
+def test_a_single_step_is_of_epsilon():
+    for fields, expected in (({}, 2.0), ({"num_steps": 1}, 8.0), ({"num_steps": 1, "step_size": 3.0}, 3.0)):
+        assert configs.resolve(changed(attack=fields)).attack.step_size == expected
 
 
 def test_each_of_a_pair_is_fine_without_the_other():

@@ -277,6 +277,19 @@ def test_grad_align_is_the_naive_penalty():
     np.testing.assert_allclose((penalty(ahead, first) - penalty(behind, first)) / 2e-2, square, rtol=0.05)
 
 
+def test_grad_align_keeps_to_the_ball_beside_n_fgsm():
+    """The attack of N-FGSM goes beyond epsilon; the noise of the penalty does not."""
+    module, penalties = small.TinyNet(), []
+    variables = jax.jit(module.init)(KEY, IMAGES)
+    for noise in (0.0, 2.0):
+        config = configs.for_method(configs.default(), "madry")
+        config.attack.noise, config.method.grad_align = noise, 0.5
+        method = experiments.create_method(configs.resolve(config), 5)
+        penalties.append(method.penalty(partial(module.apply, variables), KEY, IMAGES, LABELS))
+    np.testing.assert_array_equal(*penalties)
+    assert penalties[0].any()
+
+
 def test_grad_align_has_no_penalty_where_a_gradient_is_zero():
     penalty = losses.grad_align(1.0, "linf", 0.1)
     flat = lambda x: Outputs(0 * x.sum((1, 2, 3))[:, None] + jnp.arange(5.0))  # noqa: E731

@@ -184,6 +184,7 @@ def test_the_full_configurations_are_the_papers_settings(name, method):
         ("attack.noise", 2.0),
         ("attack.replays", 8),
         ("data.image_size", 64),
+        ("model.activation", "silu"),
         ("data.augment", "trivial"),
         ("method.grad_align", 0.2),
     ],

@@ -3,6 +3,7 @@
 Every field below has a value of its own, unlike any default, so that a field that is dropped or exchanged is seen.
 """
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -380,6 +381,19 @@ def test_a_validation_split_that_leaves_little_to_train_on_is_remarked_on(change
     assert checks.held_out_note(config, experiments.load_data(config)) == said
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_epochs": 60}, r"the learning rate stays 0.5: .* \(60.0, 90.0\) lie beyond 60 epochs; .*\(30,45\)"),
+        ({"num_epochs": 61}, "^$"),
+        ({"num_epochs": 60, "optimizer.schedule": "cosine"}, "^$"),
+        ({"num_epochs": 60, "optimizer.milestones": ()}, "^$"),  # asked for
+    ],
+)
+def test_a_learning_rate_that_would_not_fall_is_remarked_on(changes, said):
+    assert re.search(said, checks.schedule_note(configure(**{"optimizer.milestones": (60.0, 90.0)} | changes)))
+
+
 class Reached(Exception):
     """What follows the check of the data."""
 
@@ -406,6 +420,12 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
             noticed = pytest.raises(InvalidInput, match=r"images.* have changed since it last had them: restore")
             with noticed if split in splits else pytest.raises(Reached):
                 use(other)
+    pool = one._replace(extra=one.data.train)
+    for changed in (False, True):
+        other = pool._replace(extra=pool.extra._replace(images=255 - pool.extra.images)) if changed else pool
+        noticed = pytest.raises(InvalidInput, match="the images of the second pool have changed since")
+        with noticed if changed else pytest.raises(Reached):
+            run.train(other)
     fewer = data.Split(*(array[:-1] for array in one.data.test))
     with pytest.raises(Reached):  # config.data.test_size may change
         run.evaluate_run(one._replace(data=one.data._replace(test=fewer)))

@@ -48,7 +48,8 @@ WITHOUT = {
     "optimizer.warmup_epochs": 0.0, "optimizer.nesterov": False, "optimizer.decay_norm": True, "ema.decay": 0.0,
     "swa.start_epoch": 0.0, "awp.gamma": 0.0, "attack.ramp_epochs": 0.0, "attack.batch_norm": "running",
     "attack.noise": 0.0, "attack.replays": 0, "data.image_size": 0,
-    "data.augment": "none", "method.grad_align": None, "data.extra": "", "data.mixup": 0.0, "data.cutmix": 0.0,
+    "model.activation": "relu", "data.augment": "none", "method.grad_align": None,
+    "data.extra": "", "data.mixup": 0.0, "data.cutmix": 0.0,
 }  # fmt: skip
 CIFAR10 = {
     "data.name": "cifar10", "model.name": "resnet18", "num_epochs": 120, "attack.norm": "linf", "attack.epsilon": 8.0,
@@ -145,6 +146,7 @@ def find_deviations(config: Mapping, num_examples: int, table: PaperTable) -> li
     method, (train, test) = config["method"]["name"], SIZES[str(table.setting["data.name"])]
     expected |= {"model.width": WIDTHS[str(table.setting["model.name"])], "training images": train, "test images": test}
     own["model.width"] = own["model.width"] or expected["model.width"]
+    own["model.activation"] = own["model.activation"] or expected["model.activation"]
     own |= {"training images": own["data.train_size"] or train, "test images": num_examples}
     if method != "infofeature":  # for the others the paper does not state the label smoothing
         expected.pop("method.label_smoothing", None)

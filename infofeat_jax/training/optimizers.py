@@ -49,7 +49,8 @@ def onecycle(
 ) -> optax.Schedule:
     """PyTorch's OneCycleLR as Wang et al. (2023) use it; milestones and decay are unused.
 
-    Half a cosine up, from a 25th of `learning_rate` to it in 2.5 % of the steps, and half a cosine down to a 250,000th.
+    Half a cosine up, from a 25th of `learning_rate` to it in 2.5 % of the steps, and half a cosine down to a 250,000th;
+    the momentum is constant.
     """
     del milestones, decay
     total = max(steps_per_epoch * num_epochs, 2)
@@ -62,11 +63,11 @@ def cyclic(
 ) -> optax.Schedule:
     """One triangle as in fast adversarial training (Wong et al., 2020); milestones and decay are unused.
 
-    From 0 to `learning_rate` at two fifths of the steps, and back to 0.
+    From 0 to `learning_rate` at half of the steps, and back to 0; the momentum is constant.
     """
     del milestones, decay
     total = max(steps_per_epoch * num_epochs, 2)
-    peak = max(round(0.4 * total), 1)
+    peak = max(total // 2, 1)
     up, down = optax.linear_schedule(0.0, learning_rate, peak), optax.linear_schedule(learning_rate, 0.0, total - peak)
     return optax.join_schedules([up, down], [peak])
 
