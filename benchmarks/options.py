@@ -93,9 +93,9 @@ def create(changes: dict[str, object], args) -> tuple[Callable, float]:
 
 def table(seconds: dict[str, float], sizes: dict[str, float], args) -> list[str]:
     """Markdown, with what it was measured on."""
-    where = f"ResNet18 of width {args.width}, batches of {args.batch_size}, {jax.device_count()} CPU device on a shared"
+    where = f"ResNet18 of width {args.width}, batches of {args.batch_size}, {jax.device_count()} CPU device"
     lines = [
-        f"{where} machine ({platform.machine()}), jax {jax.__version__}, medians of {args.repeats} steps:", "",
+        f"{where} ({platform.machine()}), jax {jax.__version__}, medians of {args.repeats} steps:", "",
         "| | processor time of a step | size of the state |", "|---|---:|---:|",
     ]  # fmt: skip
     for name in seconds:

@@ -6,7 +6,7 @@ epsilon, one cycle up to 0.1, weight decay 5e-4, labels smoothed by 0.4 (PyTorch
 m = 8 (`--config.attack.replays=8`) and 80,000 updates; no AutoAttack figure of theirs is known to us.
 Different here: a batch's perturbation starts at a random point of the ball, there at the image, in the authors' code
 where that of the batch before has ended; the average moves once a batch, with a decay of 0.9995^4, not at every update;
-the cycle peaks after 2.5 % of the steps, not 30 %.
+the cycle peaks after 2.5 % of the steps, not 30 %, and the momentum is constant.
 Not run here. `free_at.py:infofeature` is refused: the gradient that comes for free is that of the update's loss, and
 InfoFeature's objective is another.
 Hardware: an accelerator; 50 passes through 49,000 images at 4 updates, 12 forward passes' worth, about 13 GFLOP, an

@@ -1,11 +1,13 @@
 """Training on generated images (Wang et al., 2023): CIFAR-10, WRN-28-10 with SiLU, 1 million images of EDM.
 
-Published, clean / AutoAttack at 8/255 on CIFAR-10's test images: 91.12 / 63.35 (RobustBench). TRADES with beta 5, 70
+Published, clean / AutoAttack at 8/255 on CIFAR-10's test images: 91.12 / 63.35 (Wang et al., 2023; RobustBench lists
+their models of more images). TRADES with beta 5, 70
 % of each batch of 512 generated, 400 epochs (of as many images as the training set has), one cycle up to 0.2 with
 Nesterov's momentum, weight decay 5e-4 but for BatchNorm, labels smoothed by 0.1 (PyTorch's, which counts the label
 among the classes: 0.09 here), BatchNorm on batch statistics in the attack, EMA 0.995 (wzekai99/DM-Improves-AT).
 Different here: the attack starts at TRADES' Gaussian noise, not uniformly; the average begins at once, not after 2.5
-% of the steps; the model normalises by mean and standard deviation 0.5; early stopping is by 7-step PGD on 1,000
+% of the steps; the learning rate moves with every step, not every epoch, and the momentum does not cycle; BatchNorm's
+momentum is 0.1, not 0.01; the model normalises by mean and standard deviation 0.5; early stopping is by 7-step PGD on 1,000
 images.
 Not run here. `generated_1m.py:infofeature` is InfoFeature with these ingredients, lambda 0.1; nobody has published
 it.

@@ -2,8 +2,7 @@
 
 Published, AutoAttack at 8/255 on CIFAR-10's test images: 47.77, of a ResNet18 after 100 epochs, in 0.28 times the
 seconds of PGD with 10 steps (FastAT_Benchmark); no AutoAttack figure of the authors' own 30 epochs is known to us.
-The authors' cycle peaks at half of the steps, here at two fifths; their attack is on batch statistics, as here, but
-moves the running ones.
+Different here: the authors' attack is on batch statistics too, but moves the running ones.
 Watch metrics.jsonl for catastrophic_overfitting. Not run here. `n_fgsm.py:infofeature` takes the same single step on
 InfoFeature's objective; nobody has published it.
 Hardware: an accelerator; 30 epochs of 49,000 images at 5 to 6 forward passes' worth, about 6 GFLOP, an image.

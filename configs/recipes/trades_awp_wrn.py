@@ -1,7 +1,7 @@
 """TRADES with AWP on WRN-28-10: CIFAR-10, 200 epochs, no further data.
 
-Published, AutoAttack at 8/255 on CIFAR-10's test images: 55.85 (csdongxian/AWP), there without an average of the
-weights.
+Published, AutoAttack at 8/255 on CIFAR-10's test images: 55.85, as later tables quote TRADES-AWP; csdongxian/AWP
+itself has 56.17 for WRN-34-10. Without an average of the weights.
 The rest is as in trades_awp.py. Not run here. `trades_awp_wrn.py:infofeature` is InfoFeature with these ingredients.
 Hardware: several accelerators; about 9 times the cost of trades_awp.py, 340 GFLOP an image.
 
