@@ -7,8 +7,8 @@ Nesterov's momentum, weight decay 5e-4 but for BatchNorm, labels smoothed by 0.1
 among the classes: 0.09 here), BatchNorm on batch statistics in the attack, EMA 0.995 (wzekai99/DM-Improves-AT).
 Different here: the attack starts at TRADES' Gaussian noise, not uniformly; the average begins at once, not after 2.5
 % of the steps; the learning rate moves with every step, not every epoch, and the momentum does not cycle; BatchNorm's
-momentum is 0.1, not 0.01; the model normalises by mean and standard deviation 0.5; early stopping is by 7-step PGD on 1,000
-images.
+momentum is 0.1, not 0.01; the model normalises by mean and standard deviation 0.5; early stopping is by 7-step PGD on
+1,000 images.
 Not run here. `generated_1m.py:infofeature` is InfoFeature with these ingredients, lambda 0.1; nobody has published
 it.
 1m.npz is the authors' file; compressed members have to be rewritten once, the error says how.
