@@ -1,6 +1,6 @@
 """How strong the ideas of configs/studies/ideas.py are as 20-step attacks on trained models, beside known ones.
 
-  python benchmarks/ideas_strength.py runs/ideas/madry-seed0 runs/ideas/infofeature-seed0
+  python benchmarks/ideas_strength.py runs/ideas-digits/madry-seed0 runs/ideas-digits/infofeature-seed0
 
 The outcomes for the digits' 500 test images become records; docs/reproduction.md has the table.
 """

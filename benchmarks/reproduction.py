@@ -26,8 +26,10 @@ from reproduction_records import (
     SHOWN,
     Difference,
     Outcomes,
+    by_seed,
     compared,
     difference,
+    matched,
     outcomes,
     over_seeds,
     paired,
@@ -39,8 +41,12 @@ from infofeat_jax.report import paper
 
 PAGES = (ROOT / "docs/reproduction.md", ROOT / "docs/how-to/recipes.md")
 
-ROWS = ("madry", "lambda0.1", "lambda0.5")
-NAMES = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
+ROWS = {"madry": "Madry", "lambda0.1": "InfoFeature, lambda 0.1", "lambda0.5": "InfoFeature, lambda 0.5"}
+SMOOTHINGS = (0.0, 0.5)
+HALF_STEPS = {"madry-half-step": "Madry, half steps", "lambda0.1-half-step": "InfoFeature, lambda 0.1, half steps"}
+# {row of an overfitting study: its label}
+TRAINED = {f"{row}-smoothing{smoothing}": f"{name}, smoothing {smoothing:g}"
+           for smoothing in SMOOTHINGS for row, name in ROWS.items()}  # fmt: skip
 
 
 def of_full_width(attack: str) -> dict[str, Outcomes]:
@@ -84,37 +90,50 @@ def eight_epochs() -> str:
 def overfitting(study: str) -> str:
     """Best and last checkpoint of each row, and what the last epochs cost."""
     lines = []
-    for smoothing in (0.0, 0.5):
-        for row in ROWS:
-            name = f"{row}-smoothing{smoothing}"
-            for which in ("best", "last"):
-                found = [outcomes(study, name, attack, which) for attack in MEASURED]
-                cells = [f"{100 * values.mean():.1f}" for values in found]
-                lines.append([f"{NAMES[row]}, smoothing {smoothing:g}" if which == "best" else "", which, *cells])
-            pairs = [difference(*(outcomes(study, name, attack, w) for w in ("last", "best"))) for attack in MEASURED]
-            lines.append(["", "last - best", *pairs])
+    for row, label in (TRAINED | HALF_STEPS).items():
+        if not by_seed(study, row, "clean"):
+            continue
+        for which in ("best", "last"):
+            found = [outcomes(study, row, attack, which) for attack in MEASURED]
+            lines.append([label if which == "best" else "", which, *(f"{100 * each.mean():.1f}" for each in found)])
+        lines.append(["", "last - best", *(compared_checkpoints(study, row, attack) for attack in MEASURED)])
     return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
+
+
+def compared_checkpoints(study: str, row: str, attack: str) -> Difference:
+    """Last minus best checkpoint."""
+    return difference(*matched(by_seed(study, row, attack, "last"), by_seed(study, row, attack)))
 
 
 def curves(study: str) -> dict[str, list[np.ndarray]]:
     """{row: (epoch, robust validation accuracy) of each seed} of an overfitting study."""
-    names = [f"{row}-smoothing{smoothing}" for row in ROWS for smoothing in (0.0, 0.5)]
-    return {name: validation(study, name) for name in names}
+    return {row: validation(study, row) for row in TRAINED}
 
 
 def against_madry(study: str) -> str:
-    """The rows of an overfitting study, minus Madry without smoothing."""
+    """InfoFeature minus Madry with the same smoothing, and Madry with smoothing minus Madry without."""
+    pairs = [
+        (f"{name} - Madry, smoothing {smoothing:g}", f"{row}-smoothing{smoothing}", f"madry-smoothing{smoothing}")
+        for smoothing in SMOOTHINGS for row, name in ROWS.items() if row != "madry"
+    ]  # fmt: skip
+    pairs.append(("Madry, smoothing 0.5 - smoothing 0", "madry-smoothing0.5", "madry-smoothing0.0"))
     lines = []
-    for smoothing in (0.0, 0.5):
-        for row in ROWS[0 if smoothing else 1 :]:
-            for which in ("best", "last"):
-                rows = study, f"{row}-smoothing{smoothing}", "madry-smoothing0.0"
-                pairs = [compared(*rows, attack, which) for attack in MEASURED]
-                lines.append([f"{NAMES[row]}, smoothing {smoothing:g}", which, *pairs])
-    return table(("row", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
+    for label, one, other in pairs:
+        for which in ("best", "last"):
+            found = [compared(study, one, other, attack, which) for attack in MEASURED]
+            lines.append([label if which == "best" else "", which, *found])
+        lines.append(["", "last - best", *(apart_in_falls(study, one, other, attack) for attack in MEASURED)])
+    return table(("rows", "checkpoint", *(SHOWN[name] for name in MEASURED)), lines)
 
 
-READINGS = {name: names[:3] for name, names in paper_readings.READINGS.items() if "no random start" not in name}
+def apart_in_falls(study: str, one: str, other: str, attack: str) -> Difference:
+    """What the last epochs change in one row, minus what they change in the other."""
+    checkpoints = [by_seed(study, row, attack, which) for row in (one, other) for which in ("last", "best")]
+    last, best, other_last, other_best = (found.astype(float) for found in matched(*checkpoints))
+    return difference(last - best, other_last - other_best)
+
+
+READINGS = {name: paper_readings.READINGS[name][:3] for name in ("step", "half step")}  # measured in the studies
 
 
 def readings_in_training() -> str:
@@ -166,12 +185,14 @@ def of_small(method: str, attack: str) -> Difference:
 
 
 def digits() -> str:
-    """InfoFeature minus Madry on digits, seeds paired."""
+    """InfoFeature minus Madry on digits, seeds paired: as first measured, and again with a later version."""
     lines = []
     for row in ("lambda0.1-smoothing0.0", "lambda0.5-smoothing0.0"):
         cells = [on_digits(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
-        lines.append([NAMES[row.partition("-")[0]], *cells])
-    return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)"), lines)
+        lines.append([ROWS[row.partition("-")[0]], *cells, ""])
+    again = [over_seeds(compared("ideas", "infofeature", "madry", attack).seeds) for attack in MEASURED]
+    lines.append([f"{ROWS['lambda0.1']}, again", *again[:3], "", again[3]])
+    return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)", "AutoAttack, quick (500)"), lines)
 
 
 def on_digits(row: str, attack: str) -> Difference:
@@ -184,7 +205,9 @@ def on_digits(row: str, attack: str) -> Difference:
     return over_seeds([a - b for a, b in zip(values(row), values("madry-smoothing0.0"), strict=True)])
 
 
-INGREDIENTS = {"digits": "ingredients"}  # {title in the figure: study}
+OVERFITTING = {"overfitting": "full width, 4,000 images x 60", "overfitting_thousand": "width 16, 1,000 images x 100"}
+# {title in the figure: study}
+INGREDIENTS = {"CIFAR-10, 1,000 images x 99": "ingredients_thousand", "digits": "ingredients"}
 
 
 def forest() -> list[reproduction_figures.Line]:
@@ -198,14 +221,18 @@ def forest() -> list[reproduction_figures.Line]:
             attack: compared("table1_full", "infofeature", "madry", attack) for attack in ("pgd20", QUICK)
         },
     }
-    for which in ("best", "last"):
-        for smoothing in (0.0, 0.5):
-            rows = "overfitting", f"lambda0.1-smoothing{smoothing}", f"madry-smoothing{smoothing}"
-            lines[f"full width, 4,000 images x 60, {which}, smoothing {smoothing:g}"] = {
-                attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
-            }
+    for study, setting in OVERFITTING.items():
+        for which in ("best", "last"):
+            for smoothing in SMOOTHINGS:
+                rows = study, f"lambda0.1-smoothing{smoothing}", f"madry-smoothing{smoothing}"
+                lines[f"{setting}, {which}, smoothing {smoothing:g}"] = {
+                    attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
+                }
     lines["width 16, 8 epochs"] = {attack: of_small("infofeature", attack) for attack in COLUMNS[1:]}
     lines["digits, over 6 seeds"] = {attack: on_digits("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
+    lines["digits, over 6 seeds, later version"] = {
+        attack: over_seeds(compared("ideas", "infofeature", "madry", attack).seeds) for attack in ("pgd20", QUICK)
+    }
     return [
         (title, [(found.mean, found.half, SHOWN[attack]) for attack, found in marks.items()])
         for title, marks in lines.items()
@@ -229,6 +256,8 @@ TABLES = {
     "ideas on digits": ideas.trained,
     "ingredients": partial(ingredients.added, "ingredients"),
     "with the same ingredients": partial(ingredients.between, "ingredients"),
+    "ingredients on a thousand": partial(ingredients.added, "ingredients_thousand"),
+    "with the same ingredients on a thousand": partial(ingredients.between, "ingredients_thousand"),
 }
 
 
@@ -251,7 +280,7 @@ def main() -> int:
     for path, page in pages.items():
         path.write_text(renewed(page))
     reproduction_figures.draw(
-        ROOT / "docs/figures", forest(), {study: curves(study) for study in ("overfitting", "overfitting_thousand")},
+        ROOT / "docs/figures", forest(), {study: curves(study) for study in OVERFITTING},
         {title: ingredients.drawn(study) for title, study in INGREDIENTS.items()},
     )  # fmt: skip
     return 0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from infofeat_jax.report import estimate
 
@@ -18,6 +18,7 @@ VALIDATED = "validation_robust_accuracy"
 MEASURED = ("clean", "pgd20", "cw20", QUICK)  # the columns of most tables
 
 Outcomes = Bool[np.ndarray, "seeds n"]
+Measured = Outcomes | Float[np.ndarray, "seeds n"]  # or differences of outcomes
 Seeds = dict[int, Bool[np.ndarray, " n"]]  # {seed: outcomes}
 # Of a run's models: its checkpoints, and in the last one the weights that training updates beside their average.
 FILES = {"best": "outcomes.npz", "last": "outcomes_latest.npz", "live": "outcomes_latest_live.npz"}
@@ -35,7 +36,7 @@ class Difference(NamedTuple):
         return f"{self.mean:+.1f} +- {self.half:.1f}{seeds}"
 
 
-def difference(one: Outcomes, other: Outcomes) -> Difference:
+def difference(one: Measured, other: Measured) -> Difference:
     """one - other; the interval is over images, of the mean over seeds, and says nothing of other seeds."""
     each = 100 * (one.astype(float) - other)
     over_images = each.mean(0)
