@@ -22,7 +22,7 @@ HAND_WRITTEN = [
     ("experiment", '"step_size": config.attack.step_size / configs.LEVELS', '"step_size": 2 / configs.LEVELS'),
     ("experiment", '"num_steps": config.attack.num_steps', '"num_steps": 7'),
     ("experiment", '"norm": config.attack.norm', '"norm": "linf"'),
-    ("experiment", '"epsilon": config.attack.epsilon / configs.LEVELS', '"epsilon": 8 / configs.LEVELS'),
+    ("experiment", "epsilon = config.attack.epsilon / configs.LEVELS * scale", "epsilon = 8 / configs.LEVELS * scale"),
     (
         "experiment",
         "Budget(norm, epsilon / configs.LEVELS, config.eval.step_size",
@@ -42,7 +42,8 @@ HAND_WRITTEN = [
     ("run", 'fields = {"weights": digest(variables), **', "fields = {**"),
     ("run", 'which = "best" if options.checkpoint == "both"', 'which = "latest" if options.checkpoint == "both"'),
     ("run", '(state.variables, "_live") if live', '(state.evaluated, "_live") if live'),
-    ("run", 'experiment, "latest", with_cam_images', 'experiment, "best", with_cam_images'),
+    ("run", 'latest, "latest", with_cam_images', 'latest, "best", with_cam_images'),
+    ("run", 'restore(experiment, "latest")', 'restore(experiment, "best")'),
     ("run", "config.batch_size, config.num_epochs, config.seed,", "config.batch_size, config.num_epochs, 0,"),
     ("run", "config.max_loss, config.skip_batches", "1e4, config.skip_batches"),
     ("run", "seed=config.seed, batch_size=options.batch_size,", "batch_size=options.batch_size,"),
@@ -141,7 +142,8 @@ HAND_WRITTEN = [
     ),
     ("experiment", "Averaging(float(config.ema.decay)", "Averaging(0.5 * bool(config.ema.decay)"),
     ("experiment", "round(config.swa.start_epoch * experiment.epoch_steps)", "round(config.swa.start_epoch)"),
-    ("experiment", '/ configs.LEVELS * scale,\n        "step_size"', '/ configs.LEVELS,\n        "step_size"'),
+    ("experiment", "attack.epsilon / configs.LEVELS * scale", "attack.epsilon / configs.LEVELS"),
+    ("experiment", "**options, epsilon=epsilon)", "**options)"),
     ("experiment", "(step + 1) / count, 1.0", "step / count, 1.0"),
     (
         "training/optimizers",

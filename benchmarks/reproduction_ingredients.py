@@ -20,6 +20,10 @@ from infofeat_jax.report import paper
 METHODS = {name: paper.NAMES.get(name, name.upper()) for name in ("madry", "trades", "infofeature")}
 # {ingredients: (end of the row's label, model of its runs)}: an average changes nothing in training.
 ADDED = {"": ("+ema", "live"), "EMA": ("+ema", "last"), "AWP": ("+both", "live"), "EMA and AWP": ("+both", "last")}
+# {method that they are compared with: {(row, model of its runs): label}}
+CONTROLS = {
+    "madry": {("madry+half", "live"): "Madry with AWP, half of gamma", ("n_fgsm", "last"): "N-FGSM (against Madry)"}
+}
 Model = dict[str, Seeds]  # {attack: outcomes of each seed}
 HEAD = ("", *(SHOWN[attack] for attack in MEASURED))
 
@@ -53,19 +57,26 @@ def rows(study: str) -> dict[str, tuple[Model, Model | None]]:
         found[name] = alone, None
         for ingredients in filter(None, ADDED):
             found[f"{name} with {ingredients}"] = of(study, method, ingredients), alone
-    n_fgsm = {attack: by_seed(study, "n_fgsm", attack, "last") for attack in MEASURED}
-    return found | {"N-FGSM (against Madry)": (n_fgsm, of(study, "madry", ""))}
+        for (row, which), label in CONTROLS.get(method, {}).items():
+            control = {attack: by_seed(study, row, attack, which) for attack in MEASURED}
+            if all(control.values()):
+                found[label] = control, alone
+    return found
 
 
 def between(study: str) -> str:
-    """InfoFeature and TRADES minus Madry with the same ingredients, over seeds."""
-    lines = []
-    for method in ("trades", "infofeature"):
-        for ingredients in ADDED:
-            one, other = of(study, method, ingredients), of(study, "madry", ingredients)
-            values = (str(apart(one[attack], other[attack])) for attack in MEASURED)
-            lines.append([f"{METHODS[method]} - Madry, {ingredients or 'plain'}", *values])
-    return table(HEAD, lines)
+    """InfoFeature and TRADES minus Madry with the same ingredients, over seeds; with AWP also minus half its gamma."""
+    pairs = {
+        f"{METHODS[method]} - Madry, {ingredients or 'plain'}": (
+            of(study, method, ingredients), of(study, "madry", ingredients)
+        )
+        for method in ("trades", "infofeature") for ingredients in ADDED
+    }  # fmt: skip
+    every = rows(study)
+    half = "Madry with AWP, half of gamma"
+    if half in every:
+        pairs[f"InfoFeature with AWP - {half}"] = every["InfoFeature with AWP"][0], every[half][0]
+    return table(HEAD, [[label, *(apart(a[name], b[name]) for name in MEASURED)] for label, (a, b) in pairs.items()])
 
 
 def of(study: str, method: str, ingredients: str) -> Model:

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 import scipy.stats
-from report_runs import MEASURED, create_config, create_results, write_run
+from report_runs import MEASURED, create_config, create_results, write_run, write_study
 
 from infofeat_jax.report import collect, finding, notes, page, runs, tables
 
@@ -126,3 +126,15 @@ def test_many_flags_leave_the_page_its_head(tmp_path):
     in_sight, rest = head.split("<details><summary>7 more</summary>")
     assert in_sight.count("madry: flag") == 5
     assert rest.count("madry: flag") == 7
+
+
+def test_rows_with_several_seeds_are_compared_seed_by_seed(tmp_path):
+    """Seeds that lie far apart hide no difference that each of them shows; without the pairs the intervals overlap."""
+    for seed, base in enumerate((0.3, 0.4, 0.5)):
+        for method, gain in {"madry": 0.0, "alp": 0.03, "standard": 0.031 - 0.002 * seed}.items():
+            config = create_config(method, seed)
+            write_run(tmp_path / f"{method}-seed{seed}", config, create_results(config, {"pgd20": base + gain}))
+    planned = {f"{m}-seed{s}": (m, s) for m in ("madry", "alp", "standard") for s in range(3)}
+    text = finding.finding(collect.collect(write_study(tmp_path, planned)))
+    assert "ALP (43.0 % ±24.8) and Standard (42.9 % ±24.3) cannot be told apart" in text
+    assert "the 95 % intervals of the differences to ALP, seed by seed, contain zero. Less robust: Madry." in text

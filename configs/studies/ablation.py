@@ -17,7 +17,7 @@ def get_config(scale: str | None = None):
     config.study.rows = (
         "infofeature",
         *(f"lambda{weight}: method.weight={weight}" for weight in (0.0, 0.05, 0.2, 0.5, 1.0)),
-        *(f"steps{steps}: attack.num_steps={steps}" for steps in (1, 3, 5, 10)),
+        *(f"steps{steps}: attack.num_steps={steps} attack.step_size={step}" for steps in (1, 3, 5, 10)),
         f"half-step: attack.step_size={step / 2}",
         f"double-step: attack.step_size={step * 2}",
         "l1: method.distance=l1",

@@ -4,10 +4,10 @@ An average changes nothing in training, so each run with EMA is evaluated with t
 At equal numbers of gradient computations: AWP computes 9 a batch where the others compute 8 (7 attack steps and the
 update), so its rows train for 8 epochs where the others train for 9. N-FGSM computes 2, and has Madry's seconds: its
 steps took 0.38 times as long when this was set (0.32 later: docs/how-to/recipes.md), so it trains for 24. Constants:
-AWP's gamma 0.01, for TRADES 0.005 (csdongxian/AWP); EMA over about an epoch, as short trainings need (`thousand`:
-five); learning rate as in the paper's recipe.
+AWP's gamma 0.01, for TRADES 0.005 (csdongxian/AWP), and in `madry+half` that for Madry too; EMA over about an epoch, as
+short trainings need (`thousand`: five); learning rate as in the paper's recipe.
 Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
-an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 21 runs.
+an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 24 runs.
 
   python main.py --config=configs/studies/ingredients.py:digits
   python main.py --config=configs/studies/ingredients.py:thousand --config.data.name=cifar10.npz
@@ -31,6 +31,8 @@ def get_config(scale: str | None = None):
         named = f"method.name={method} {ema} eval.live_weights=True"
         rows.append(f"{method}+ema: {named} {epochs(9 * ninths)}")
         rows.append(f"{method}+both: {named} {epochs(8 * ninths)} awp.gamma={gamma}")
+    half = f"{epochs(8 * ninths)} awp.gamma={METHODS['madry'] / 2}"
+    rows.append(f"madry+half: method.name=madry {ema} eval.live_weights=True {half}")
     config.study.rows = (*rows, f"n_fgsm: method.name=madry attack.noise=2.0 {epochs(24 * ninths)}")
     config.eval.validate_every, config.eval.checkpoint = ninths, "latest"
     config.eval.attacks = ("clean", "pgd20", "cw20", "autoattack(version=quick)")

@@ -39,7 +39,8 @@ def get_config(scale: str | None = None):
         )
     config.eval.checkpoint = "both"
     config.eval.attacks = (
-        "clean", "fgsm", "pgd7", "pgd20", "cw20", "fgsm(step_size=4)", "pgd7(step_size=1)", "pgd20(step_size=1)",
+        "clean", "fgsm", "pgd7", "pgd20", "cw20",
+        f"fgsm(step_size={4 * half:g})", f"pgd7(step_size={half:g})", f"pgd20(step_size={half:g})",
         "autoattack(version=quick)" if scale == "thousand" else "autoattack",
     )  # fmt: skip
     config.eval.autoattack_examples = 500

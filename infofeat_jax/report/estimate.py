@@ -80,6 +80,15 @@ def own_accuracies(run: RunRecord, which: str = "") -> dict[str, tuple[float, in
     return accuracies(run.results | run.results.get(which, {}))
 
 
+def gain(one: Row, other: Row, name: str) -> tuple[float, float, float] | None:
+    """(mean, low, high) of one - other under the attack `name`, over the seeds of both; None for less than two."""
+    ours, theirs = ({run.seed: accuracies(run.results).get(name) for run in row.runs} for row in (one, other))
+    seeds = [seed for seed in ours if seed is not None and ours[seed] and theirs.get(seed)]
+    if len(seeds) < 2:
+        return None
+    return over_seeds([ours[seed][0] - theirs[seed][0] for seed in seeds])
+
+
 def judge(runs: list[RunRecord]) -> str:
     """The attack that decides which run is best and which worst: pgd20 as in Table 3, else the worst case."""
     return "pgd20" if all("pgd20" in accuracies(run.results) for run in runs) else "worst_case"

@@ -10,6 +10,7 @@ from infofeat_jax.report.estimate import Estimate
 from infofeat_jax.report.runs import Row, Study
 from infofeat_jax.types import InvalidInput
 
+Gain = tuple[float, float, float] | None  # of the best row over another, within seeds: mean, low, high
 NO_ATTACK = "No two rows have an attack in common, so their robustness cannot be compared."
 MOST_NAMES = 6
 
@@ -26,11 +27,28 @@ def finding(study: Study) -> str:
         return NO_ATTACK if len(rows) > 1 else "No attack has been measured."
     found = {name: values[attack] for name, values in compared.items()}
     best = max(found, key=lambda name: found[name].mean)
-    tied = [name for name in found if name == best or found[name].high >= found[best].low]
+    gains = {name: estimate.gain(rows[best], rows[name], attack) for name in found if name != best}
+    tied = [name for name in found if name == best or not is_apart(gains[name], found[best], found[name])]
     lacking = [name for name in measured if name not in compared]
-    conclusion = conclude(display(attack), found, best, tied, "these" if lacking else "all")
+    reason = why({name: gains[name] for name in tied if name != best}, best)
+    conclusion = conclude(display(attack), found, best, tied, "these" if lacking else "all", reason)
     left_out = [f"Not compared, as they have other attacks: {listing(lacking)}."] if lacking else []
     return " ".join([conclusion, *left_out, *limits(study, [rows[name] for name in tied], found)])
+
+
+def is_apart(gain: Gain, best: Estimate, other: Estimate) -> bool:
+    """Whether the best row is above another: the gain within seeds if there is one, else the rows' intervals."""
+    return bool(other.high < best.low if gain is None else gain[1] > 0)
+
+
+def why(gains: Mapping[str, Gain], best: str) -> str:
+    """Why rows with these gains over them cannot be told from the best."""
+    if None not in gains.values():
+        return f"the 95 % intervals of the differences to {best}, seed by seed, contain zero"
+    overlap = f"the 95 % intervals overlap with that of {best}"
+    if any(gain is not None for gain in gains.values()):
+        return f"{overlap}, or, where both have several seeds, that of the difference contains zero"
+    return overlap
 
 
 def comparable(measured: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Mapping[str, Estimate]]:
@@ -62,8 +80,8 @@ def is_attack(name: str) -> bool:
     return spec.attack not in ("clean", "noise") and not spec.source and not spec.has_own_epsilon
 
 
-def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[str], who: str) -> str:
-    """The comparison by 95 % intervals: those that overlap the best one's are not told apart from it."""
+def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[str], who: str, reason: str) -> str:
+    """The comparison in words: the best row, or those that for a `reason` are not told apart from it."""
     images = f"{found[best].examples:,} test images"
     if len(found) == 1:
         return f"{best} classifies {accuracy(found[best])} of {images} correctly under {attack}."
@@ -76,10 +94,7 @@ def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[s
     if len(listed) > MOST_NAMES:
         listed = [f"the best {len(listed)} of {len(found)}, from {listed[0]} to {listed[-1]},"]
     worse = f" Less robust: {listing(others)}." if others else ""
-    return (
-        f"Under {of_all}, {listing(listed)} cannot be told apart on {images}: the 95 % intervals overlap with that of"
-        f" {best}.{worse}"
-    )
+    return f"Under {of_all}, {listing(listed)} cannot be told apart on {images}: {reason}.{worse}"
 
 
 def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list[str]:

@@ -168,7 +168,7 @@ def _text(value: object) -> str:
 def command(config: dict) -> str:
     """A command that trains and evaluates as `config` says, whatever file it came from."""
     base = configs.default()
-    own, method = dict(configs.flatten(config)), config["method"]["name"]
+    own, method = dict(configs.flatten(configs.complete(config))), config["method"]["name"]
     known = dict(configs.flatten(configs.resolve(configs.for_method(base, method)).to_dict()))
     parts = [f"python main.py --config={PLAIN}:{method}"]
     for saved, value in own.items():
