@@ -10,6 +10,7 @@ from functools import lru_cache
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -24,11 +25,13 @@ from infofeat_jax.types import InvalidInput
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
 FEWEST = 5  # times as many training images as are held out for validation, or a line says so
 SAMPLE = 1000  # images, at least, of a second pool by which it is recognised: it may be larger than memory
+FEW_OF_EACH = 10  # images of a class among the first ones make it likely that all classes are among them
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
 DATA = "data.json"  # {what the run had of its data: digest}, to notice files that change; runs before it have none
 RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
+STATES = ("checkpoints", "interrupted")
 FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
 
 
@@ -64,13 +67,18 @@ def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
 def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
     """Raises InvalidInput if `directory` holds a run that `config` would alter; an evaluation may change the attack."""
     old = weights.read_config(directory)
-    if old is None:
+    if old is None or (mode == "train" and not has_begun(directory) and not weights.is_converted(old)):
         return
     if not weights.is_converted(old):
-        configs.check_same(old, config, str(directory), free=("attack.",) if mode == "evaluate" else ())
+        configs.check_same(old, config, str(directory), free=("attack.", "eval.") if mode == "evaluate" else ())
     elif mode == "train":
         other = f"to train from them, give --config.init_from={directory} and another --workdir"
         raise InvalidInput(f"{directory} holds converted weights: {other}")
+
+
+def has_begun(directory: pathlib.Path) -> bool:
+    """Whether a run has a state to continue from: one that failed before, for lack of memory say, binds nobody."""
+    return any(path.name.isdigit() for name in STATES for path in (directory / name).glob("*"))
 
 
 def check_split(config: ConfigDict, source: str = "") -> None:
@@ -128,26 +136,58 @@ def check_same_data(
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
     name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
-    check_same(directory, name, used)
+    check_same(directory, name, used, first=to_train and not has_begun(directory))
     if to_train and extra is not None:
         some = extra.images[:: max(len(extra.labels) // SAMPLE, 1)]
-        check_same(directory, "the images of the second pool", (some, extra.labels))
+        begins = not has_begun(directory)
+        check_same(directory, "the images of the second pool", (some, extra.labels), first=begins)
 
 
-def check_same(directory: pathlib.Path, name: str, arrays: PyTree) -> None:
+def check_same(directory: pathlib.Path, name: str, arrays: PyTree, *, first: bool) -> None:
     """Raises InvalidInput if these arrays are others than data.json notes; notes them the first time."""
     refused, same = InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}"), True
     if processes.is_writer():
         found = digest(arrays)
         try:
             noted = files.read_json(directory / DATA) or {}
-            same = noted.setdefault(name, found) == found
+            same = first or noted.setdefault(name, found) == found
+            noted[name] = found if same else noted[name]
         except InvalidInput as error:
             same, refused = False, error
         if same:
             files.write_atomically(directory / DATA, json.dumps(noted, indent=2) + "\n")
     if not processes.agreed(same):
         raise refused
+
+
+def remark(config: ConfigDict, dataset: data.Dataset, *, to_train: bool) -> None:
+    """Prints a line for each thing that is allowed, but rarely meant."""
+    of_training = (held_out_note(config, dataset), schedule_note(config)) if to_train else ()
+    for note in filter(None, (*of_training, budget_note(config), order_note(config, dataset))):
+        print(f"note: {note}")
+
+
+def budget_note(config: ConfigDict) -> str:
+    """A line for an epsilon that looks like one of images in [0, 1]; "" for others."""
+    epsilon = config.attack.epsilon
+    if not 0 < epsilon < 1:
+        return ""
+    return f"config.attack.epsilon = {epsilon:g} is in 8-bit levels, {epsilon:g}/255: 8 is 8/255, 128 in l2 is 0.5"
+
+
+def order_note(config: ConfigDict, dataset: data.Dataset) -> str:
+    """A line if the first test images, which evaluations may be limited to, lack classes of the others; "" if not."""
+    labels, options = dataset.test.labels, config.eval
+    limits = [limit for limit in (options.num_examples, options.autoattack_examples) if 0 < limit < len(labels)]
+    if not limits:
+        return ""
+    seen, there = len(np.unique(labels[: min(limits)])), len(np.unique(labels))
+    if seen == there or min(limits) < FEW_OF_EACH * there:
+        return ""
+    return (
+        f"the first {min(limits)} test images, of which evaluations are, hold {seen} of {there} classes: shuffle the"
+        " test images, or set config.eval.num_examples and config.eval.autoattack_examples to 0"
+    )
 
 
 def held_out_note(config: ConfigDict, dataset: data.Dataset) -> str:

@@ -62,18 +62,27 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     for one in planned:
         check(one.config, directory / one.name, mode, coming=[other.name for other in planned])
     for config_of_data in {configs.to_json(one.config.data): one.config for one in planned}.values():
-        experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
+        dataset = experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
+        if processes.is_writer():
+            checks.remark(config_of_data, dataset, to_train=mode != "evaluate")
     if processes.is_writer():
         study.describe(config, planned, directory)
     acts = {name: partial(create_and, act) for name, act in modes(mode).items()}
-    study.run_all(planned, directory, acts)
+    failed = study.run_all(planned, directory, acts)
     with suppress(InUse), run.own_directory(directory):  # in use: another process has just found all runs finished
         if processes.is_writer():
             report.write(directory)
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise RunFailed(f"{len(failed)} of {len(planned)} runs failed, the others are finished; {first}: {why}")
 
 
 def create_and(act: Callable[[Experiment], Any], config: ConfigDict, directory: pathlib.Path) -> None:
-    """Creates the experiment of a study's run, and trains or evaluates it."""
+    """Creates the experiment of a study's run, and trains or evaluates it.
+
+    Another process may have begun the run since the study was checked. Raises InvalidInput if it is another's.
+    """
+    checks.check_continues(directory, config, "train" if act is run.train else "evaluate")
     act(experiments.create(config, directory, to_train=act is run.train))
 
 
@@ -83,9 +92,8 @@ def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
     experiment = experiments.create(
         config, directory, to_train=to_train
     )  # before the directory is made: it may be refused
-    if to_train and processes.is_writer():
-        for note in filter(None, (checks.held_out_note(config, experiment.data), checks.schedule_note(config))):
-            print(f"note: {note}")
+    if processes.is_writer():
+        checks.remark(config, experiment.data, to_train=to_train)
     with run.own_directory(directory):
         for act in modes(mode).values():
             act(experiment)
@@ -121,6 +129,8 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
 
 def find_workdir(config: ConfigDict, config_file: str, workdir: str) -> pathlib.Path:
     """--workdir; by default runs/CONFIG/METHOD, for a study runs/CONFIG[-SCALE], for a checkpoint runs/CONFIG/FILE."""
+    if "://" in workdir:
+        raise InvalidInput(f"--workdir={workdir}: expected a directory, such as the place where a bucket is mounted")
     if workdir:
         directory = pathlib.Path(workdir)  # its name and its siblings are needed: "." and ".." have none
         return directory if directory.name and ".." not in directory.parts else directory.resolve()

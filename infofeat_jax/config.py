@@ -10,16 +10,16 @@ from collections.abc import Iterator, Mapping
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from infofeat_jax import config_checks, config_combinations
+from infofeat_jax import config_checks, config_combinations, method_names
 from infofeat_jax.types import InvalidInput
 
-# Fields that do not affect the trained parameters: they may change when a run is continued.
+# Fields that do not affect the trained parameters: they may change when a run is continued. But not the one attack by
+# which its best checkpoint is chosen, whose accuracies compare with each other alone.
+JUDGE = "eval.validation_attack"
 FREE = (
     "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
-    "data.data_dir", "data.note", "data.test_size", "data.in_memory",
+    "data.data_dir", "data.note", "data.test_size", "data.in_memory", "remat",
 )  # fmt: skip
-# Single-step methods; every other method takes the paper's 7 steps of a quarter of epsilon.
-ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
 LEVELS = 255.0
 
 
@@ -164,10 +164,13 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
     config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
-    one_step = config.method.name in ONE_STEP or config.attack.noise > 0 or config.attack.replays > 0
-    _fill(config.attack, "num_steps", 1 if one_step else 7)
-    one_step = one_step or config.attack.num_steps == 1
-    _fill(config.attack, "step_size", config.attack.epsilon if one_step else config.attack.epsilon / 4)
+    attack, given = config.attack, config.attack.num_steps
+    single = given is None and (attack.noise > 0 or attack.replays > 0)  # N-FGSM and Free-AT
+    num_steps, step_size = method_names.steps(
+        config.method.name, attack.epsilon, 1 if single else given, attack.step_size
+    )
+    _fill(attack, "num_steps", num_steps)
+    _fill(attack, "step_size", step_size)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)
     _fill(config.data, "split_seed", 0)
     config_checks.check_ranges(config)
@@ -217,7 +220,7 @@ def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] =
     changed = [
         f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(FREE + free)
+        if old.get(name) != new.get(name) and not name.startswith((*free, *(FREE if name != JUDGE else ())))
     ]
     if changed:
         raise InvalidInput(

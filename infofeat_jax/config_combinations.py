@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from infofeat_jax.method_names import ANYWHERE, MIXABLE, REPLAYED
 from infofeat_jax.types import InvalidInput
 
 Values = Mapping[str, Any]  # {"awp.gamma": 0.01}, of a resolved configuration
@@ -16,16 +17,6 @@ class Clash(NamedTuple):
     holds: Callable[[Any, Any, Values], bool]  # (the field's value, the other's, all)
     why: str
     advice: str
-
-
-# Methods whose loss knows a second label only through the targets.
-MIXABLE = ("standard", "madry", "infofeature", "alp", "trades", "feature_scatter")
-
-# Methods whose attack may be replaced by ascent of their loss, which knows the perturbed images.
-REPLAYED = ("madry", "alp", "feature_matching", "trades", "mart")
-
-# Methods whose attack may start anywhere: the others' start where their authors say.
-ANYWHERE = ("madry", "infofeature", "alp", "feature_matching")
 
 
 def _mixed_with(field: str) -> Clash:

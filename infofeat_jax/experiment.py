@@ -70,7 +70,7 @@ def create(
 
     `to_train`: with the second pool of training images, if there is one. Raises InvalidInput.
     """
-    mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps))
+    mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps) if to_train else None)
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
     create_method(config, 10), create_optimizer(config, 10), make_module(10)  # errors before the data is read
     path, initial = weights.named(config, workdir) or ("", None)

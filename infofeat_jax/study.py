@@ -15,7 +15,7 @@ from infofeat_jax import config_checks, run
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report import collect, paper
 from infofeat_jax.runtime import console, files, lock, processes, signals
-from infofeat_jax.types import InUse, InvalidInput, Stopped, check_choice
+from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped, check_choice
 
 EXAMPLE = "method.weight=0.5"
 LONGEST = 30  # seconds between two looks at runs that other processes have
@@ -100,13 +100,16 @@ def describe(config: ConfigDict, planned: list[Planned], directory: pathlib.Path
         files.write_atomically(path, json.dumps(values, indent=2) + "\n")
 
 
-def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, Act]) -> None:
+def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, Act]) -> dict[str, str]:
     """Trains and evaluates what is unfinished; "train" is not in `acts` if the runs are only to be evaluated.
 
     Other processes may do the same at the same time. Each takes the first job that can be done and whose directory no
     other has, trainings first: attacks may be crafted on any run of the study, and such a run is evaluated once these
-    are trained. When others have all that is left it waits, since a process that dies leaves its run. Raises Stopped.
+    are trained. When others have all that is left it waits, since a process that dies leaves its run.
+
+    Returns {run: why} of those that failed, whose evaluations and those that need them are left out. Raises Stopped.
     """
+    failed: dict[str, str] = {}
     jobs, waiting = [Job(index, one, act) for act in acts for index, one in enumerate(planned)], Waiting()
     seconds: dict[str, list[float]] = {}  # what the jobs of this process took, by act
     left = [job for job in jobs if not is_done(job, directory)]
@@ -127,13 +130,22 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                         seconds.setdefault(job.act, []).append(time.monotonic() - began)
             except InUse as error:
                 waiting.note(job.planned.name, error)
+            except RunFailed as error:
+                if not processes.is_alone():  # the others of this run may not know of it
+                    raise
+                failed[job.planned.name] = str(error)
+                print(f"error: {job.planned.name}: {error}", flush=True)
+                break
             else:
                 left.remove(job)
                 waiting = Waiting()
                 break
         else:
             waiting.wait()
-        left = [job for job in left if not is_done(job, directory)]
+        left = [
+            job for job in left if not is_done(job, directory) and not failed.keys() & {job.planned.name, *needs(job)}
+        ]
+    return failed
 
 
 def time_left(seconds: Mapping[str, Sequence[float]], left: Sequence[Job]) -> str:

@@ -94,6 +94,7 @@ def test_earlier_configurations_mean_what_they_meant(tmp_path):
     config = configs.resolve(configs.default())
     assert json.loads(json.dumps(configs.complete(earlier()))) == json.loads(configs.to_json(config))
     (tmp_path / "config.json").write_text(json.dumps(earlier(seed=3)))
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     checks.check_continues(tmp_path, configs.resolve(changed(seed=3, data={"split_seed": 3})), "train")
     text = refused(checks.check_continues, tmp_path, configs.resolve(changed(seed=3)), "train")
     assert "data.split_seed: 3 there, 0 now" in text
@@ -476,3 +477,17 @@ def test_any_run_of_few_steps_has_results_or_one_line(tiny_model, drawn):
 @given(st.data())
 def test_more_runs_of_few_steps_have_results_or_one_line(tiny_model, drawn):
     run_anything(drawn)
+
+
+def test_the_attack_that_chooses_the_best_checkpoint_is_kept(tmp_path):
+    """Its accuracies compare with each other alone; an evaluation does not choose. Nothing trained binds nobody."""
+    first, other = (configs.resolve(changed(eval={"validation_attack": name})) for name in ("pgd7", "fgsm"))
+    (tmp_path / "config.json").write_text(configs.to_json(first))
+    checks.check_continues(tmp_path, configs.resolve(changed(batch_size=64)), "train")
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
+    assert "eval.validation_attack: 'pgd7' there, 'fgsm' now" in refused(
+        checks.check_continues, tmp_path, other, "train"
+    )
+    assert "batch_size" in refused(checks.check_continues, tmp_path, configs.resolve(changed(batch_size=64)), "train")
+    checks.check_continues(tmp_path, other, "evaluate")
+    checks.check_continues(tmp_path, configs.resolve(changed(eval={"attacks": ("clean",)}, remat=True)), "train")

@@ -222,3 +222,26 @@ def test_the_page_s_example(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "worst case over these" in done.stdout
     assert (tmp_path / "runs" / "mine" / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        ("madry", {}, (7, 0.02)),
+        ("bilateral", {}, (1, 0.08)),
+        ("madry", {"num_steps": 1}, (1, 0.08)),
+        ("madry", {"num_steps": 1, "step_size": 0.03}, (1, 0.03)),
+    ],
+)
+def test_steps_that_are_not_given_are_those_of_the_command(plain, monkeypatch, method, given, expected):
+    class Reached(Exception):
+        """The method's options."""
+
+    def create(name, options):
+        raise Reached(options.attack["num_steps"], options.attack["step_size"])
+
+    monkeypatch.setattr(methods, "create", create)
+    del plain["num_steps"]
+    with pytest.raises(Reached) as caught:
+        fit(**plain | {"method": method, "epsilon": 0.08} | given)
+    assert caught.value.args == pytest.approx(expected)

@@ -127,7 +127,7 @@ def test_a_palette_with_transparency(write):
         ({}, "has no folders of classes: expected FOLDER/train/CLASS/*.png and FOLDER/test/CLASS/*.png, or FOLDER/CL"),
         ({"a.png": plain(1)}, "has no folders of classes: expected FOLDER/train/"),
         (split(".", ("cat",)), "has the classes 'cat': expected FOLDER/train/"),
-        (split("train"), "has the classes 'train': expected"),
+        (split("train"), "has 'train', but no folder test or val beside it: expected FOLDER/train/"),
         (split("train") | split("test", ("cat", "cow")), "class 'cow' of test is not in train: expected FOLDER/"),
         (split(".", tuple("abcdefg")) | {"cow/x/y.webm": None}, "'d' ..., but class 'cow' has no images: expected"),
         ({"train/cat/0.png": plain(0), "train/dog/0.png": plain(1), "test/cat/x.md": None}, "'cat', 'dog': exp"),
@@ -198,3 +198,15 @@ def test_pillow_is_named_where_it_is_missing(write, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     assert "images need Pillow (No module named 'PIL'): run pip install" in message(data.load, path)
+
+
+def test_split_folders_in_any_case_and_none_for_a_class(write):
+    loaded = data.load(write(**split("Train"), **split("TEST", count=2, start=50)), validation_size=2)
+    assert loaded.class_names == ("cat", "dog")
+    assert seen(loaded.test) == seen_all(2, 50)
+
+
+def test_a_training_split_alone_is_no_class(write):
+    assert "'train', but no folder test or val beside it" in message(
+        data.load, write(**split("train"), **split("holdout")), validation_size=2
+    )

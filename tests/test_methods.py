@@ -11,8 +11,7 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, methods, objectives
-from infofeat_jax import config as configs
+from infofeat_jax import attacks, method_names, methods, objectives
 from infofeat_jax.attacks import coupled
 from infofeat_jax.methods import METHODS, VARIANTS, Batch, Options, labels, losses
 from infofeat_jax.models import layers
@@ -416,7 +415,7 @@ def test_grad_cam_of_a_zero_kernel_has_a_finite_gradient():
 
 
 def attack_options(name):
-    steps = (1, 0.1) if name in configs.ONE_STEP else (2, 0.06)
+    steps = (1, 0.1) if name in method_names.ONE_STEP else (2, 0.06)
     return {"epsilon": 0.1, "norm": "linf", "num_steps": steps[0], "step_size": steps[1]}
 
 

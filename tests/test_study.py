@@ -17,7 +17,7 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.runtime import lock, signals
-from infofeat_jax.types import InvalidInput, Stopped
+from infofeat_jax.types import InvalidInput, RunFailed, Stopped
 
 STUDIES = sorted(pathlib.Path(__file__).parent.parent.glob("configs/studies/[!_s]*.py"))
 
@@ -238,3 +238,24 @@ def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
     table = (directory / "report" / "table.md").read_text()
     assert "Madry" in table
     assert "Standard" in table
+
+
+def test_a_run_that_fails_does_not_end_the_study(tmp_path, monkeypatch, capsys):
+    """Its evaluation, and one that needs it, are left out; the others are done, and the error is the command's."""
+    asked = config("madry", "alp", "other: method.name=trades eval.attacks=('pgd5@alp-seed0',)")
+    done = []
+
+    def act(name):
+        def do(config, directory):
+            if (name, directory.name) == ("train", "alp-seed0"):
+                raise RunFailed("the loss is nan")
+            done.append((name, directory.name))
+
+        return do
+
+    planned = study.plan(asked)
+    monkeypatch.setattr(study, "is_done", lambda job, directory: (job.act, job.planned.name) in done)
+    failed = study.run_all(planned, tmp_path, {name: act(name) for name in ("train", "evaluate")})
+    assert failed == {"alp-seed0": "the loss is nan"}
+    assert done == [("train", "madry-seed0"), ("train", "other-seed0"), ("evaluate", "madry-seed0")]
+    assert "error: alp-seed0: the loss is nan" in capsys.readouterr().out

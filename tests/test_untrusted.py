@@ -123,6 +123,7 @@ def test_a_run_of_before_a_field_existed_is_the_same_run(tmp_path):
     saved = config.to_dict()
     del saved["accumulate_steps"], saved["optimizer"]["decay"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
+    (tmp_path / "checkpoints" / "100").mkdir(parents=True)
     checks.check_continues(tmp_path, config, "train")
     config.optimizer.decay = 0.2
     with pytest.raises(InvalidInput, match=r"optimizer.decay: 0.1 there, 0.2 now"):
@@ -221,6 +222,11 @@ def test_a_relative_directory_has_a_name_and_neighbours(given, expected, tmp_pat
     monkeypatch.chdir(tmp_path / "there/here")
     found = str(cli.find_workdir(configs.default(), "digits.py", given))
     assert found == (expected if expected[0] != "/" else str(tmp_path.resolve()) + expected)
+
+
+def test_a_bucket_is_no_directory():
+    with pytest.raises(InvalidInput, match="--workdir=gs://bucket/run: expected a directory"):
+        cli.find_workdir(configs.default(), "digits.py", "gs://bucket/run")
 
 
 def test_a_lock_that_cannot_be_opened(tmp_path):

@@ -409,6 +409,7 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
     uses = {run.train: ("train", "validation"), run.evaluate_run: ("test",)}
     one = create_experiment(tmp_path)
     (tmp_path / "config.json").write_text(configs.to_json(one.config))  # of a run before there was a note
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     for use, splits in uses.items():
         for _ in range(2):
             with pytest.raises(Reached):
@@ -432,3 +433,22 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
     (tmp_path / "data.json").write_text("{")
     with pytest.raises(InvalidInput, match=r"data\.json is not readable"):
         run.train(one)
+
+
+def test_an_epsilon_of_unit_images_and_sorted_test_images_are_remarked_on():
+    assert "is in 8-bit levels, 0.031/255" in checks.budget_note(configure(**{"attack.epsilon": 0.031}))
+    assert not checks.budget_note(configure(**{"attack.epsilon": 8.0}))
+    config = configure(**{"data.name": "digits", "data.validation_size": 200})
+    config.eval.autoattack_examples, config.eval.num_examples = 100, 0
+    dataset = experiments.load_data(config)
+    assert not checks.order_note(config, dataset)
+    sorted_by_class = np.argsort(dataset.test.labels, kind="stable")
+    dataset = dataset._replace(test=data.Split(*(array[sorted_by_class] for array in dataset.test)))
+    assert "the first 100 test images, of which evaluations are, hold 3 of 10" in checks.order_note(config, dataset)
+
+
+def test_an_evaluation_takes_all_devices_whatever_batches_were_trained_on(tmp_path):
+    config = configure(**{"data.name": "digits", "data.validation_size": 200, "batch_size": 12})
+    assert experiments.create(config, tmp_path, to_train=False).mesh.size == 8
+    with pytest.raises(InvalidInput, match=r"config.batch_size = 12: expected a multiple of the 8 devices"):
+        experiments.create(config, tmp_path)

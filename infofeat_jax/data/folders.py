@@ -63,7 +63,10 @@ def folder(path: str, *, image_size: int = 0, in_memory: bool = True) -> Source:
 def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]]:
     """The classes' names, and the files of the splits with their labels."""
     try:
-        train, test = roles(_folders(root))
+        called = {name.lower(): name for name in _folders(root)}  # Train, TEST ...
+        train, test = ([called[name] for name in names] for names in roles(called))
+        if train and not test and _folders(root / train[0]):
+            raise InvalidInput(f"{path} has {train[0]!r}, but no folder test or val beside it: {LAYOUT}")
         splits = {"train": train, "test": test} if train and test else {"train": ["."]}
         inside = {split: [root / name for name in names] for split, names in splits.items()}
         names = sorted({name for part in inside["train"] for name in _folders(part)}, key=_place)

@@ -22,6 +22,8 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
     if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:
         raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
+    if not coordinator and (num_processes or process_id >= 0):
+        raise InvalidInput("num_processes and process_id: expected --coordinator=HOST:PORT, of process 0, beside them")
     try:
         if coordinator == "auto":
             jax.distributed.initialize(**timeouts)
@@ -42,6 +44,11 @@ def leave(status: int) -> None:
 def is_writer() -> bool:
     """Whether this process writes files and prints."""
     return jax.process_index() == 0
+
+
+def is_alone() -> bool:
+    """Whether there is no other process of this run."""
+    return jax.process_count() == 1
 
 
 def barrier(name: str) -> None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from infofeat_jax import data as datasets
-from infofeat_jax import methods, parts, streams
+from infofeat_jax import method_names, methods, parts, streams
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
@@ -67,7 +67,7 @@ class Fitted(NamedTuple):
 def fit(
     module: nn.Module, method: str | methods.Method, data: str | os.PathLike[str] | datasets.Dataset, *,
     directory: str | os.PathLike[str], epsilon: float, num_epochs: int, batch_size: int = 128, norm: str = "linf",
-    step_size: float | None = None, num_steps: int = 7, learning_rate: float | int | optax.Schedule = 0.1,
+    step_size: float | None = None, num_steps: int | None = None, learning_rate: float | int | optax.Schedule = 0.1,
     optimizer: Optimizer = sgd, augment: Augment | None = None,
     accumulate_steps: int = 1, awp: Awp = WITHOUT, ema_decay: float = 0.0, validation_attack: str = "pgd7",
     seed: int = 0, log_every: int = 20, max_loss: float = 1e4, checkpoint_minutes: float = 1.0,
@@ -83,7 +83,8 @@ def fit(
       data: what `data.load` returns, or the name or path that it takes.
       directory: where checkpoints, metrics.jsonl and a description of the training are kept; for one training.
       epsilon: the budget in the images' units, as 8 / 255, of the method (if it is a name) and the validation; `norm`
-        "linf", "l2" or "l1". `step_size` is a quarter of it by default, and `num_steps` 7.
+        "linf", "l2" or "l1". By default `num_steps` is 7 and `step_size` a quarter of epsilon, or for the methods of a
+        single step 1 and epsilon. The validation attack's steps are a quarter of epsilon, or `step_size`.
       learning_rate: a schedule (step -> learning rate), or the first learning rate, which is divided by ten after half
         and after three quarters of the epochs.
       optimizer: called with the schedule: `optax.adam`, or `partial(optimizers.sgd, nesterov=True)`.
@@ -106,7 +107,8 @@ def fit(
     epsilon = check_number("epsilon", epsilon)
     size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
     budget = attack_names.Budget(norm, epsilon, size)
-    inner = budget._asdict() | {"num_steps": num_steps}
+    steps = method_names.steps(method if isinstance(method, str) else "", epsilon, num_steps, step_size)
+    inner = budget._asdict() | dict(zip(("num_steps", "step_size"), steps, strict=True))
     if not 0 <= check_number("ema_decay", ema_decay) < 1:
         raise InvalidInput(f"ema_decay {ema_decay}: expected at least 0 (no average) and below 1")
     averaging = Averaging(ema_decay=ema_decay)
