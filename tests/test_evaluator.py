@@ -245,6 +245,24 @@ def test_a_model_that_expects_0_to_255_gets_that():
     assert called(FORWARD, X, Y)[1] == []
 
 
+def test_the_range_is_recognised_where_the_first_images_are_of_one_class():
+    order = np.argsort(Y, kind="stable")
+    images, labels = (np.repeat(array[order], 40, axis=0) for array in (X, Y))
+    assert len({*labels[: calling.LOOKED_AT]}) == 1
+    assert called(lambda x: FORWARD(x / 255), images, labels)[1] == ["the model gets its images in 0 to 255"]
+
+
+def test_where_either_layout_would_do_it_is_that_of_the_given_images():
+    """A linear model of flattened pixels, trained on channels first."""
+    images = RNG.uniform(size=(12, 3, 6, 5)).astype(np.float32)
+    weights = RNG.normal(size=(90, 4)).astype(np.float32)
+    labels = (images.reshape(12, -1) @ weights).argmax(-1)
+    flat = lambda x: x.reshape(len(x), -1) @ weights  # noqa: E731
+    assert evaluate(flat, images, labels, names=("clean",)).accuracy["clean"] == 1
+    last = images.transpose(0, 2, 3, 1)
+    assert evaluate(flat, last, flat(last).argmax(-1), names=("clean",)).accuracy["clean"] == 1
+
+
 def test_an_answer_that_is_right_by_chance_does_not_move_the_range():
     """Right in 0 to 255 and wrong in [0, 1]: on three images only, or always with the commonest label."""
     labels = np.asarray(FORWARD(X).argmax(-1))

@@ -53,13 +53,16 @@ def in_way(call: Partial | Randomised, way: Calling) -> Partial | Randomised:
     return Partial(functools.partial(_call, way), call)
 
 
-def find(given: Given, image_shape: tuple[int, ...]) -> Calling:
-    """The first way in which the model can be called with images [b, h, w, c]. Raises InvalidInput."""
-    layouts = list(itertools.product((False, True), (False, True)))  # (one by one, channels first)
+def find(given: Given, image_shape: tuple[int, ...], channels_first: bool = False) -> Calling:
+    """The first way in which the model can be called with images [b, h, w, c]. Raises InvalidInput.
+
+    Where either layout would do, as for a model that flattens its images, it is `channels_first`, that of the caller's.
+    """
+    layouts = list(itertools.product((False, True), (channels_first, not channels_first)))  # (one by one, which first)
     failures = []
-    for one_by_one, channels_first in layouts:
+    for one_by_one, first in layouts:
         for dtype in DTYPES:
-            way = Calling(dtype, channels_first, one_by_one)
+            way = Calling(dtype, first, one_by_one)
             if (failure := _failure(given, way, image_shape)) is None:
                 return way
             failures.append(failure)
@@ -79,7 +82,9 @@ def look(
     Raises InvalidInput if the logits of an image depend on the others of its batch, or those of a randomised model not
     on the key.
     """
-    images, labels = np.asarray(images[:LOOKED_AT], np.float32), np.asarray(labels[:LOOKED_AT])
+    spread = np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(int)  # the first may be of one class
+    among, labels = np.asarray(images[spread], np.float32), np.asarray(labels[spread])
+    images = np.asarray(images[:LOOKED_AT], np.float32)
 
     @jax.jit
     def logits(call: Partial | Randomised, images: Images, scale: Float[Array, ""], seed=0):
@@ -100,10 +105,10 @@ def look(
             " BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval()), or, if it is meant to"
             " be random, give a function of (images, key)"
         )
-    right, needed = (here.argmax(-1) == labels).sum(), max(BETTER * len(labels), FEW)
-    if right + needed > len(labels):
-        return way, here
-    in_levels = (np.asarray(logits(given.call, images, np.float32(255))).argmax(-1) == labels).sum()
+    right, in_levels = (
+        (np.asarray(logits(given.call, among, np.float32(scale))).argmax(-1) == labels).sum() for scale in (1, 255)
+    )
+    needed = max(BETTER * len(labels), FEW)
     better = in_levels >= right + needed and in_levels > np.bincount(labels).max()  # nor by one answer for all
     return (way._replace(scale=255.0) if better else way), here
 

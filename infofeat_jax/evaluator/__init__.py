@@ -88,7 +88,7 @@ def evaluate(
     epsilon, mesh = arguments.read_epsilon(epsilon, norm), devices.mesh()
     split, channels_first = pixels.read(images, labels)
     budget = Budget(norm, epsilon, STEP * epsilon)
-    ready = prepare(givens.read(model), split, budget, specs, mesh)
+    ready = prepare(givens.read(model), split, channels_first, budget, specs, mesh)
     fitting = batches.fit(ready.forward, split, batch_size, mesh.size) if ready.has_gradient else batch_size
     size = processes.agreed(min(fitting, len(split.labels)))
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
@@ -120,10 +120,12 @@ def _noted(setting: storage.Setting, measured: Measured) -> storage.Setting:
     return setting._replace(notes=(*setting.notes, note))
 
 
-def prepare(given: givens.Given, split: Split, budget: Budget, specs: Sequence[AttackSpec], mesh: Mesh) -> Model:
+def prepare(
+    given: givens.Given, split: Split, channels_first: bool, budget: Budget, specs: Sequence[AttackSpec], mesh: Mesh
+) -> Model:
     """Finds out how to call the model, and checks it and all else that can be checked. Raises InvalidInput."""
     shape, floats = split.images.shape[1:], to_unit(split.images)
-    way = calling.find(given, shape)
+    way = calling.find(given, shape, channels_first)
     forward = calling.in_way(given.call, way)
     inputs.check(forward, floats, split.labels, norm=budget.norm, epsilon=budget.epsilon, bounds=(0.0, 1.0))
     num_classes = inputs.num_classes(forward, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
