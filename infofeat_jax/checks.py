@@ -32,7 +32,7 @@ RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
 STATES = ("checkpoints", "interrupted")
-FOLDERS = ("checkpoints", "interrupted", "damaged", "report")
+FOLDERS = ("checkpoints", "interrupted", "damaged", "report", "evaluations")
 
 
 def check_writable(directory: pathlib.Path) -> None:

@@ -17,7 +17,7 @@ from infofeat_jax import checks, parts, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import Split
-from infofeat_jax.evaluation import attack_names, evaluate
+from infofeat_jax.evaluation import aside, attack_names, evaluate
 from infofeat_jax.evaluation.subject import Source, Subject, digest
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.report import collect, terminal
@@ -140,6 +140,7 @@ def evaluate_state(
     subject = create_subject(experiment, variables, SUFFIXES[which] + suffix)
     if not with_cam_images:
         subject = subject._replace(cam_images=0)
+    aside.switch(subject)
     results = evaluate.evaluate(subject, options.attacks, options.distances, options.evaluators)
     return results | {"checkpoint": which, "checkpoint_step": int(state.step)}
 

@@ -17,7 +17,7 @@ from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
-from infofeat_jax.evaluation import evaluate, probes, summaries
+from infofeat_jax.evaluation import aside, evaluate, probes, summaries
 from infofeat_jax.evaluation.probes import Probes
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import files
@@ -142,6 +142,31 @@ def test_what_was_measured_is_taken_over_in_the_same_setting_only(directory, mon
     run.evaluate_run(make(workdir, attacks=("clean",), cam_images=0, step_size=3.0))
     assert measured == ["clean", "pgd2", "clean"]
     assert "pgd2" not in json.loads((workdir / "results.json").read_text())
+    run.evaluate_run(make(workdir, attacks=("clean", "pgd2"), cam_images=0))  # nothing was lost by that
+    assert measured == ["clean", "pgd2", "clean"]
+    assert json.loads((workdir / "results.json").read_text())["pgd2"] == 1.0
+    run.evaluate_run(make(workdir, attacks=("clean",), cam_images=0, step_size=3.0))
+    assert measured == ["clean", "pgd2", "clean"]
+
+
+@pytest.mark.parametrize("suffix", ["", "_latest", "_live", "_latest_live"])
+def test_what_is_set_aside_is_the_subjects_own(directory, tmp_path, suffix):
+    """Each of the four has its files; a damaged file stays where it is, as nobody knows what it is of."""
+    every = ("", "_latest", "_live", "_latest_live")
+    for name in ("outcomes", "autoattack", "probes"):
+        for other in every:
+            np.savez(tmp_path / f"{name}{other}.npz", setting="old", values=np.arange(3))
+    target = make(directory / f"aside{suffix}", attacks=("clean",), cam_images=0)
+    subject = run.create_subject(target, experiments.restore(target, "best").variables, suffix)
+    subject = subject._replace(workdir=tmp_path, setting="new")
+    aside.switch(subject)
+    left = {path.name for path in tmp_path.glob("*.npz")}
+    assert left == {f"{n}{o}.npz" for n in ("outcomes", "autoattack", "probes") for o in every if o != suffix}
+    aside.switch(subject._replace(setting="old"))
+    assert len({*tmp_path.glob("*.npz")}) == 12
+    subject.file("outcomes").write_bytes(b"PK damaged")
+    aside.switch(subject)
+    assert len({*tmp_path.glob("*.npz")}) == 12
 
 
 def test_other_weights_are_measured_anew(directory, monkeypatch):
