@@ -151,7 +151,7 @@ def distance_table(study: Study) -> Table | None:
         values = [[run[attack] for run in measured[row.label] if attack in run] for attack in columns]
         if any(values):
             lines.append(Line(name_of(row), [Cell(f"{np.mean(v):.3f}" if v else NONE) for v in values]))
-            if published := paper.DISTANCES.get(row.label) if study.paper else None:
+            if published := paper.DISTANCES.get(row.label) if study.paper == "table1" else None:
                 lines.append(Line("paper, x 1e-5", [number(published.get(attack)) for attack in columns], "part"))
     remarks = [
         "Mean over test images (and seeds) of the Euclidean norm, over pixels and channels in [0, 1], of the difference"
