@@ -1,4 +1,4 @@
-"""Table 5: SVHN (without the extra training set), ResNet18, 120 epochs, labels smoothed by 0.5 (inferred from Section 4.2).
+"""Table 5: SVHN (without the extra training set), ResNet18, 120 epochs, labels smoothed by 0.5 (from Section 4.2).
 
 Expected (the paper; clean / FGSM / PGD7 / PGD20 / CW20, in %):
   standard     96.1 / 40.6 /  1.4 /  0.0 /  0.0

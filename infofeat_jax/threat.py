@@ -18,6 +18,8 @@ UNIT = ", in the images' own units"
 
 # Relative reduction of the l2 radius that covers the float32 rounding of the norm.
 _L2_SLACK = 4e-6
+# Of the box: a projection in l1 may end so far before its border.
+ROUNDING = 1e-6
 
 
 class Norm(NamedTuple):
@@ -71,8 +73,17 @@ def random_start(threat: Threat, key: PRNGKey, images: Images, *, clip: bool = T
 
 
 def ascend(threat: Threat, images: Images, perturbed: Images, gradient: Images, step_size: Budget) -> Images:
-    """Takes one projected step of length `step_size` in the norm's direction of steepest ascent."""
-    direction = NORMS[threat.norm].ascent(jnp.where(jnp.isfinite(gradient), gradient, 0.0))
+    """Takes one projected step of length `step_size` in the norm's direction of steepest ascent.
+
+    In l1, among the pixels that can still move that way: a step along one that the box stops would be none, and all
+    steps after it too (Maini et al., 2020).
+    """
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    if threat.norm == "l1":
+        low, high = threat.bounds
+        room = jnp.where(gradient > 0, high - perturbed, perturbed - low)
+        gradient = jnp.where(room > ROUNDING * (high - low), gradient, 0.0)
+    direction = NORMS[threat.norm].ascent(gradient)
     step = per_example(jnp.asarray(step_size, images.dtype), images) * direction
     return project(threat, images, perturbed + step)
 

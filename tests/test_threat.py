@@ -93,6 +93,18 @@ def test_steps_in_l1_go_along_the_largest_percent(scale):
         np.testing.assert_allclose(s, expected, rtol=1e-6)
 
 
+def test_a_step_in_l1_is_not_lost_at_the_border_of_the_box():
+    """The two largest gradients point out of the box at pixels of 0 and 1: the third is taken, until it ends."""
+    images = jnp.asarray([[[[0.0], [1.0], [0.5], [0.25]]]])
+    gradient = jnp.asarray([[[[-9.0], [8.0], [2.0], [-1.0]]]])
+    model, x = threat.threat("l1", 1.0), images
+    for expected in ([0, 1, 0.9, 0.25], [0, 1, 1.0, 0.25], [0, 1, 1.0, 0.0]):
+        x = threat.ascend(model, images, x, gradient, 0.4)
+        np.testing.assert_allclose(x.ravel(), expected, atol=1e-6)
+    stays = threat.ascend(model, images, x, gradient, 0.4)  # all are at their borders
+    np.testing.assert_allclose(stays, x, atol=1e-6)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.01, 20), st.integers(0, 2**16), st.sampled_from([0.01, 0.3, 10.0]))
 def test_the_l1_projection_is_the_nearest_point_of_ball_and_box(epsilon, seed, scale):
