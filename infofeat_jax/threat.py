@@ -3,6 +3,7 @@
 A norm is a tuple of pure functions in the plain dict `NORMS`; adding one adds an entry.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,6 +54,16 @@ def threat(norm: str, epsilon: Budget, bounds: tuple[float, float] = (0.0, 1.0),
     check_choice("norm", norm, NORMS)
     epsilon = _round_down(check_number("epsilon", epsilon, batch=batch, unit=UNIT))
     return Threat(norm, epsilon, _check_bounds(bounds))
+
+
+def check_unit_budget(norm: str, epsilon: float, shape: tuple[int, ...]) -> None:
+    """Raises InvalidInput for a budget that holds all of [0, 1]: it is of other units, such as 8-bit levels."""
+    diameter = {"linf": 1.0, "l2": math.prod(shape) ** 0.5}.get(norm, math.prod(shape))
+    if epsilon > diameter:
+        usual = {"linf": "8 / 255", "l2": "0.5"}.get(norm, "12")
+        raise InvalidInput(
+            f"epsilon {epsilon:g}: expected at most {diameter:g} in {norm}, as for pixels in [0, 1], such as {usual}"
+        )
 
 
 def project(threat: Threat, images: Images, perturbed: Images) -> Images:

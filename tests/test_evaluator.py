@@ -391,6 +391,11 @@ def test_two_processes_give_the_result_of_one(tmp_path, monkeypatch):
         (FORWARD, {"epsilon": "8/255"}, "epsilon '8/255': expected a number"),
         (FORWARD, {"epsilon": None}, "epsilon None: expected a number"),
         (FORWARD, {"epsilon": 8}, "epsilon 8: expected at most 1 in linf"),
+        (
+            FORWARD,
+            {"epsilon": 128, "norm": "l2"},
+            "epsilon 128: expected at most .* in l2, as .*such as 0.5",
+        ),
         (FORWARD, {"seed": 1.5}, "seed 1.5: expected an integer"),
         (FORWARD, {"norm": ["l2"]}, r"unknown norm \['l2'\]"),
         (FORWARD, {"names": None}, "attacks None: expected names"),

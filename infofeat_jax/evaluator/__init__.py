@@ -85,8 +85,8 @@ def evaluate(
     """
     directory, specs = arguments.read_directory(directory), arguments.read_attacks(attacks)
     batch_size, seed = check_count("batch_size", batch_size, 1), check_count("seed", seed)
-    epsilon, mesh = arguments.read_epsilon(epsilon, norm), devices.mesh()
     split, channels_first = pixels.read(images, labels)
+    epsilon, mesh = arguments.read_epsilon(epsilon, norm, split.images.shape[1:]), devices.mesh()
     budget = Budget(norm, epsilon, STEP * epsilon)
     ready = prepare(givens.read(model), split, channels_first, budget, specs, mesh)
     fitting = batches.fit(ready.forward, split, batch_size, mesh.size) if ready.has_gradient else batch_size

@@ -9,8 +9,8 @@ import jax
 from infofeat_jax import parts
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec
-from infofeat_jax.threat import UNIT
-from infofeat_jax.types import InvalidInput, check_number
+from infofeat_jax.threat import NORMS, UNIT, check_unit_budget
+from infofeat_jax.types import InvalidInput, check_choice, check_number
 
 
 def read_attacks(names: Any) -> list[AttackSpec]:
@@ -28,11 +28,11 @@ def read_attacks(names: Any) -> list[AttackSpec]:
     return specs
 
 
-def read_epsilon(epsilon: Any, norm: str) -> float:
-    """The budget; in linf at most 1, as more is a budget in 8-bit levels."""
+def read_epsilon(epsilon: Any, norm: str, shape: tuple[int, ...]) -> float:
+    """The budget for images of this shape, whose box it may not exceed: more is a budget in 8-bit levels."""
     epsilon = check_number("epsilon", epsilon, unit=UNIT)
-    if norm == "linf" and epsilon > 1:
-        raise InvalidInput(f"epsilon {epsilon:g}: expected at most 1 in linf, as for pixels in [0, 1], such as 8 / 255")
+    check_choice("norm", norm, NORMS)
+    check_unit_budget(norm, epsilon, shape)
     return epsilon
 
 

@@ -20,12 +20,13 @@ from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models import own
 from infofeat_jax.runtime import compilation, devices, memory, signals
+from infofeat_jax.threat import NORMS, check_unit_budget
 from infofeat_jax.training import checkpoint, claim, loop, optimizers, records, validation
 from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import WITHOUT, Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Augment, make_step
-from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_count, check_number
+from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_choice, check_count, check_number
 
 MILESTONES = (0.5, 0.75)  # parts of the training, as the paper's epochs 60 and 90 of 120
 VALIDATED = 250  # images at a time
@@ -105,6 +106,8 @@ def fit(
             "data has no validation split, which early stopping needs: data.load(..., validation_size=...)"
         )
     epsilon = check_number("epsilon", epsilon)
+    check_choice("norm", norm, NORMS)
+    check_unit_budget(norm, epsilon, dataset.train.images.shape[1:])
     size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
     budget = attack_names.Budget(norm, epsilon, size)
     steps = method_names.steps(method if isinstance(method, str) else "", epsilon, num_steps, step_size)
