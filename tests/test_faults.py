@@ -61,7 +61,8 @@ def test_ctrl_c_in_the_evaluation_keeps_what_was_measured(main, finished, tmp_pa
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     flags = [*TRAINED, f"--workdir={workdir}", "--config.eval.batch_size=20"]
     process = main.start(*flags, "--config.eval.attacks=('clean','noise','pgd3000')")
-    wait_for(process, lambda: "noise" in np.load(workdir / "outcomes.npz"))
+    measured = workdir / "outcomes.npz"  # the one of another setting is set aside
+    wait_for(process, lambda: measured.exists() and "noise" in np.load(measured))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors

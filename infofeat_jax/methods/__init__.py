@@ -15,6 +15,7 @@ from infofeat_jax.methods.labels import smooth
 from infofeat_jax.methods.losses import Batch, Loss, Penalty, adversarial_cross_entropy
 from infofeat_jax.types import (
     Attack,
+    Budget,
     Forward,
     Images,
     InvalidInput,
@@ -47,7 +48,7 @@ class Options(NamedTuple):
     classes: str = "all"
     variant: str | None = None  # where a paper and its code differ: one of VARIANTS, the first by default
     grad_align: float | None = None  # the weight of GradAlign's penalty, of any method
-    epsilon: float | None = None  # of the threat model, where the attack goes beyond it (N-FGSM); None: the attack's
+    epsilon: Budget | None = None  # of the threat model, where the attack goes beyond it (N-FGSM); None: the attack's
 
 
 def create(name: str, options: Options) -> Method:
@@ -68,7 +69,7 @@ def create(name: str, options: Options) -> Method:
     method = _own(name, options) if parts.is_own(name) else METHODS[name](options)
     if not options.grad_align:
         return method
-    norm, epsilon = options.attack["norm"], _default(options.epsilon, options.attack["epsilon"])
+    norm, epsilon = options.attack["norm"], options.attack["epsilon"] if options.epsilon is None else options.epsilon
     return method._replace(penalty=losses.grad_align(options.grad_align, norm, epsilon))
 
 

@@ -168,7 +168,8 @@ def _text(value: object) -> str:
 def command(config: dict) -> str:
     """A command that trains and evaluates as `config` says, whatever file it came from."""
     base = configs.default()
-    own, method = dict(configs.flatten(configs.complete(config))), config["method"]["name"]
+    own, method = dict(configs.flatten(config)), config["method"]["name"]
+    own.setdefault("data.split_seed", own.get("seed"))  # the run's seed drew the split until this field did
     known = dict(configs.flatten(configs.resolve(configs.for_method(base, method)).to_dict()))
     parts = [f"python main.py --config={PLAIN}:{method}"]
     for saved, value in own.items():
