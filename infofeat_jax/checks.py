@@ -32,7 +32,7 @@ RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
 STATES = ("checkpoints", "interrupted")
-FOLDERS = ("checkpoints", "interrupted", "damaged", "report", "evaluations")
+FOLDERS = (*STATES, "damaged", "report", "evaluations")
 
 
 def check_writable(directory: pathlib.Path) -> None:
@@ -136,11 +136,11 @@ def check_same_data(
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
     name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
-    check_same(directory, name, used, first=to_train and not has_begun(directory))
+    first = to_train and not has_begun(directory)
+    check_same(directory, name, used, first=first)
     if to_train and extra is not None:
         some = extra.images[:: max(len(extra.labels) // SAMPLE, 1)]
-        begins = not has_begun(directory)
-        check_same(directory, "the images of the second pool", (some, extra.labels), first=begins)
+        check_same(directory, "the images of the second pool", (some, extra.labels), first=first)
 
 
 def check_same(directory: pathlib.Path, name: str, arrays: PyTree, *, first: bool) -> None:
@@ -150,12 +150,11 @@ def check_same(directory: pathlib.Path, name: str, arrays: PyTree, *, first: boo
         found = digest(arrays)
         try:
             noted = files.read_json(directory / DATA) or {}
-            same = first or noted.setdefault(name, found) == found
-            noted[name] = found if same else noted[name]
+            same = first or noted.get(name, found) == found
         except InvalidInput as error:
             same, refused = False, error
         if same:
-            files.write_atomically(directory / DATA, json.dumps(noted, indent=2) + "\n")
+            files.write_atomically(directory / DATA, json.dumps(noted | {name: found}, indent=2) + "\n")
     if not processes.agreed(same):
         raise refused
 

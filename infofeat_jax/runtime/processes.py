@@ -53,12 +53,12 @@ def is_alone() -> bool:
 
 def barrier(name: str) -> None:
     """Waits for all processes of the run."""
-    if jax.process_count() > 1:
+    if not is_alone():
         multihost_utils.sync_global_devices(name)
 
 
 def agreed(value: T) -> T:
     """The writer's value, a boolean or an integer, in all processes of the run."""
-    if jax.process_count() == 1:
+    if is_alone():
         return value
     return type(value)(multihost_utils.broadcast_one_to_all(value))
