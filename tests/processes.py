@@ -38,7 +38,7 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict:
 # Imports once what main.py and its runs import; then a forked process runs each program asked for. Answers with its
 # process id, and with the exit status of one that is asked about, null while it runs.
 SERVER = """
-import contextlib, gc, json, os, runpy, signal, sys
+import contextlib, faulthandler, gc, json, os, runpy, signal, sys
 import jax
 from infofeat_jax import cli, command
 from infofeat_jax.export import convert
@@ -61,6 +61,7 @@ signal.alarm(300)
 for number, path in enumerate(asked["files"]):
     os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
 os.environ.update(asked["variables"])
+faulthandler.dump_traceback_later(100)  # where one hangs
 jax.config.update("jax_num_cpu_devices", asked["devices"])
 processes.PATIENCE = asked["patience"] or processes.PATIENCE
 sys.argv = [asked["program"], *asked["flags"]]
@@ -96,8 +97,11 @@ class Process:
     def communicate(self, timeout: float = 300) -> tuple[str, str]:
         deadline = time.monotonic() + timeout
         while self.poll() is None:
-            assert time.monotonic() < deadline, "it has not ended"
+            assert time.monotonic() < deadline, ("it has not ended", *self._said())
             time.sleep(0.005)
+        return self._said()
+
+    def _said(self) -> tuple[str, str]:
         return tuple(path.read_text() for path in self._outputs)
 
 
