@@ -10,29 +10,27 @@ from functools import lru_cache
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import data, parts, weights
 from infofeat_jax.data.files import FileImages
+from infofeat_jax.evaluation import aside
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models.layers import check_channels
 from infofeat_jax.runtime import files, memory, processes
 from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
-FEWEST = 5  # times as many training images as are held out for validation, or a line says so
 SAMPLE = 1000  # images, at least, of a second pool by which it is recognised: it may be larger than memory
-FEW_OF_EACH = 10  # images of a class among the first ones make it likely that all classes are among them
 COPIES = 3  # of the parameters in training: weights, gradient, momentum
 DATA = "data.json"  # {what the run had of its data: digest}, to notice files that change; runs before it have none
 RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
 STATES = ("checkpoints", "interrupted")
-FOLDERS = (*STATES, "damaged", "report", "evaluations")
+FOLDERS = (*STATES, "damaged", "report", aside.FOLDER)
 
 
 def check_writable(directory: pathlib.Path) -> None:
@@ -157,60 +155,6 @@ def check_same(directory: pathlib.Path, name: str, arrays: PyTree, *, first: boo
             files.write_atomically(directory / DATA, json.dumps(noted | {name: found}, indent=2) + "\n")
     if not processes.agreed(same):
         raise refused
-
-
-def remark(config: ConfigDict, dataset: data.Dataset, *, to_train: bool) -> None:
-    """Prints a line for each thing that is allowed, but rarely meant."""
-    of_training = (held_out_note(config, dataset), schedule_note(config)) if to_train else ()
-    for note in filter(None, (*of_training, budget_note(config), order_note(config, dataset))):
-        print(f"note: {note}")
-
-
-def budget_note(config: ConfigDict) -> str:
-    """A line for an epsilon that looks like one of images in [0, 1]; "" for others."""
-    epsilon = config.attack.epsilon
-    if not 0 < epsilon < 1:
-        return ""
-    return f"config.attack.epsilon = {epsilon:g} is in 8-bit levels, {epsilon:g}/255: 8 is 8/255, 128 in l2 is 0.5"
-
-
-def order_note(config: ConfigDict, dataset: data.Dataset) -> str:
-    """A line if the first test images, which evaluations may be limited to, lack classes of the others; "" if not."""
-    labels, options = dataset.test.labels, config.eval
-    limits = [limit for limit in (options.num_examples, options.autoattack_examples) if 0 < limit < len(labels)]
-    if not limits:
-        return ""
-    seen, there = len(np.unique(labels[: min(limits)])), len(np.unique(labels))
-    if seen == there or min(limits) < FEW_OF_EACH * there:
-        return ""
-    return (
-        f"the first {min(limits)} test images, of which evaluations are, hold {seen} of {there} classes: shuffle the"
-        " test images, or set config.eval.num_examples and config.eval.autoattack_examples to 0"
-    )
-
-
-def held_out_note(config: ConfigDict, dataset: data.Dataset) -> str:
-    """A line if the validation images leave few to train on, as a default made for larger data does; "" if not."""
-    train, held_out = len(dataset.train.labels), len(dataset.validation.labels)
-    if config.data.train_size or held_out * FEWEST <= train + held_out:
-        return ""
-    fitting = max((train + held_out) // FEWEST, 1)
-    return (
-        f"{held_out} of {train + held_out} training images are held out for validation, which leaves {train}:"
-        f" --config.data.validation_size={fitting} would leave {train + held_out - fitting}"
-    )
-
-
-def schedule_note(config: ConfigDict) -> str:
-    """A line if the learning rate, piecewise constant, would not fall within the training; "" if it does."""
-    options, epochs = config.optimizer, config.num_epochs
-    if options.schedule != "piecewise" or not options.milestones or min(options.milestones) < epochs:
-        return ""
-    return (
-        f"the learning rate stays {options.learning_rate:g}: config.optimizer.milestones = {tuple(options.milestones)}"
-        f' lie beyond {epochs} epochs; --config.optimizer.milestones="({epochs / 2:g},{epochs * 3 / 4:g})" would be'
-        " half and three quarters"
-    )
 
 
 def check_data(config: ConfigDict, dataset: data.Dataset) -> None:

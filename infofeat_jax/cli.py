@@ -14,7 +14,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from infofeat_jax import checks, parts, report, run, study, weights
+from infofeat_jax import checks, parts, remarks, report, run, study, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.evaluation import attack_names, evaluate
@@ -64,7 +64,7 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     for config_of_data in {configs.to_json(one.config.data): one.config for one in planned}.values():
         dataset = experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
         if processes.is_writer():
-            checks.remark(config_of_data, dataset, to_train=mode != "evaluate")
+            remarks.show(config_of_data, dataset, to_train=mode != "evaluate")
     if processes.is_writer():
         study.describe(config, planned, directory)
     acts = {name: partial(create_and, act) for name, act in modes(mode).items()}
@@ -93,7 +93,7 @@ def execute_run(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
         config, directory, to_train=to_train
     )  # before the directory is made: it may be refused
     if processes.is_writer():
-        checks.remark(config, experiment.data, to_train=to_train)
+        remarks.show(config, experiment.data, to_train=to_train)
     with run.own_directory(directory):
         for act in modes(mode).values():
             act(experiment)

@@ -164,11 +164,11 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """A checked copy with every default that depends on the method filled in. Raises InvalidInput."""
     config_checks.check_types(config, default())
     config = ConfigDict(config.to_dict())
-    attack, given = config.attack, config.attack.num_steps
-    single = given is None and (attack.noise > 0 or attack.replays > 0)  # N-FGSM and Free-AT
+    attack = config.attack
     num_steps, step_size = method_names.steps(
-        config.method.name, attack.epsilon, 1 if single else given, attack.step_size
-    )
+        config.method.name, attack.epsilon, attack.num_steps, attack.step_size,
+        single=attack.noise > 0 or attack.replays > 0,
+    )  # fmt: skip
     _fill(attack, "num_steps", num_steps)
     _fill(attack, "step_size", step_size)
     _fill(config.eval, "step_size", config.attack.epsilon / 4)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from infofeat_jax.method_names import ANYWHERE, MIXABLE, REPLAYED
+from infofeat_jax.method_names import ANYWHERE, MIXABLE, REPLAYED, WEIGHTED
 from infofeat_jax.types import InvalidInput
 
 Values = Mapping[str, Any]  # {"awp.gamma": 0.01}, of a resolved configuration
@@ -24,6 +24,15 @@ def _mixed_with(field: str) -> Clash:
         field, "method.name", lambda value, other, _: value > 0 and other not in MIXABLE and ":" not in other,
         "its loss or its labels are those of one class", f"leave it out, or take one of {', '.join(MIXABLE)}",
     )  # fmt: skip
+
+
+def _of_maps(field: str, default: str) -> Clash:
+    def unused(value: str, method: str, values: Values) -> bool:
+        compares = method == "infofeature" or (method, values["method.variant"]) == ("feature_matching", "paper")
+        return value != default and not compares and ":" not in method
+
+    advice = "leave it out, or take infofeature, or feature_matching with method.variant=paper"
+    return Clash(field, "method.name", unused, "it compares no maps by a distance", advice)
 
 
 def _unattacked(field: str, default: object) -> Clash:
@@ -97,6 +106,13 @@ CLASHES = (
     ),
     _mixed_with("data.mixup"),
     _mixed_with("data.cutmix"),
+    Clash(
+        "method.weight", "method.name",
+        lambda value, other, _: value is not None and other not in WEIGHTED and ":" not in other,
+        "it has no term to weigh", f"leave it out, or take one of {', '.join(WEIGHTED)}",
+    ),
+    _of_maps("method.distance", "l2"),
+    _of_maps("method.classes", "all"),
     Clash(
         "attack.noise", "method.name", lambda value, other, _: value > 0 and other not in ANYWHERE and ":" not in other,
         "its attack has a start of its own, or there is none", f"leave it out, or take one of {', '.join(ANYWHERE)}",

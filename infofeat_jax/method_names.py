@@ -13,10 +13,16 @@ REPLAYED = ("madry", "alp", "feature_matching", "trades", "mart")
 ANYWHERE = ("madry", "infofeature", "alp", "feature_matching")
 
 
-def steps(name: str, epsilon: float, num_steps: int | None, step_size: float | None) -> tuple[int, float]:
-    """(number of steps, step size) of a method's attack, where they are not given."""
+# Methods with a term that method.weight is the weight of.
+WEIGHTED = ("infofeature", "alp", "feature_matching", "trades", "mart")
+
+
+def steps(
+    name: str, epsilon: float, num_steps: int | None, step_size: float | None, *, single: bool = False
+) -> tuple[int, float]:
+    """(number of steps, step size) of a method's attack, where they are not given. `single`: N-FGSM and Free-AT."""
     if num_steps is None:
-        num_steps = 1 if name in ONE_STEP else 7
+        num_steps = 1 if single or name in ONE_STEP else 7
     if step_size is None:
         step_size = epsilon if num_steps == 1 or name in ONE_STEP else epsilon / 4
     return num_steps, step_size

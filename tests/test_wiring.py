@@ -14,7 +14,7 @@ import optax
 import pytest
 import small
 
-from infofeat_jax import attacks, checks, data, models, run, streams
+from infofeat_jax import attacks, data, models, remarks, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import Progress
@@ -29,17 +29,18 @@ from infofeat_jax.training.free import Free
 from infofeat_jax.types import InvalidInput
 
 TRAIN, VALIDATION, TEST = 24, 10, 12
+OF_MAPS = {"weight": 0.7, "distance": "l1", "classes": "label"}
 
 
 def configure(method: str = "infofeature", **changes):
-    """A resolved configuration of which no value is a default."""
+    """A resolved configuration of which no value is a default that the method uses."""
     config = configs.default()
     config.seed, config.batch_size, config.num_epochs = 7, 8, 5
     config.max_loss, config.skip_batches, config.log_every, config.checkpoint.keep = 123.0, 3, 4, 6
     config.checkpoint.every_minutes, config.eval.validate_every = 2.5, 3
     config.model.name, config.model.width = "wrn_10_1", 3
     config.data.update({"crop_padding": 2, "flip": False, "validation_size": VALIDATION, "split_seed": 9})
-    config.method.update({"name": method, "weight": 0.7, "label_smoothing": 0.3, "distance": "l1", "classes": "label"})
+    config.method.update({"name": method, "label_smoothing": 0.3} | (OF_MAPS if method == "infofeature" else {}))
     config.attack.update({"norm": "l2", "epsilon": 100.0, "step_size": 17.0, "num_steps": 3})
     config.optimizer.update(
         {"learning_rate": 0.5, "momentum": 0.8, "weight_decay": 0.02, "milestones": (1.0, 2.0), "decay": 0.25,
@@ -171,7 +172,7 @@ def test_replays_and_the_augmentation_before_the_others_reach_the_step(monkeypat
     seen = {}
     monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(options))
     monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: None)
-    free = {"method.name": "madry", "attack.norm": "l2", "attack.replays": 3, "attack.num_steps": 1}
+    free = {"method": "madry", "attack.norm": "l2", "attack.replays": 3, "attack.num_steps": 1}
     free |= {"attack.epsilon": 51.0, "attack.step_size": 25.5}
     experiments.compile_step(create_experiment(**{"data.augment": "trivial", **free}))
     assert seen["free"] == Free(3, "l2", 0.2, 0.1)
@@ -378,7 +379,7 @@ def test_each_device_of_the_pmap_mode_has_a_key_of_its_own():
 )  # fmt: skip
 def test_a_validation_split_that_leaves_little_to_train_on_is_remarked_on(changes, said):
     config = configure(**{"data.name": "digits", "data.validation_size": 600, "data.train_size": 0} | changes)
-    assert checks.held_out_note(config, experiments.load_data(config)) == said
+    assert remarks.held_out(config, experiments.load_data(config)) == said
 
 
 @pytest.mark.parametrize(
@@ -391,7 +392,7 @@ def test_a_validation_split_that_leaves_little_to_train_on_is_remarked_on(change
     ],
 )
 def test_a_learning_rate_that_would_not_fall_is_remarked_on(changes, said):
-    assert re.search(said, checks.schedule_note(configure(**{"optimizer.milestones": (60.0, 90.0)} | changes)))
+    assert re.search(said, remarks.schedule(configure(**{"optimizer.milestones": (60.0, 90.0)} | changes)))
 
 
 class Reached(Exception):
@@ -436,15 +437,15 @@ def test_images_that_changed_are_noticed(tmp_path, monkeypatch):
 
 
 def test_an_epsilon_of_unit_images_and_sorted_test_images_are_remarked_on():
-    assert "is in 8-bit levels, 0.031/255" in checks.budget_note(configure(**{"attack.epsilon": 0.031}))
-    assert not checks.budget_note(configure(**{"attack.epsilon": 8.0}))
+    assert "is in 8-bit levels, 0.031/255" in remarks.budget(configure(**{"attack.epsilon": 0.031}))
+    assert not remarks.budget(configure(**{"attack.epsilon": 8.0}))
     config = configure(**{"data.name": "digits", "data.validation_size": 200})
     config.eval.autoattack_examples, config.eval.num_examples = 100, 0
     dataset = experiments.load_data(config)
-    assert not checks.order_note(config, dataset)
+    assert not remarks.order(config, dataset)
     sorted_by_class = np.argsort(dataset.test.labels, kind="stable")
     dataset = dataset._replace(test=data.Split(*(array[sorted_by_class] for array in dataset.test)))
-    assert "the first 100 test images, of which evaluations are, hold 3 of 10" in checks.order_note(config, dataset)
+    assert "the first 100 test images, of which evaluations are, hold 3 of 10" in remarks.order(config, dataset)
 
 
 def test_an_evaluation_takes_all_devices_whatever_batches_were_trained_on(tmp_path):
