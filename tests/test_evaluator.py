@@ -550,7 +550,7 @@ QUICK = "autoattack(version=quick)"
 
 
 @pytest.mark.parametrize(("robust", "followed"), [({"pgd20": 20, QUICK: 19}, False), ({"pgd20": 20, QUICK: 9}, True)])
-def test_quick_is_no_certificate_and_the_whole_follows_a_flag(tmp_path, monkeypatch, capsys, robust, followed):
+def test_quick_is_labelled_and_the_whole_follows_a_flag(tmp_path, monkeypatch, capsys, robust, followed):
     calls, looks, ahead, robust = [], [], [], robust | {"autoattack": 8}
 
     def measure_one(subject, name, tell):
@@ -570,11 +570,11 @@ def test_quick_is_no_certificate_and_the_whole_follows_a_flag(tmp_path, monkeypa
     page = report.write(str(tmp_path / "mine")).read_text()
     results, shown = json.loads((tmp_path / "mine" / "results.json").read_text()), capsys.readouterr().out
     for text in (str(found), found._repr_html_()):
-        assert f"{QUICK}, no certificate" in text
-    assert "AutoAttack (version=quick, no certificate)" in page
-    assert "certificate" in shown  # a heading of several lines
+        assert f"{QUICK}, not standard" in text
+    assert "AutoAttack (version=quick, not standard)" in page
+    assert "standard)" in shown  # a heading of several lines
     for told in (results["flags"], found.flags):
-        assert any(flag.startswith(f"no certificate: {QUICK}") for flag in told) != followed
+        assert any(flag.startswith(f"not standard AutoAttack: {QUICK}") for flag in told) != followed
 
 
 # Memory and time.

@@ -77,8 +77,8 @@ def autoattack(
       images, labels: [n, h, w, c] float32 within `bounds`; [n] classes.
       epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
       version: "standard"; "plus" (restarts, untargeted FAB and DLR too); or for randomised models, given as
-        `forward(images, key)`, "rand": APGD-CE and APGD-DLR on the average over 20 draws (EOT). Or, for development and
-        no certificate, "quick": APGD-CE and APGD-T with 4 targets, 13 % of the cost of "standard" for a robust image.
+        `forward(images, key)`, "rand": APGD-CE and APGD-DLR on the average over 20 draws (EOT). Or, for development
+        only, "quick": APGD-CE and APGD-T with 4 targets, 13 % of the cost of "standard" for a robust image.
       attacks: names from `stages.STAGES`, in order, in place of a version's.
       batch_size: maximum number of examples attacked at once; see the module's docstring for the memory it takes.
       on_progress: called every few iterations.

@@ -22,7 +22,7 @@ VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),  # for randomised models
-    "quick": ("apgd-ce", "apgd-t"),  # not official and no certificate: for development
+    "quick": ("apgd-ce", "apgd-t"),  # not official: for development
 }
 
 # (threat, number of classes, (height, width), options of the search) -> Search. The number in a name counts restarts.

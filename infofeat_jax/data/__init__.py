@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infofeat_jax import parts, streams
-from infofeat_jax.data import records
+from infofeat_jax.data import augment, records
 from infofeat_jax.data.archives import LAYOUT, arranged, npz
 from infofeat_jax.data.arrays import Dataset, Source, Split, take
 from infofeat_jax.data.folders import folder
@@ -16,7 +16,7 @@ from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.data.sources import SOURCES
 from infofeat_jax.types import InvalidInput
 
-__all__ = ["Dataset", "Split", "load", "to_unit"]
+__all__ = ["Dataset", "Split", "augment", "load", "to_unit"]
 
 VALIDATION_SIZE = 1000  # held out by default, of data as large as CIFAR
 

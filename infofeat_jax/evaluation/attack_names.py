@@ -85,7 +85,7 @@ class AttackSpec(NamedTuple):
 
     @property
     def whole(self) -> "AttackSpec | None":
-        """AutoAttack, where this is its quick version, which is no certificate; None for all else."""
+        """AutoAttack, where this is its quick version, which leaves stages out; None for all else."""
         quick = ("version", "quick")
         rest = tuple(option for option in self.options if option != quick)
         return self._replace(options=rest) if quick in self.options and self.attack == "autoattack" else None

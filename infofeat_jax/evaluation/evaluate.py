@@ -143,7 +143,7 @@ def describe(name: str, values: Values) -> str:
         return f"distance of {plain(name)} to PGD: {values.mean():.3f}"
     if name.startswith(EVALUATOR):
         return f"{plain(name)}: {values.mean():.4g} on average of {len(values)} images"
-    remark = " (no certificate)" if attack_names.parse(name).whole else ""
+    remark = " (not standard AutoAttack)" if attack_names.parse(name).whole else ""
     return f"{name}: {values.mean():.1%} of {len(values)} correct{remark}"
 
 

@@ -18,7 +18,7 @@ RANDOM = 1e-3  # relative difference of logits; rounding that depends on the pos
 AT_LEAST = 3
 PROBED = 0.05  # of the few that were probed
 MEASURED = 0.005  # between attacks of which the first should not be the stronger
-NO_CERTIFICATE = "no certificate"
+NOT_STANDARD = "not standard AutoAttack"
 GAP = 0.1  # between PGD and AutoAttack; for sound models PGD-20 is up to 0.08 above
 
 
@@ -37,7 +37,7 @@ def flags(
     outcomes = outcomes or {}
     found = [] if probes is None else [*_of_gradients(probes), *_of_outputs(probes), *_of_effort(probes)]
     found += [*_of_attacks(outcomes), *_of_black_boxes(outcomes), *_of_stages(stages or {})]
-    return [*found, *(no_certificate(name) for name in unconfirmed(outcomes))]
+    return [*found, *(incomplete(name) for name in unconfirmed(outcomes))]
 
 
 def unconfirmed(names: Collection[str]) -> dict[str, str]:
@@ -48,12 +48,12 @@ def unconfirmed(names: Collection[str]) -> dict[str, str]:
 
 def suspected(flags: Iterable[str]) -> bool:
     """Whether flags are raised beyond the one that goes with quick AutoAttack."""
-    return any(not flag.startswith(NO_CERTIFICATE) for flag in flags)
+    return any(not flag.startswith(NOT_STANDARD) for flag in flags)
 
 
-def no_certificate(name: str) -> str:
+def incomplete(name: str) -> str:
     """The flag of a quick AutoAttack without the whole."""
-    return f"{NO_CERTIFICATE}: {name} is a part of AutoAttack, for development; measure autoattack for a result"
+    return f"{NOT_STANDARD}: {name} is a part of it, for development; measure autoattack for a result"
 
 
 def _of_gradients(probes: Probes) -> Iterator[str]:

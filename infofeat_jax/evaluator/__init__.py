@@ -65,8 +65,8 @@ def evaluate(
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...,
         and "package.module:name" for attacks of one's own.
-        All of them see all images. "autoattack(version=quick)" is for development, and no certificate: where a flag is
-        raised, the whole is run too. What `directory` holds of earlier calls is part of the result, too.
+        All of them see all images. "autoattack(version=quick)" is for development, and not standard AutoAttack: where
+        a flag is raised, that is run too. What `directory` holds of earlier calls is part of the result, too.
       batch_size: images at a time; halved until a batch fits the memory, as estimated, and whenever it runs out.
       directory: where measurements are stored, and from where an interrupted evaluation is taken up again; refused if
         it holds another evaluation. `infofeat_jax.report.write` makes it a page. By default a temporary directory.

@@ -46,7 +46,7 @@ class Result(NamedTuple):
         for name, value in self.accuracy.items():
             low, high = self.intervals[name]
             seconds = f"{self.seconds[name]:.1f}" if name in self.seconds else ""
-            label = f"{name}, no certificate" if attack_names.parse(name).whole else name
+            label = f"{name}, not standard" if attack_names.parse(name).whole else name
             rows.append((label, f"{100 * value:.1f}", f"[{100 * low:.1f}, {100 * high:.1f}]", seconds))
             if name == "autoattack":
                 rows += [(f"  after {stage}", f"{100 * left:.1f}", "", "") for stage, left in self.stages.items()]

@@ -43,7 +43,7 @@ def display(attack: str) -> str:
     family, steps, options, source = estimate.split_steps(attack)
     text = DISPLAYED.get(family, family) + ("" if steps is None else str(steps))
     quick = family == "autoattack" and "version=quick" in options
-    text += f" ({options}{', no certificate' if quick else ''})" if options else ""
+    text += f" ({options}{', not standard' if quick else ''})" if options else ""
     return f"{source} {text}" if source else text
 
 
