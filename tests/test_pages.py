@@ -30,9 +30,14 @@ def commands(page: str) -> list[list[str]]:
     return [words for words in found if words and words[0] != "pip"]
 
 
+def examples(page: str) -> list[str]:
+    """The Python examples on a page."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
 def example(page: str) -> str:
-    """The first Python example on a page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)[0]
+    """The first of them."""
+    return examples(page)[0]
 
 
 def execute(main, folder, code: str) -> str:
@@ -126,6 +131,18 @@ def test_the_library_examples_run_on_what_the_first_command_made(main, folder):
         main, folder, f"{setup}{second}print(type(network), attacked.bounds, classifier.predict(images).shape)"
     )
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
+
+
+def test_the_adaptive_attacks_break_what_the_standard_ones_do_not(main, tmp_path):
+    shown = execute(main, tmp_path, "\n".join(examples("docs/how-to/adaptive.md")))
+    assert "warning: zero gradients" in shown
+    assert "warning: black-box beats white-box" in shown
+    accuracy = {name: float(value) for name, value in re.findall(r"^(\S+) +(\d+\.\d) +\[", shown, re.MULTILINE)}
+    bpda, fooled = (
+        float(re.search(rf"{said}: (\S+)%", shown)[1]) for said in ("straight-through gradient", "above 0.9")
+    )
+    assert bpda < accuracy["square(num_queries=1000)"] - 5 < accuracy["pgd20"] - 20
+    assert 0 < fooled <= 100 - bpda
 
 
 def test_the_commands_of_a_page_are_found():
