@@ -102,7 +102,10 @@ def check_own(experiment: Experiment) -> None:
     what = f"config.method.name = {config.method.name!r} with model {config.model.name!r}"
     batch = (jax.ShapeDtypeStruct((2, *shape), jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.int32))
     step = make_step(experiment.module, experiment.method, experiment.optimizer)
-    specs = [attack_names.parse(name) for name in (*config.eval.attacks, config.eval.validation_attack)]
+    specs = [
+        attack_names.parse(name)
+        for name in (*config.eval.attacks, *config.eval.distances, config.eval.validation_attack)
+    ]
 
     def attacked(variables):
         forward = partial(experiment.module.apply, variables)

@@ -94,6 +94,8 @@ def test_every_attack_of_the_library_has_a_name():
         ("pgd2(restarts=1.5)", "restarts=1.5: expected a whole number"),
         ("clean(epsilon=1)", "it takes no options"),
         ("autoattack(version=none)", "version=none: choose one of standard, plus, rand, quick"),
+        ("own:sign_noise(norm=linf)", "'norm=linf': expected OPTION=VALUE"),
+        ("kl20(random_start=false)", "'random_start=false': expected OPTION=VALUE"),
         ("autoattack@madry", "cannot be crafted on another run"),
     ],
 )
@@ -107,6 +109,11 @@ def test_mistakes(name, message):
 def test_a_name_is_a_text():
     with pytest.raises(InvalidInput, match="unknown attack 3: choose"):
         parse(3)
+
+
+def test_the_default_version_has_one_name():
+    assert parse("autoattack(version=standard)").name == "autoattack"
+    assert parse("autoattack(version=plus)").name == "autoattack(version=plus)"
 
 
 def test_options_are_those_of_the_attack():

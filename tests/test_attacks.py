@@ -10,6 +10,7 @@ import pytest
 import small
 
 from infofeat_jax import attacks, objectives
+from infofeat_jax.attacks.gradient import uniform_start
 from infofeat_jax.types import InvalidInput, Outputs
 
 BUDGET = {"linf": 8 / 255, "l2": 0.5}
@@ -341,3 +342,26 @@ def change(**changes):
 def test_errors(changes, message):
     with pytest.raises(InvalidInput, match=message):
         attacks.pgd(small.forward(), KEY, **change(**changes))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("kl", {"targeted": True}, "kl knows no target"),
+        ("kl", {"random_start": False}, "kl has no gradient at the image itself"),
+        ("feature_scatter", {"targeted": True}, "feature_scatter knows no target"),
+        ("adversarial_interpolation", {"targeted": True}, "adversarial_interpolation knows no target"),
+    ],
+)
+def test_what_an_attack_would_ignore_is_refused(name, options, message):
+    with pytest.raises(InvalidInput, match=message):
+        attacks.ATTACKS[name](small.forward(), KEY, **change(**options))
+
+
+def test_a_start_takes_a_radius_for_each_example():
+    images = jnp.full((3, 4, 4, 3), 0.5)
+    moved = uniform_start(KEY, images, norm="linf", radius=np.array([0.0, 0.03, 0.1], np.float32)) - images
+    largest = np.abs(moved).max((1, 2, 3))
+    assert largest[0] == 0
+    np.testing.assert_allclose(largest[1:], [0.03, 0.1], rtol=0.1)

@@ -6,7 +6,7 @@ from jax.tree_util import Partial
 
 from infofeat_jax.attacks.autoattack import ResumeState
 from infofeat_jax.data import Split
-from infofeat_jax.evaluation import autoattack
+from infofeat_jax.evaluation import attack_names, autoattack
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
 from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import files
@@ -26,6 +26,10 @@ def test_what_was_saved_comes_back(tmp_path):
         np.testing.assert_array_equal(value, expected)
     assert [type(value) for value in loaded] == [int, np.ndarray, np.ndarray, np.ndarray, int, int]
     assert [file.name for file in tmp_path.iterdir()] == ["autoattack.npz"]
+    assert autoattack.seconds(saved) == 0
+    autoattack.save(saved, state(), 12.5)
+    assert (autoattack.seconds(saved), autoattack.load(saved).stage) == (12.5, 2)
+    assert autoattack.seconds(saved._replace(setting="b")) == 0
 
 
 def test_another_setting_starts_anew(tmp_path):
@@ -51,15 +55,22 @@ def test_what_each_stage_left(tmp_path):
     done = ResumeState(5, 0 * broken_by, broken_by, np.zeros((6, 2, 2, 1), np.float32), 77, 231)
     one = subject(tmp_path, "a", 6)
     autoattack.save(autoattack.where(one, AttackSpec("autoattack")), done)
-    left = autoattack.after_stages(one)
+    left = autoattack.after_stages(one, ["clean", "autoattack"])
     assert {name: correct.tolist() for name, correct in left.items()} == {
         "apgd-ce": [True, False, False, True, True, True],
         "apgd-t": [True, False, False, False, True, True],
         "fab-t": [True, False, False, False, False, True],
         "square": [True, False, False, False, False, False],
     }
+    assert autoattack.after_stages(one, ["pgd20", "autoattack(version=quick)", "autoattack(epsilon=2)"]) == {}
+    plus = attack_names.parse("autoattack(version=plus)")
+    autoattack.save(autoattack.where(one, plus), done._replace(broken_by=np.full(6, 6, np.int32)))
+    left = autoattack.after_stages(one, ["autoattack(version=plus)"])
+    assert list(left) == ["apgd-ce-5", "apgd-dlr-5", "fab-5", "square", "apgd-t", "fab-t"]
+    assert [int(correct.sum()) for correct in left.values()] == [6, 6, 6, 6, 6, 0]
+    assert list(autoattack.after_stages(one, ["autoattack(version=plus)", "autoattack"]))[1] == "apgd-t"
     for setting, count in (("a", 5), ("b", 6)):
-        assert autoattack.after_stages(subject(tmp_path, setting, count)) == {}
+        assert autoattack.after_stages(subject(tmp_path, setting, count), ["autoattack"]) == {}
 
 
 def test_a_state_of_random_numbers_by_batch_is_not_resumed_but_its_stages_count(tmp_path):
@@ -70,7 +81,7 @@ def test_a_state_of_random_numbers_by_batch_is_not_resumed_but_its_stages_count(
     images = np.zeros((3, 2, 2, 1), np.float32)
     files.write_arrays_atomically(saved.path, {"setting": saved.setting, "adversarial": images, **old})
     assert autoattack.load(saved) is None
-    assert autoattack.after_stages(one)["apgd-ce"].tolist() == [True, False, True]
+    assert autoattack.after_stages(one, ["clean", "autoattack"])["apgd-ce"].tolist() == [True, False, True]
 
 
 def subject(workdir, setting: str, count: int) -> Subject:

@@ -18,8 +18,11 @@ from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import aside, evaluate, probes, summaries
+from infofeat_jax.evaluation.measured import Measured
 from infofeat_jax.evaluation.probes import Probes
+from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.experiment import Experiment
+from infofeat_jax.report import gaps
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
@@ -113,18 +116,47 @@ def test_accuracies_on_the_images_that_all_attacks_saw():
 
 def test_distances_are_norms_of_the_difference_to_pgd(directory):
     """Also of KL's, which by itself starts outside of the box."""
-    names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True)}
+    names = {"cw2": attacks.cw, "kl2": partial(attacks.kl, clip_start=True), "cw2(random_start=False)": attacks.cw}
     target = make(directory / "target", attacks=("clean",), distances=tuple(names))
     results = run.evaluate_run(target)
     budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 2}
-    craft = {name: jax.jit(partial(attack, forward(target), **budget)) for name, attack in names.items()}
-    pgd = jax.jit(partial(attacks.pgd, forward(target), **budget))
-    for name in names:
-        differences = [craft[name](*batch) - pgd(*batch) for batch in batches(target)]
+    for name, attack in names.items():
+        options = budget | ({"random_start": False} if "random_start" in name else {})
+        craft, pgd = (jax.jit(partial(one, forward(target), **options)) for one in (attack, attacks.pgd))
+        differences = [craft(*batch) - pgd(*batch) for batch in batches(target)]
         expected = np.sqrt(np.sum(np.square(np.concatenate(differences)), axis=(1, 2, 3)))[:COUNT]
         np.testing.assert_allclose(outcomes(target.workdir)[f"distance/{name}"], expected, atol=1e-5)
         assert results["distances"][name] == pytest.approx(expected.mean(), abs=1e-5)
         assert results["distances"][name] > 0
+
+
+def test_as_many_images_are_kept_for_the_report_as_were_asked_for_last(directory):
+    for count in (2, 3):
+        results = run.evaluate_run(make(directory / "images", attacks=("clean",), cam_images=count))
+        stored = np.load(directory / "images" / "cam_images.npz")
+        assert len(stored["images"]) == len(stored["cam_clean"]) == results["cam_images"] == count
+
+
+def test_an_evaluation_without_an_attack_in_the_threat_model_is_reported(directory):
+    results = run.evaluate_run(make(directory / "curve", attacks=("fgsm(epsilon=9)",), cam_images=0))
+    assert results["worst_case"] is None
+    assert gaps.find_damage(json.loads((directory / "curve" / "results.json").read_text())) == ""
+
+
+def test_lowered_batches_stay_lowered_for_the_whole(monkeypatch):
+    sizes = []
+
+    def measure(subject, names, progress):
+        sizes.append(subject.batch_size)
+        return Measured({"pgd20": np.ones(4, bool)}, {}, {}, batch_size=5 if len(sizes) == 1 else 0)
+
+    monkeypatch.setattr(evaluate, "measure", measure)
+    monkeypatch.setattr(evaluate.summaries, "look", lambda subject, measured, progress: measured)
+    monkeypatch.setattr(evaluate.summaries, "summarise", lambda subject, measured: {"flags": ["zero gradients"]})
+    monkeypatch.setattr(evaluate.heuristics, "unconfirmed", lambda names: {"quick": "autoattack"})
+    subject = Subject(None, None, 3, None, None, None, "", source=None, batch_size=20)
+    assert evaluate.measure_and_summarise(subject, ["pgd20"])[0].batch_size == 5
+    assert sizes == [20, 5]
 
 
 def test_what_was_measured_is_taken_over_in_the_same_setting_only(directory, monkeypatch):

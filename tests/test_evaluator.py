@@ -474,9 +474,9 @@ def test_what_is_not_finite_is_said_and_compared(tmp_path):
 
 def test_a_model_without_gradient_is_evaluated_without_one(monkeypatch):
     monkeypatch.undo()  # the probes, which are left out
-    found = evaluate(blind, names=("clean", "square(queries=3)"))
-    expected = evaluate(FORWARD, names=("clean", "square(num_queries=3)"))
-    assert list(found.outcomes) == ["clean", "square(num_queries=3)"]
+    found = evaluate(blind, names=("clean", "noise", "square(queries=3)"))
+    expected = evaluate(FORWARD, names=("clean", "noise", "square(num_queries=3)"))
+    assert list(found.outcomes) == ["clean", "noise", "square(num_queries=3)"]
     for name, outcome in expected.outcomes.items():
         np.testing.assert_array_equal(found.outcomes[name], outcome)
     assert found.notes == ("the model has no gradient: signs of masked gradients were not looked for",)

@@ -126,6 +126,8 @@ def outcome(correct: int, count: int = 200) -> np.ndarray:
         ({"pgd20": 120, "cw20": 100, "pgd10@other": 110}, []),
         ({"pgd7": 130, "pgd20": 120, "autoattack": 60}, ["large gap between PGD and AutoAttack"]),
         ({"pgd7": 130, "pgd20": 120, QUICK: 60}, ["large gap between PGD and AutoAttack", "not standard AutoAttack"]),
+        ({"pgd7": 130, "pgd20": 120, "autoattack(version=plus)": 60}, ["large gap between PGD and AutoAttack"]),
+        ({"pgd20": 120, "autoattack(epsilon=16)": 60}, []),
         ({"pgd20": 120, QUICK: 115}, ["not standard AutoAttack"]),
         ({"pgd20": 120, QUICK: 115, "autoattack": 114}, []),
         ({"pgd20": 120, "autoattack(epsilon=1,version=quick)": 115, "autoattack": 114}, ["not standard AutoAttack"]),

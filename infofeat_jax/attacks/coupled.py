@@ -1,11 +1,12 @@
 """Batch-coupled one-step attacks: the perturbation of an image depends on the rest of the batch.
 
 Under jit with sharded arrays the batch is the global one, on any number of devices. Arguments that are not
-listed are those of `projected_ascent`. `labels` are unused: both attacks are unsupervised.
+listed are those of `projected_ascent`. Both attacks are unsupervised: `labels` say what counts as success where `keep`
+or `restarts` choose, no more.
 """
 
 from infofeat_jax import sinkhorn
-from infofeat_jax.attacks.projected import projected_ascent
+from infofeat_jax.attacks.projected import check_untargeted, projected_ascent
 from infofeat_jax.types import (
     Budget,
     Forward,
@@ -31,6 +32,7 @@ def feature_scatter(
     projection. `space`: what is transported, "logits" as in the authors' code, which gave the published results, or
     "features" as in their paper, which `forward` must then return.
     """
+    check_untargeted("feature_scatter", options)
     step_size = epsilon if step_size is None else step_size
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
@@ -47,6 +49,7 @@ def adversarial_interpolation(
     One step of size epsilon (unless `step_size` is given) from a uniform random start that may leave the box, then
     projection. In a batch of odd size the middle image is its own partner. `forward` must return features.
     """
+    check_untargeted("adversarial_interpolation", options)
     step_size = epsilon if step_size is None else step_size
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,

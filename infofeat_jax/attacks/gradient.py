@@ -1,15 +1,16 @@
 """The paper's gradient-based attacks: functions `(forward, key, images, labels, *, epsilon, ...)` -> perturbed images.
 
 Arguments that are not listed are those of `projected_ascent`: norm, random_start, start, clip_start,
-restarts, keep, targeted, bounds. Compile once by `jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
+restarts, keep, targeted (not of `kl`), bounds. Compile once by
+`jax.jit(functools.partial(pgd, forward, epsilon=8 / 255))`.
 """
 
 import jax
 
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.projected import Start, projected_ascent
-from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PRNGKey
+from infofeat_jax.attacks.projected import Start, check_untargeted, projected_ascent
+from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, Objective, PRNGKey
 
 
 def gaussian_start(key: PRNGKey, images: Images) -> Images:
@@ -19,7 +20,7 @@ def gaussian_start(key: PRNGKey, images: Images) -> Images:
 
 def uniform_start(key: PRNGKey, images: Images, *, norm: str, radius: Budget) -> Images:
     """Each image plus uniform noise in the ball of `radius`, which may be larger than an attack's epsilon."""
-    return images + radius * threats.NORMS[norm].sample(key, images)
+    return images + threats.per_example(radius, images) * threats.NORMS[norm].sample(key, images)
 
 
 def fgsm(
@@ -79,12 +80,16 @@ def cw(
 def kl(
     forward: Forward, key: PRNGKey, images: Images, labels: Labels, *, epsilon: Budget,
     step_size: Budget = 2 / 255, num_steps: int = 10, start: Start | None = gaussian_start,
-    clip_start: bool = False, **options,
+    random_start: bool = True, clip_start: bool = False, **options,
 ) -> Images:  # fmt: skip
-    """The inner maximisation of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed); `labels` are unused.
+    """The inner maximisation of TRADES (Zhang et al., 2019): ascends KL(p_clean || p_perturbed).
 
-    Starts at the image plus 0.001 * N(0, 1), unclipped, as the authors' code: at the image the gradient is zero.
+    Starts at the image plus 0.001 * N(0, 1), unclipped, as the authors' code: at the image the gradient is zero, so
+    that `random_start=False` is refused. `labels` say what counts as success where `keep` or `restarts` choose.
     """
+    check_untargeted("kl", options)
+    if not random_start:
+        raise InvalidInput("kl has no gradient at the image itself: leave `random_start` out, or give another `start`")
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         objective=objectives.kl_divergence, start=start, clip_start=clip_start, **options,

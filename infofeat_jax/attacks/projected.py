@@ -1,7 +1,7 @@
 """Projected gradient ascent: the one loop behind FGSM, PGD, CW and InfoFeature."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,17 @@ from infofeat_jax import threat as threats
 from infofeat_jax.attacks.hoisting import hoisted
 from infofeat_jax.attacks.inputs import check_budget, prepare
 from infofeat_jax.objectives import misclassified
-from infofeat_jax.types import Budget, Forward, Images, Labels, Objective, PerExample, PRNGKey, check_choice
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    Objective,
+    PerExample,
+    PRNGKey,
+    check_choice,
+)
 
 # (key, images) -> where an attack starts.
 Start = Callable[[PRNGKey, Images], Images]
@@ -95,7 +105,9 @@ def projected_ascent(
 
     def run(key: PRNGKey, best: Candidate | None) -> Images | Candidate:
         x = begin(key)
-        if keep == "last":
+        if num_steps == 0:  # a loop is traced even if it is empty, and a model without a gradient has no step
+            pass
+        elif keep == "last":
             x = jax.lax.fori_loop(0, num_steps, lambda _, x: step(x)[0], x)
         else:
             x, best = jax.lax.fori_loop(0, num_steps, lambda t, c: advance(t, *c), (x, best))
@@ -106,6 +118,12 @@ def projected_ascent(
     nothing = Candidate(images, jnp.full(labels.shape, -jnp.inf, jnp.float32), jnp.zeros(labels.shape, bool))
     keys = key[None] if restarts == 1 else jax.random.split(key, restarts)
     return jax.lax.scan(lambda best, k: (run(k, best), None), nothing, keys)[0].images
+
+
+def check_untargeted(attack: str, options: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for `targeted` of an attack whose objective knows no label."""
+    if options.get("targeted"):
+        raise InvalidInput(f"{attack} knows no target: leave `targeted` out, or take pgd, cw or infofeature")
 
 
 def better(best: Candidate, seen: Candidate) -> Candidate:

@@ -38,7 +38,8 @@ SINGLE = ("clean", "fgsm", "noise")
 GRADIENT_FREE = ("clean", "noise", "square")
 CASCADES = ("autoattack", *STAGES)  # they drop broken examples; see attacks.autoattack
 # Parameters of an attack function that a name cannot set.
-FIXED = ("forward", "key", "images", "labels", "norm", "bounds", "num_steps", "targeted", "objective", "start")
+GIVEN = ("forward", "key", "images", "labels", "norm", "bounds")  # nor one of one's own
+FIXED = (*GIVEN, "num_steps", "targeted", "objective", "start")
 CASCADE_OPTIONS = {
     "autoattack": ("version",), "apgd": ("num_steps", "restarts", "eot"), "fab": ("num_steps", "restarts"),
     "square": ("num_queries", "restarts", "initial_share"),
@@ -198,7 +199,8 @@ def allowed_options(attack: str) -> tuple[str, ...]:
     if attack in ("clean", "noise"):
         return () if attack == "clean" else ("epsilon",)
     parameters = {**inspect.signature(projected_ascent).parameters, **_parameters(attack)}
-    return tuple(name for name, one in parameters.items() if name not in FIXED and one.kind != one.VAR_KEYWORD)
+    fixed = (*FIXED, "random_start") if attack == "kl" else FIXED
+    return tuple(name for name, one in parameters.items() if name not in fixed and one.kind != one.VAR_KEYWORD)
 
 
 def _parameters(attack: str) -> Mapping[str, inspect.Parameter]:
@@ -210,7 +212,7 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
     for part in filter(None, (part.strip() for part in text.split(","))):
         option, _, value = (piece.strip() for piece in part.partition("="))
         option = SHORT.get(option, option) if attack in CASCADES else option
-        known = option.isidentifier() if parts.is_own(attack) else option in allowed
+        known = option.isidentifier() and option not in GIVEN if parts.is_own(attack) else option in allowed
         if not known or not value or option in options:
             choices = f"expected OPTION=VALUE of {', '.join(allowed)}" if allowed else "it takes no options"
             raise InvalidInput(f"attack {name!r}: {part!r}: {choices}")
@@ -228,6 +230,8 @@ def _parse_options(name: str, attack: str, text: str) -> tuple[tuple[str, Any], 
             raise InvalidInput(f"attack {name!r}: {option}={value}: expected true or false")
     if "version" in options and options["version"] not in VERSIONS:
         raise InvalidInput(f"attack {name!r}: version={options['version']}: choose one of {', '.join(VERSIONS)}")
+    if attack == "autoattack" and options.get("version") == "standard":
+        del options["version"]  # the default: one name for it
     return tuple(sorted(options.items()))
 
 

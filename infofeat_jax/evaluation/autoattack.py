@@ -3,6 +3,7 @@
 import json
 import pathlib
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     count = subject.autoattack_examples or None
     images, labels = to_unit(np.asarray(subject.split.images[:count])), subject.split.labels[:count]
     stages = create_plan(subject, spec, images.shape[1:3])
-    saved, due = where(subject, spec), 0.0
-    state = load(saved)
+    saved, due, start = where(subject, spec), 0.0, time.monotonic()
+    state, before = load(saved), seconds(saved)
+    tell("reading the resume state", seconds_before=before)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
     key = streams.key(subject.seed, "autoattack")
     options = {"batch_size": subject.batch_size, "state": state, "mesh": subject.mesh}
@@ -49,12 +51,12 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
         tell(f"{progress.stage}, {progress.survivors} of {progress.examples} left{note}", progress.done)
         stop = signals.requested()
         if processes.is_writer() and (stop or time.monotonic() >= due):
-            save(saved, state)
+            save(saved, state, before + time.monotonic() - start)
             due = time.monotonic() + SAVE_EVERY
         if stop:
             raise Stopped(f"stopped during {name}; its progress is saved: the same command resumes from there")
     if processes.is_writer():
-        save(saved, state)
+        save(saved, state, before + time.monotonic() - start)
     return state.broken_by == ROBUST
 
 
@@ -67,15 +69,20 @@ def create_plan(subject: Subject, spec: AttackSpec, image_size: tuple[int, int])
     return plan(model, subject.num_classes, image_size, attacks=(spec.attack,), options=options)
 
 
-def after_stages(subject: Subject) -> dict[str, Bool[np.ndarray, " n"]]:
-    """{stage: which examples were still correct after it} of standard AutoAttack, if it was measured."""
-    spec = AttackSpec("autoattack")
-    for one in (subject, subject._replace(suffix="")):  # best and latest may be one
-        saved = where(one, spec)
-        broken_by = (files.read_arrays(saved.path, saved.setting) or {}).get("broken_by", np.empty(0))
-        if _kind(broken_by) == ("i", (saved.count,)):
-            stages = enumerate(VERSIONS["standard"], 1)
-            return {name: (broken_by == ROBUST) | (broken_by > stage) for stage, name in stages}
+def after_stages(subject: Subject, names: Iterable[str]) -> dict[str, Bool[np.ndarray, " n"]]:
+    """{stage: which examples were still correct after it} of the AutoAttack among the measured `names`, if any.
+
+    The standard version if there are several; not the quick one, nor one of another budget.
+    """
+    specs = [attack_names.parse(name) for name in names]
+    ours = [one for one in specs if one.attack == "autoattack" and not one.whole and not one.has_own_epsilon]
+    for spec in sorted(ours):
+        stages = VERSIONS[dict(spec.options).get("version", "standard")]
+        for one in (subject, subject._replace(suffix="")):  # best and latest may be one
+            saved = where(one, spec)
+            broken_by = (files.read_arrays(saved.path, saved.setting) or {}).get("broken_by", np.empty(0))
+            if _kind(broken_by) == ("i", (saved.count,)):
+                return {name: (broken_by == ROBUST) | (broken_by > stage) for stage, name in enumerate(stages, 1)}
     return {}
 
 
@@ -86,9 +93,15 @@ def where(subject: Subject, spec: AttackSpec) -> Saved:
     return Saved(subject.file(spec.file_name), json.dumps([subject.setting, count, *name]), count)
 
 
-def save(saved: Saved, state: ResumeState) -> None:
-    """Writes the resume state, atomically."""
-    files.write_arrays_atomically(saved.path, {"setting": saved.setting, **state._asdict()})
+def save(saved: Saved, state: ResumeState, spent: float = 0.0) -> None:
+    """Writes the resume state, atomically, with the seconds `spent` so far."""
+    files.write_arrays_atomically(saved.path, {"setting": saved.setting, "seconds": spent, **state._asdict()})
+
+
+def seconds(saved: Saved) -> float:
+    """What a resume state took so far; 0 without one, or if an earlier version wrote it."""
+    spent = (files.read_arrays(saved.path, saved.setting) or {}).get("seconds", np.zeros(()))
+    return float(spent) if _kind(spent) == ("f", ()) else 0.0
 
 
 def load(saved: Saved) -> ResumeState | None:
@@ -97,8 +110,9 @@ def load(saved: Saved) -> ResumeState | None:
     A state with another form is one with other random numbers: before they belonged to an example, it had a cursor.
     """
     arrays = files.read_arrays(saved.path, saved.setting)
-    if arrays is None or arrays.keys() != set(ResumeState._fields):
+    if arrays is None or arrays.keys() - {"seconds"} != set(ResumeState._fields):
         return None
+    arrays.pop("seconds", None)
     each = (saved.count,)
     expected = dict.fromkeys(ResumeState._fields, ("i", ())) | dict.fromkeys(("attempts", "broken_by"), ("i", each))
     if {name: _kind(array) for name, array in arrays.items()} != expected | {"adversarial": ("f", each)}:

@@ -23,10 +23,12 @@ def keep(subject: Subject) -> int:
     if not subject.cam_images or not _returns_maps(subject):
         return 0
     path = subject.workdir / "cam_images.npz"  # one file for the report, whichever checkpoint
-    # Files of earlier versions lack the names.
-    if processes.is_writer() and "class_names" not in (files.read_arrays(path, subject.setting) or {}):
+    count = min(subject.cam_images, len(subject.split.labels))
+    stored = files.read_arrays(path, subject.setting) or {}
+    whole = "class_names" in stored and len(stored.get("images", ())) == count  # files of earlier versions lack names
+    if processes.is_writer() and not whole:
         files.write_arrays_atomically(path, create(subject) | {"setting": subject.setting})
-    return min(subject.cam_images, len(subject.split.labels))
+    return count
 
 
 def _returns_maps(subject: Subject) -> bool:

@@ -22,12 +22,14 @@ def check(name: str) -> None:
 def measure(subject: Subject, name: str, tell: Tell) -> Float[np.ndarray, " n"]:
     """Euclidean distance, in [0, 1] pixel units, between the perturbations of the iterated attack `name` and of PGD.
 
-    Both take equally many steps of equal size from the same random start within the box. The paper's Table 2
-    does not state its normalisation; this is the plain norm over all pixels and channels of an example.
+    Both take equally many steps of equal size from the same random start, within the box unless `name` says otherwise
+    (`kl` has a start of its own), and have its other options that PGD knows. The paper's Table 2 does not state its
+    normalisation; this is the plain norm over all pixels and channels of an example.
     """
     spec = attack_names.parse(name)
-    inside = spec._replace(options=(*spec.options, ("clip_start", True)))
-    specs = inside, attack_names.AttackSpec("pgd", spec.steps)
+    options = {"clip_start": True} | dict(spec.options)
+    shared = {option: value for option, value in options.items() if option in attack_names.allowed_options("pgd")}
+    specs = spec._replace(options=tuple(options.items())), spec._replace(attack="pgd", options=tuple(shared.items()))
     attack, pgd = (attack_names.create(one, subject.budget) for one in specs)
 
     def one_batch(forward, key, batch):

@@ -49,8 +49,10 @@ def measure_and_summarise(subject: Subject, names: list[str], *, progress: bool 
     lacking = heuristics.unconfirmed([name for name in measured.attacks if name in names])
     if not processes.agreed(bool(lacking) and heuristics.suspected(results["flags"])):
         return measured, results
-    wholes = measure(subject._replace(probe_examples=0), [*names, *lacking.values()], progress=progress)
-    wholes = wholes._replace(probes=measured.probes)
+    lowered = measured.batch_size or subject.batch_size
+    whole = subject._replace(probe_examples=0, batch_size=lowered)
+    wholes = measure(whole, [*names, *lacking.values()], progress=progress)
+    wholes = wholes._replace(probes=measured.probes, batch_size=wholes.batch_size or measured.batch_size)
     return wholes, summaries.summarise(subject, wholes)
 
 
@@ -71,6 +73,7 @@ def check_names(
         raise InvalidInput(f"config.eval.validation_attack = {validation!r}: expected one such as pgd7")
     for name in distance_names:
         distances.check(name)
+        _check_known(attack_names.parse(name).name)
     for name in evaluator_names:
         evaluators.create(name)
 
@@ -97,10 +100,14 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
             if name in before:
                 show(index + 1, name, f"{describe(name, measured.values[name])}, measured before")
                 continue
-            start = time.perf_counter()
+            start, before_start = time.perf_counter(), 0.0
 
-            def tell(text: str, share: float = 0.0, batch_size: int = 0, index=index, name=name, start=start) -> None:
-                nonlocal subject, measured
+            def tell(
+                text: str, share: float = 0.0, batch_size: int = 0, seconds_before: float = 0.0,
+                index=index, name=name, start=start,
+            ) -> None:  # fmt: skip
+                nonlocal subject, measured, before_start
+                before_start += seconds_before
                 if batch_size:
                     subject = subject._replace(batch_size=min(batch_size, subject.batch_size))
                     measured = measured._replace(batch_size=subject.batch_size)
@@ -112,7 +119,7 @@ def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Mea
 
             tell("compiling")
             measured.values[name] = measure_one(subject, name, tell)
-            measured.seconds[name] = round(time.perf_counter() - start, 2)
+            measured.seconds[name] = round(before_start + time.perf_counter() - start, 2)
             measured.sources.update(stored.source_digests(subject, [name]))
             stored.save(subject, measured)
             line = f"{describe(name, measured.values[name])} ({measured.seconds[name]:.0f} s)"

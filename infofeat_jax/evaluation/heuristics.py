@@ -115,7 +115,7 @@ def _of_attacks(outcomes: Mapping[str, np.ndarray]) -> Iterator[str]:
         )
     for name in outcomes:
         spec = attack_names.parse(name)
-        ours = (spec.whole or spec).name == "autoattack"
+        ours = spec.attack == "autoattack" and not spec.has_own_epsilon
         if longest and ours and _beats(outcomes[name], outcomes[longest], GAP):
             yield (
                 f"large gap between PGD and AutoAttack: {_accuracies(name, longest, outcomes)};"

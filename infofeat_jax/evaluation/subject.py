@@ -17,7 +17,8 @@ from infofeat_jax.data.files import FileImages
 from infofeat_jax.evaluation.attack_names import Budget
 
 SAVE_EVERY = 30.0  # seconds between two times that an unfinished attack is stored
-# (text, fraction done in [0, 1]): reports the progress of one measurement; or that memory ran out, with `batch_size`.
+# (text, fraction done in [0, 1]): reports the progress of one measurement; with `batch_size`, that memory ran out; with
+# `seconds_before`, what an interrupted measurement took that is resumed.
 Tell = Callable[..., None]
 
 

@@ -78,8 +78,7 @@ def averages(values: Mapping[str, Values]) -> dict[str, float]:
 
 def find_flags(subject: Subject, measured: Measured) -> list[str]:
     """Sentences that say why the measured robustness may be overestimated."""
-    stages = autoattack.after_stages(subject) if "autoattack" in measured.values else {}
-    return heuristics.flags(measured.probes, measured.attacks, stages)
+    return heuristics.flags(measured.probes, measured.attacks, autoattack.after_stages(subject, measured.attacks))
 
 
 def probe(subject: Subject) -> probes.Probes:
@@ -102,7 +101,7 @@ def probe(subject: Subject) -> probes.Probes:
 
 def stage_accuracies(subject: Subject, measured: Measured) -> dict[str, float]:
     """{AutoAttack's stage: accuracy after it}."""
-    stages = autoattack.after_stages(subject) if "autoattack" in measured.values else {}
+    stages = autoattack.after_stages(subject, measured.attacks)
     return {name: float(outcome.mean()) for name, outcome in stages.items()}
 
 

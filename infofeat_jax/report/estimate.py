@@ -96,7 +96,7 @@ def judge(runs: list[RunRecord]) -> str:
 
 def extremes(runs: list[RunRecord]) -> dict[str, RunRecord]:
     """{"best": run, "worst": run} by the judge."""
-    ordered = sorted(runs, key=lambda run: run.results.get(judge(runs), 0.0))
+    ordered = sorted(runs, key=lambda run: run.results.get(judge(runs)) or 0.0)
     return {"best": ordered[-1], "worst": ordered[0]} if ordered else {}
 
 

@@ -72,7 +72,8 @@ def find_damage(results: Mapping) -> str:
     asked = [name for name in results["config"]["eval"]["attacks"] if name in results]
     counts, seconds = (results.get(field) or {} for field in ("examples", "seconds_per_attack"))
     shares = {name: results.get(name) for name in (*asked, *counts)}
-    shares |= {name: results[name] for name in ("worst_case",) if name in results}
+    if results.get("worst_case") is not None:  # None: no attack is within the threat model
+        shares["worst_case"] = results["worst_case"]
     for name, value in shares.items():
         if not (_is_finite(value) and 0 <= value <= 1):
             return f"{name} = {_short(value)}"
@@ -87,7 +88,7 @@ def find_damage(results: Mapping) -> str:
         own = results | (results.get(part) or {}) | {part: None}
         if results.get(part) and (problem := find_damage(own)):
             return f"{part}: {problem}"
-    return "" if asked else "it has none of the attacks of config.eval.attacks"
+    return "" if asked or counts else "it has none of the attacks of config.eval.attacks"
 
 
 def find_missing(config: Mapping) -> str:

@@ -49,7 +49,7 @@ def accuracy_table(study: Study) -> Table:
     measured = {row.label: estimate.estimates(row) for row in study.rows}
     columns = main_attacks(measured.values()) or list(paper.WHITE_BOX)
     sets = {frozenset(run_attacks(run)) for run in study.runs}
-    if len(sets) == 1 and len(columns) > 2 and all("worst_case" in run.results for run in study.runs):
+    if len(sets) == 1 and len(columns) > 2 and all(run.results.get("worst_case") is not None for run in study.runs):
         columns = [*columns, "worst_case"]
     published = paper.TABLES.get(study.paper)
     if published and published.columns != paper.WHITE_BOX:
