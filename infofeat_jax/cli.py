@@ -42,13 +42,15 @@ def execute(
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         others = not (workdir or config.study.rows or directory.exists()) and directory.parent.exists()
-        report.write(directory.parent if others else directory)
+        if processes.is_writer():
+            report.write(directory.parent if others else directory)
     elif config.study.rows:
         execute_study(config, directory, mode)
     else:
         config = weights.adopt(configs.resolve(config), directory)
         check(config, directory, mode)
         execute_run(config, directory, mode)
+    signals.finish()
 
 
 def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> None:
@@ -156,6 +158,8 @@ def one_line_errors() -> Iterator[None]:
         status, text = 2, f"error: {error}"
     except Stopped as stop:
         print(stop, file=sys.stderr)
+        with suppress(jax.errors.JaxRuntimeError):  # another process is gone already
+            signals.finish()
         sys.exit(os.EX_TEMPFAIL)
     except RunFailed as error:
         status, text = 1, f"error: {error}"

@@ -13,9 +13,9 @@ from ml_collections.config_dict import placeholder
 from infofeat_jax import config_checks, config_combinations, method_names
 from infofeat_jax.types import InvalidInput
 
-# Fields that do not affect the trained parameters: they may change when a run is continued. But not the one attack by
-# which its best checkpoint is chosen, whose accuracies compare with each other alone.
-JUDGE = "eval.validation_attack"
+# Fields that do not affect the trained parameters: they may change when a run is continued. But not the attack by
+# which its best checkpoint is chosen, whose accuracies compare with each other alone, nor that attack's steps.
+JUDGE = ("eval.validation_attack", "eval.step_size")
 FREE = (
     "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
     "data.data_dir", "data.note", "data.test_size", "data.in_memory", "remat",
@@ -220,7 +220,7 @@ def check_same(old: object, new: ConfigDict, where: str, free: tuple[str, ...] =
     changed = [
         f"{name}: {old.get(name, 'absent')!r} there, {new.get(name, 'absent')!r} now"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith((*free, *(FREE if name != JUDGE else ())))
+        if old.get(name) != new.get(name) and not name.startswith((*free, *(FREE if name not in JUDGE else ())))
     ]
     if changed:
         raise InvalidInput(

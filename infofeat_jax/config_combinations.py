@@ -142,6 +142,10 @@ CLASHES = (
         "eval.live_weights", "eval.torch_checkpoint", lambda value, other, _: value and other,
         "there is one set of weights to evaluate there", "leave live_weights out",
     ),
+    Clash(
+        "eval.checkpoint", "eval.torch_checkpoint", lambda value, other, _: value != "best" and other,
+        "there is one set of weights to evaluate there", "leave checkpoint out",
+    ),
     _unattacked("attack.ramp_epochs", 0),
     _unattacked("attack.batch_norm", "running"),
 )  # fmt: skip

@@ -235,7 +235,8 @@ def is_finished(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if json.dumps(stored, sort_keys=True) != json.dumps(wanted, sort_keys=True) or not results.get("finished"):
         return False
     sources = results.get("sources") or {}
-    return all(is_current(workdir, name, sources.get(name)) for name in config.eval.attacks)
+    specs = map(attack_names.parse, config.eval.attacks)
+    return all(is_current(workdir, spec.name, sources.get(spec.name)) for spec in specs)
 
 
 def is_current(workdir: pathlib.Path, attack: str, source: str | None) -> bool:

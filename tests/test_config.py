@@ -292,6 +292,7 @@ def test_every_field_has_a_test_of_its_range_or_is_free():
             {"eval": {"live_weights": True, "torch_checkpoint": "a.pt"}, "ema": {"decay": 0.9}},
             "with config.eval.torch_checkpoint = 'a.pt': there is one set of weights",
         ),
+        ({"eval": {"checkpoint": "both", "torch_checkpoint": "a.pt"}}, "leave checkpoint out"),
     ],
 )
 def test_what_would_do_nothing_is_refused(fields, message):

@@ -146,9 +146,9 @@ def test_an_evaluation_without_an_attack_in_the_threat_model_is_reported(directo
 def test_lowered_batches_stay_lowered_for_the_whole(monkeypatch):
     sizes = []
 
-    def measure(subject, names, progress):
+    def measure(subject, names, known=None, *, progress):
         sizes.append(subject.batch_size)
-        return Measured({"pgd20": np.ones(4, bool)}, {}, {}, batch_size=5 if len(sizes) == 1 else 0)
+        return Measured({"pgd20": np.ones(4, bool)}, {}, {}, batch_size=known.batch_size if known else 5)
 
     monkeypatch.setattr(evaluate, "measure", measure)
     monkeypatch.setattr(evaluate.summaries, "look", lambda subject, measured, progress: measured)
@@ -191,7 +191,9 @@ def test_what_is_set_aside_is_the_subjects_own(directory, tmp_path, suffix):
     target = make(directory / f"aside{suffix}", attacks=("clean",), cam_images=0)
     subject = run.create_subject(target, experiments.restore(target, "best").variables, suffix)
     subject = subject._replace(workdir=tmp_path, setting="new")
+    np.savez(tmp_path / f"mine{suffix}.npz", weights=np.arange(3))  # a user's own
     aside.switch(subject)
+    (tmp_path / f"mine{suffix}.npz").unlink()
     left = {path.name for path in tmp_path.glob("*.npz")}
     assert left == {f"{n}{o}.npz" for n in ("outcomes", "autoattack", "probes") for o in every if o != suffix}
     aside.switch(subject._replace(setting="old"))
@@ -368,6 +370,17 @@ def test_a_transferred_attack_is_measured_anew_when_its_source_was_trained_anew(
     assert not run.is_current(target.workdir, "pgd2@moving", stored)
     run.evaluate_run(target)
     assert measured == ["clean", "pgd2@moving", "pgd2@moving"]
+
+
+def test_a_transferred_attack_in_another_spelling_is_finished_too(tmp_path, monkeypatch):
+    config = configs.default()
+    config.eval.attacks = ("pgd10(step_size=1,restarts=2)@madry",)
+    config = configs.resolve(config)
+    stored = {"pgd10(restarts=2,step_size=1)@madry": "its digest"}
+    results = {"config": config.to_dict(), "finished": True, "sources": stored}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    monkeypatch.setattr(run, "is_current", lambda workdir, name, source: stored[name] == source)
+    assert run.is_finished(config, tmp_path)
 
 
 def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):

@@ -12,6 +12,7 @@ import pytest
 from processes import (
     CLEAN,
     TRAINED,
+    free_port,
     lines,
     parameters,
     start_by_slurm,
@@ -162,6 +163,25 @@ def test_two_processes_split_autoattack_and_one_resumes_what_they_left(main, smo
     assert {0, 1} <= set(other["broken_by"])
     for name, array in other.items():
         np.testing.assert_array_equal(one[name], array)
+
+
+def test_a_signal_in_the_last_moment_of_a_run_does_not_hang_it(main, tmp_path):
+    """The second process is told to stop, but the first has ended before JAX passes that on."""
+    (tmp_path / "ends.py").write_text(
+        "import os, signal, sys, time\n"
+        "from infofeat_jax.runtime import processes, signals\n"
+        "processes.start(sys.argv[1], 2, int(sys.argv[2]))\n"
+        "signals.listen()\n"
+        "processes.barrier('both are there')\n"
+        "if sys.argv[2] == '1':\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(2 * signals.LISTENING)\n"
+        "signals.finish()\n"
+    )
+    host = f"localhost:{free_port()}"
+    processes = [main.start(host, str(index), program="ends.py", folder=tmp_path) for index in range(2)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -71,6 +72,36 @@ def test_where_hosts_do_not_see_each_others_locks_the_owner_keeps_them_out(tmp_p
     with lock.lock(tmp_path):
         assert path.read_text() == f"process {os.getpid()} on another\n"
     assert not path.exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_of_two_hosts_that_find_an_abandoned_directory_one_takes_it(tmp_path, monkeypatch):
+    """The other moves the file away that the first has just created, notices, and puts it back."""
+    path, rename, taken = tmp_path / lock.OWNER, pathlib.Path.rename, []
+
+    def first_another(self, target):
+        if not taken:
+            rename(self, tmp_path / "stale")
+            self.write_text("process 1 on another\n")
+            taken.append(target)
+        return rename(self, target)
+
+    path.write_text("process 2 on a third\n")
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    monkeypatch.setattr(pathlib.Path, "rename", first_another)
+    with pytest.raises(InUse), lock.lock(tmp_path):
+        pass
+    assert path.read_text() == "process 1 on another\n"
+    assert not taken[0].exists()
+
+
+@pytest.mark.usefixtures("no_locks")
+def test_who_waits_is_let_in_when_the_owner_leaves(tmp_path, monkeypatch):
+    path = tmp_path / lock.OWNER
+    path.write_text("process 1 on another\n")
+    monkeypatch.setattr(time, "sleep", lambda seconds: path.unlink())
+    with lock.lock(tmp_path, wait=True):
+        assert path.read_text().strip() == ME
 
 
 def test_of_two_hosts_that_begin_at_once_one_wins(tmp_path, monkeypatch, no_locks):

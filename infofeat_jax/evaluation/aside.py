@@ -36,8 +36,8 @@ def read_setting(path: pathlib.Path) -> str | None:
 
 
 def files_of(subject: Subject) -> list[pathlib.Path]:
-    """The files of arrays that are of this subject, and not of one with another suffix."""
-    found = [path for path in subject.workdir.glob(f"*{subject.suffix}.npz") if not path.stem.endswith(".partial")]
+    """The files of arrays that are of this subject: not of one with another suffix, nor a user's own."""
+    found = [path for path in subject.workdir.glob(f"*{subject.suffix}.npz") if read_setting(path) is not None]
     return [path for path in found if not path.stem.removesuffix(subject.suffix).endswith(SUFFIXES)]
 
 

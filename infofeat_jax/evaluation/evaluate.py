@@ -49,10 +49,8 @@ def measure_and_summarise(subject: Subject, names: list[str], *, progress: bool 
     lacking = heuristics.unconfirmed([name for name in measured.attacks if name in names])
     if not processes.agreed(bool(lacking) and heuristics.suspected(results["flags"])):
         return measured, results
-    lowered = measured.batch_size or subject.batch_size
-    whole = subject._replace(probe_examples=0, batch_size=lowered)
-    wholes = measure(whole, [*names, *lacking.values()], progress=progress)
-    wholes = wholes._replace(probes=measured.probes, batch_size=wholes.batch_size or measured.batch_size)
+    whole = subject._replace(probe_examples=0, batch_size=measured.batch_size or subject.batch_size)
+    wholes = measure(whole, [*names, *lacking.values()], measured, progress=progress)
     return wholes, summaries.summarise(subject, wholes)
 
 
@@ -84,9 +82,12 @@ def _check_known(name: str) -> None:
     attack_names.check(attack_names.parse(name), BUDGET)
 
 
-def measure(subject: Subject, names: list[str], *, progress: bool = True) -> Measured:
-    """Measures what has not been measured yet, and saves after each measurement."""
-    measured, reports, names = stored.load(subject), [], list(dict.fromkeys(names))
+def measure(subject: Subject, names: list[str], known: Measured | None = None, *, progress: bool = True) -> Measured:
+    """Measures what has not been measured yet, and saves after each measurement.
+
+    `known`: what has been, where this process knows it; read from disk by default.
+    """
+    measured, reports, names = known or stored.load(subject), [], list(dict.fromkeys(names))
     before = {name for name in names if stored.is_measured(subject, measured, name)}
     costs = {name: pace.cost(plain(name)) * expected_count(subject, name) for name in names if name not in before}
     if summaries.are_probed(subject, names) and not stored.load_probes(subject):

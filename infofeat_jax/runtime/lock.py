@@ -12,6 +12,8 @@ import socket
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -25,8 +27,8 @@ HEARTBEAT, PATIENCE = 20.0, 90.0  # seconds
 def lock(directory: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes out of a directory until the end, however this process ends.
 
-    Raises InUse naming the process that is there; with `wait`, waits for one on this host. Raises InvalidInput if no
-    file can be opened there.
+    Raises InUse naming the process that is there, unless it is to `wait` for that one. Raises InvalidInput if no file
+    can be opened there.
     """
     path = directory / "lock"
     try:
@@ -48,20 +50,18 @@ def lock(directory: pathlib.Path, *, wait: bool = False) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        with _owned(directory, alone):
+        with _owned(directory, alone, wait):
             yield
 
 
 @contextmanager
-def _owned(directory: pathlib.Path, alone: bool) -> Iterator[None]:
+def _owned(directory: pathlib.Path, alone: bool, wait: bool) -> Iterator[None]:
     """Holds the file OWNER. `alone`: no other process on this host holds the lock, so that its owner has died."""
     path, host = directory / OWNER, socket.gethostname()
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
-        owner = path.read_text().strip() or "another process"
-        if not (alone and owner.endswith(f" on {host}")) and _age(path) < PATIENCE:
-            raise InUse(directory, owner) from None
+    while owner := _claim(path, f" on {host}" if alone else None):
+        if not wait:
+            raise InUse(directory, owner)
+        time.sleep(1)
     path.write_text(f"process {os.getpid()} on {host}\n")
     ended = threading.Event()
     thread = threading.Thread(target=_touch, args=(path, ended), daemon=True)
@@ -71,6 +71,28 @@ def _owned(directory: pathlib.Path, alone: bool) -> Iterator[None]:
     finally:
         ended.set(), thread.join()
         path.unlink(missing_ok=True)
+
+
+def _claim(path: pathlib.Path, dead: str | None) -> str:
+    """Creates the file OWNER, in place of one that nobody touches any more; or says whose it is.
+
+    `dead`: how the text of one ends whose process is known to have died. Of several that find one abandoned, one
+    moves it away; what another has created meanwhile is put back.
+    """
+    while True:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            return ""
+        with suppress(FileNotFoundError):  # it has just ended
+            seen, owner = path.stat(), path.read_text().strip() or "another process"
+            if not (dead and owner.endswith(dead)) and _age(path) < PATIENCE:
+                return owner
+            moved = path.with_name(f"{OWNER}.{uuid.uuid4().hex}")
+            path.rename(moved)
+            if moved.stat().st_ino != seen.st_ino:
+                moved.rename(path)
+                return "another process"
+            moved.unlink()
 
 
 def _touch(path: pathlib.Path, ended: threading.Event) -> None:

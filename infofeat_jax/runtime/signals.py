@@ -15,8 +15,10 @@ from contextlib import contextmanager
 import jax
 from jax.experimental import multihost_utils
 
+from infofeat_jax.runtime import processes
 from infofeat_jax.types import Stopped
 
+LISTENING = 1.0  # seconds between two times that JAX looks whether a signal came
 _asked = {"stop": False, "looks": 0, "moment": math.inf}  # signals belong to the process, and so does this
 
 
@@ -66,6 +68,21 @@ def requested() -> bool:
         return _asked["stop"] or time.monotonic() >= _asked["moment"]
     _asked["looks"] += 1
     return multihost_utils.reached_preemption_sync_point(_asked["looks"])
+
+
+def finish() -> None:
+    """Waits for all processes, and until none of them is about to agree on a stop, before JAX shuts down.
+
+    In jaxlib 0.10.2 the shutdown takes a lock that the thread of such an agreement needs, and waits for that thread: a
+    signal in the last second of a run could hang it. All processes of a run call this, at its end.
+    """
+    if jax.process_count() == 1:
+        return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is nothing left to stop
+    processes.barrier("the run has ended")
+    time.sleep(1.5 * LISTENING)
+    processes.barrier("no signal is left")
+    requested()  # returns when an agreement that has begun is over
 
 
 def check() -> None:

@@ -32,13 +32,15 @@ def check(step: int, values: Mapping, max_loss: float) -> None:
 
 
 def skip(
-    workdir: pathlib.Path, unsound: UnsoundStep, batch: Mapping, *, last: int, max_loss: float, skip_batches: int
-) -> None:
+    workdir: pathlib.Path, unsound: UnsoundStep, batch: Mapping, before: frozenset[int], *, last: int, max_loss: float,
+    skip_batches: int,
+) -> frozenset[int]:  # fmt: skip
     """Records the batch of the unsound step as one to skip. Raises RunFailed if `skip_batches` already have been.
 
-    `batch` identifies it: step, epoch and a digest of its image indices; `last` is the newest checkpoint's step.
+    `batch` identifies it: step, epoch and a digest of its image indices; `before`: the steps, counted from 0, that are
+    skipped already; `last` is the newest checkpoint's step. Returns the steps to skip, which no process has to read
+    from the file that another has just written.
     """
-    before = read(workdir)
     good = f"the last earlier checkpoint is of step {last}" if last else "there is no earlier checkpoint"
     norm = "" if unsound.norm is None else f", parameters of norm {unsound.norm:g}"
     what = (
@@ -50,12 +52,12 @@ def skip(
             f"{what}; {good}: lower config.optimizer.learning_rate in another --workdir, or return to that checkpoint"
             f" and skip this batch with --config.skip_batches={len(before) + 1}"
         )
-    processes.barrier("skipped batches read")
     if processes.is_writer():
-        noted = [*before, {**batch, "loss": repr(unsound.loss)}]
+        noted = [*read(workdir), {**batch, "loss": repr(unsound.loss)}]
         files.write_atomically(workdir / SKIPPED, json.dumps(noted) + "\n")
         print(f"warning: {what}; {good}: resuming from there, this batch is skipped", flush=True)
     processes.barrier("skipped batches written")
+    return before | {unsound.step - 1}
 
 
 def read(workdir: pathlib.Path) -> list[dict]:

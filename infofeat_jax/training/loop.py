@@ -112,15 +112,16 @@ def train(training: Training) -> State:
 
     Raises Stopped when interrupted, RunFailed when the loss is non-finite or too large, or the disk is full.
     """
+    skipped = health.skipped(training.workdir)
     while True:
         try:
-            return train_on(training)
+            return train_on(training, skipped)
         except health.UnsoundStep as unsound:
-            skip(training, unsound)
+            skipped = skip(training, unsound, skipped)
 
 
-def train_on(training: Training) -> State:
-    """Trains from the newest checkpoint to completion."""
+def train_on(training: Training, skipped: frozenset[int]) -> State:
+    """Trains from the newest checkpoint to completion, but for the batches of the steps `skipped`."""
     workdir, settings, active = training.workdir, training.settings, processes.is_writer()
     total = training.total
     with checkpoint.opened(workdir, settings.keep) as checkpoints:
@@ -136,7 +137,7 @@ def train_on(training: Training) -> State:
             console.progress(total, start, active=active and start < total) as show,
         ):
             keeper = Keeper(checkpoints, settings.every_minutes)
-            reporting = Reporting(keeper, write, show, health.skipped(workdir), earlier, Pace(total))
+            reporting = Reporting(keeper, write, show, skipped, earlier, Pace(total))
             ended = start in checkpoints.epochs.all_steps()
             return train_from(training, reporting, state, start, validated=ended)
 
@@ -264,8 +265,11 @@ def finish_epoch(
     reporting.show(step, f"epoch {epoch}/{of}", f"{text}  ({stretch.seconds:.0f} s)", note, left, bound)
 
 
-def skip(training: Training, unsound: health.UnsoundStep) -> None:
-    """Records the batch of the unsound step as one to skip. Raises RunFailed if no (further) batch may be skipped."""
+def skip(training: Training, unsound: health.UnsoundStep, before: frozenset[int]) -> frozenset[int]:
+    """Records the batch of the unsound step as one to skip; returns all of them.
+
+    Raises RunFailed if no (further) batch may be skipped.
+    """
     rows = batch_rows(training, unsound.step - 1)
     batch = {
         "step": unsound.step,
@@ -274,7 +278,7 @@ def skip(training: Training, unsound: health.UnsoundStep) -> None:
     }
     last, settings = checkpoint.latest_step(training.workdir), training.settings
     limits = {"max_loss": settings.max_loss, "skip_batches": settings.skip_batches}
-    health.skip(training.workdir, unsound, batch, last=last, **limits)
+    return health.skip(training.workdir, unsound, batch, before, last=last, **limits)
 
 
 def describe(training: Training, state: State, start: int) -> None:
