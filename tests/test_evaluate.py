@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import sys
 from functools import partial
@@ -397,6 +398,17 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
     for results in (second, second["latest"]):
         assert results["autoattack_stages"]["square"] == results["autoattack"]
     assert first["autoattack_stages"] == second["autoattack_stages"]
+
+
+def test_every_field_of_the_results_is_on_the_page(directory):
+    the_run = make(
+        directory / "fields", attacks=("clean", "autoattack"), cam_images=0, checkpoint="both", autoattack_examples=4
+    )
+    page = (pathlib.Path(__file__).parent.parent / "docs/how-to/evaluate.md").read_text()
+    named = set(re.findall(r"`(\w+)`", page[page.index("## What results.json holds") :]))
+    results = run.evaluate_run(the_run)
+    assert results.keys() - results["examples"].keys() <= named
+    assert named - results.keys() == {"live", "best"}
 
 
 def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
