@@ -203,6 +203,33 @@ def test_preparing_on_the_way(tmp_path, monkeypatch, with_tensorflow):
     check_cifar(data.load("cifar10", data_dir=str(tmp_path), validation_size=5))
 
 
+def test_two_that_begin_at_once_prepare_it_once(tmp_path, monkeypatch, with_tensorflow):
+    import tensorflow_datasets as tfds
+
+    calls, began = [], threading.Event()
+
+    class Slow(FakeBuilder):
+        def download_and_prepare(self):
+            calls.append(self)
+            unfinished = tmp_path / "cifar10" / "incomplete.AB12_3.0.2"
+            unfinished.mkdir()
+            began.set()
+            time.sleep(0.5)
+            unfinished.rmdir()
+            super().download_and_prepare()
+
+    monkeypatch.setattr(prepared, "reachable", lambda url: True)
+    monkeypatch.setattr(tfds, "builder", lambda name, *, data_dir, file_format: Slow(data_dir))
+    found = []
+    load = lambda: found.append(prepared.prepared("cifar10", "http://origin", str(tmp_path)))  # noqa: E731
+    first, second = threading.Thread(target=load), threading.Thread(target=load)
+    first.start()
+    assert began.wait(60)
+    second.start()
+    first.join(), second.join()
+    assert (len(calls), len(found)) == (1, 2)
+
+
 def test_a_preparation_that_fails(tmp_path, monkeypatch, with_tensorflow):
     import tensorflow_datasets as tfds
 

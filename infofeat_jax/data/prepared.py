@@ -7,9 +7,11 @@ import pathlib
 import threading
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 
 from infofeat_jax.data.arrays import Source, summary
 from infofeat_jax.data.records import broken, newest, read, ways
+from infofeat_jax.runtime import lock
 from infofeat_jax.types import InvalidInput
 
 REACH_SECONDS = 4.0
@@ -25,29 +27,46 @@ def prepared(name: str, url: str, data_dir: str | None = None) -> Source:
     """
     chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     root = pathlib.Path(os.path.expanduser(chosen))  # unlike pathlib's, leaves an unknown ~user as it is
-    if not (directory := _newest_version(name, root)):
-        _prepare(name, url, root)
-        directory = _newest_version(name, root) or root / name
-    return read(directory)
+    return read(newest(_entries(name, root)) or _prepare(name, url, root))
 
 
-def _newest_version(name: str, root: pathlib.Path) -> pathlib.Path | None:
+def _entries(name: str, root: pathlib.Path) -> list[pathlib.Path]:
     folder = root / name
     try:
-        entries = list(folder.iterdir()) if os.path.isdir(folder) else []
+        return list(folder.iterdir()) if os.path.isdir(folder) else []
     except OSError as error:
         raise broken(name, folder, summary(error)) from None
-    version = newest(entries)
-    if not version and (unfinished := [entry for entry in entries if "incomplete" in entry.name]):
-        raise broken(name, unfinished[0], "an unfinished preparation was left behind")
-    return version
 
 
-def _prepare(name: str, url: str, root: pathlib.Path) -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise _missing(name, root, "TensorFlow, which prepares it, is not installed")
-    if not reachable(url):
-        raise _missing(name, root, f"{urllib.parse.urlsplit(url).hostname}, its origin, cannot be reached")
+def _prepare(name: str, url: str, root: pathlib.Path) -> pathlib.Path:
+    """Prepares the data set, unless another process does at this moment: then waits for it. Returns its directory."""
+    installed = importlib.util.find_spec("tensorflow") is not None
+    with _alone(name, root) if installed else contextlib.nullcontext():
+        entries = _entries(name, root)
+        if version := newest(entries):  # meanwhile
+            return version
+        if unfinished := [entry for entry in entries if "incomplete" in entry.name]:
+            raise broken(name, unfinished[0], "an unfinished preparation was left behind")
+        if not installed:
+            raise _missing(name, root, "TensorFlow, which prepares it, is not installed")
+        if not reachable(url):
+            raise _missing(name, root, f"{urllib.parse.urlsplit(url).hostname}, its origin, cannot be reached")
+        _download(name, root)
+        return newest(_entries(name, root)) or root / name
+
+
+@contextlib.contextmanager
+def _alone(name: str, root: pathlib.Path) -> Iterator[None]:
+    """Holds the data set's directory, after waiting for whoever does: machines and runs start together."""
+    try:
+        (root / name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _missing(name, root, f"preparing it failed ({summary(error)})") from None
+    with lock.lock(root / name, wait=True):
+        yield
+
+
+def _download(name: str, root: pathlib.Path) -> None:
     try:
         import tensorflow_datasets as tfds
 
