@@ -117,6 +117,8 @@ def against_madry(study: str) -> str:
         for smoothing in SMOOTHINGS for row, name in ROWS.items() if row != "madry"
     ]  # fmt: skip
     pairs.append(("Madry, smoothing 0.5 - smoothing 0", "madry-smoothing0.5", "madry-smoothing0.0"))
+    if by_seed(study, "madry-half-step", "clean"):
+        pairs.append(("InfoFeature, lambda 0.1 - Madry, both with half steps", *reversed(HALF_STEPS)))
     lines = []
     for label, one, other in pairs:
         for which in ("best", "last"):

@@ -111,6 +111,10 @@ def test_deepminds_file_is_converted_and_written_as_one(tmp_path, capsys):
     with np.load(tmp_path / "dm.npz") as first, np.load(tmp_path / "bare.npz") as bare:
         assert set(first) - set(bare) == {"mean", "std"}
     assert weights.load(tmp_path / "run")[0] == module.clone(mean=normal["mean"], std=normal["std"])
+    convert.main([str(tmp_path / "bare.npz"), str(tmp_path / "raw"), "--mean=0", "--std=1"])
+    convert.main([str(tmp_path / "raw"), str(tmp_path / "raw.npz")])  # whose absence would stand for CIFAR-10's
+    read = weights.load(tmp_path / "raw.npz")[0]
+    assert (np.unique(read.mean), np.unique(read.std)) == (0, 1)
     convert.main([str(tmp_path / "dm.npz"), str(tmp_path / "model.stablehlo"), "--batch=2"])
     images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     served = jax.export.deserialize(bytearray((tmp_path / "model.stablehlo").read_bytes())).call(images)

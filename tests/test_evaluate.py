@@ -26,7 +26,7 @@ from infofeat_jax.experiment import Experiment
 from infofeat_jax.report import gaps
 from infofeat_jax.runtime import files
 from infofeat_jax.training import checkpoint
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InUse, InvalidInput
 
 __all__ = ["tiny_model"]
 COUNT = 20
@@ -398,6 +398,13 @@ def test_autoattack_of_both_checkpoints_keeps_the_stages_of_each(directory):
     for results in (second, second["latest"]):
         assert results["autoattack_stages"]["square"] == results["autoattack"]
     assert first["autoattack_stages"] == second["autoattack_stages"]
+
+
+def test_a_directory_is_of_one_run(tmp_path):
+    with run.own_directory(tmp_path / "new"), pytest.raises(InUse, match="in use by process"):
+        run.own_directory(tmp_path / "new").__enter__()
+    with run.own_directory(tmp_path / "new"):
+        pass
 
 
 def test_every_field_of_the_results_is_on_the_page(directory):

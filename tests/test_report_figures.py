@@ -55,9 +55,15 @@ def test_validation_curves_are_means_over_seeds(tmp_path):
         simple_run(tmp_path, seed=seed)
     path = tmp_path / "madry-seed1" / "metrics.jsonl"
     path.write_text(path.read_text().replace("0.2,", "0.4,") + '{"step": 31, "epo')  # cut off by a kill
-    label, values = figures.validation(collect.collect(tmp_path).rows[0], "validation_clean_accuracy")
-    assert label == "Madry"
+    label, epochs, values = figures.validation(collect.collect(tmp_path).rows[0], "validation_clean_accuracy")
+    assert (label, epochs) == ("Madry", [1, 2, 3])
     np.testing.assert_allclose(values.mean(0), [30, 40, 60])
+    for other in tmp_path.glob("*/metrics.jsonl"):  # validated after some epochs only
+        other.write_text(re.sub(r'"epoch": (\d)', lambda found: f'"epoch": {4 * int(found[1])}', other.read_text()))
+    path.write_text(path.read_text().replace('"epoch": 8', '"no": 8'))
+    _, epochs, values = figures.validation(collect.collect(tmp_path).rows[0], "validation_clean_accuracy")
+    assert epochs == [4, 12]
+    np.testing.assert_allclose(values.mean(0), [30, 60])
 
 
 def test_the_cam_images_are_the_recorded_ones():
@@ -78,6 +84,15 @@ def test_the_cam_images_are_the_recorded_ones():
     grey = np.full((8, 8, 3), 0.5)
     bright = cam_images.overlay(grey, np.array([[0.0, 1.0]]))
     assert bright[:, -1].mean() > bright[:, 0].mean() + 0.2
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_images_of_any_channels_are_shown(channels):
+    arrays = create_cam_images()
+    arrays |= {name: np.repeat(arrays[name], channels, -1) for name in ("images", "perturbed")}
+    tiles = cam_images.tiles(arrays, 0)
+    assert {tile.shape[-1] for tile in tiles} == {3}
+    assert cam_images.strip(tiles).shape[-1] == 4
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from report_runs import MEASURED, create_config, create_results, write_run, write_study
 
-from infofeat_jax.report import collect, finding, notes, page, runs, tables
+from infofeat_jax.report import collect, estimate, finding, notes, page, runs, tables
 
 
 def study_of(directory: pathlib.Path, accuracies: dict[str, dict[str, float]], examples: int = 2000) -> runs.Study:
@@ -138,3 +138,33 @@ def test_rows_with_several_seeds_are_compared_seed_by_seed(tmp_path):
     text = finding.finding(collect.collect(write_study(tmp_path, planned)))
     assert "ALP (43.0 % ±24.8) and Standard (42.9 % ±24.3) cannot be told apart" in text
     assert "the 95 % intervals of the differences to ALP, seed by seed, contain zero. Less robust: Madry." in text
+
+
+def test_an_attack_that_a_flag_has_added_to_one_run_of_each_row_does_not_decide(tmp_path):
+    """Nor which run of a row is its best: its worst case is over other attacks than the others'."""
+    quick = "autoattack(version=quick)"
+    for method, flagged, base in (("madry", 2, 0.5), ("alp", 0, 0.4)):
+        for seed in range(3):
+            values = {"clean": 0.8, quick: base + 0.001 * seed} | ({"autoattack": 0.1} if seed == flagged else {})
+            config = create_config(method, seed)
+            write_run(tmp_path / f"{method}-seed{seed}", config, create_results(config, values))
+    write_study(tmp_path, {f"{method}-seed{n}": (method, n) for method in ("madry", "alp") for n in range(3)})
+    study = collect.collect(tmp_path)
+    said = finding.finding(study)
+    assert said.startswith("Madry is the most robust under AutoAttack (version=quick, not standard), the strongest")
+    assert "One run each" not in said
+    rows = {row.label: row for row in study.rows}
+    assert estimate.extremes(rows["madry"].runs) == {}
+    assert estimate.complete(rows["madry"]).keys() == {"clean", quick}
+    assert tables.accuracy_table(study).lines
+
+
+def test_the_images_of_the_worst_case_are_those_of_the_attacks_within_the_threat_model(tmp_path):
+    values = {"clean": 0.8, "pgd20": 0.5, "autoattack(epsilon=4)": 0.6}
+    results = create_results(create_config(), values, worst_case=0.5)
+    results["examples"]["autoattack(epsilon=4)"] = 100
+    write_run(tmp_path / "madry-seed0", create_config(), results)
+    table = tables.accuracy_table(collect.collect(tmp_path))
+    low, high = scipy.stats.binomtest(1000, 2000).proportion_ci(0.95, method="wilson")
+    assert table.lines[0].cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
+    assert not any("Worst case" in note for note in table.notes)

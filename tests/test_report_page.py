@@ -132,10 +132,11 @@ def test_the_command_on_the_page_gives_the_same_configuration(method):
     import configs.cifar10_resnet18 as plain
 
     config = create_config(method, 3, **{
-        "optimizer.milestones": (1.0, 2.0), "method.weight": 0.5, "attack.step_size": 1.5,
+        "optimizer.milestones": (1.0, 2.0), "method.label_smoothing": 0.5, "attack.epsilon": 4.0, "attack.num_steps": 1,
+        "attack.step_size": 2.0, "eval.step_size": 2.0,
         "data.note": "it's a \"note\"", "eval.attacks": ("clean",),
     })  # fmt: skip
-    words = shlex.split(provenance.command(config).replace("\\\n", ""))
+    words = shlex.split(provenance.command(config, config).replace("\\\n", ""))
     assert words[:3] == ["python", "main.py", f"--config={provenance.PLAIN}:{method}"]
     code = (
         "import sys; from absl import flags; from ml_collections import config_flags;"
@@ -149,13 +150,24 @@ def test_the_command_on_the_page_gives_the_same_configuration(method):
     assert json.loads(process.stdout) == config
 
 
+def test_an_evaluation_in_another_setting_has_a_command_of_its_own():
+    config = create_config()
+    more = create_config(**{"eval.attacks": ("clean", "pgd50")})
+    assert provenance.command(config, more).count("main.py") == 1
+    assert "pgd50" in provenance.command(config, more)
+    weaker = create_config(**{"attack.epsilon": 4.0, "eval.attacks": ("clean", "pgd50")})
+    first, second = provenance.command(config, weaker).split("\npython ")
+    assert not any(part in first for part in ("pgd50", "epsilon", "--mode"))
+    assert all(part in second for part in ("--mode=evaluate", "pgd50", "--config.attack.epsilon=4.0"))
+
+
 @pytest.mark.parametrize("field", ["eval.pictures", "eval.cam_images"])
 def test_the_command_of_an_earlier_run_uses_the_field_of_today(field):
     config = create_config()
     config["eval"] = {name: value for name, value in config["eval"].items() if name not in ("pictures", "cam_images")}
     config["eval"][field.partition(".")[2]] = 3
     known = {name for name in ("pictures", "cam_images") if name in configs.default().eval}
-    flags = re.findall(r"--config\.eval\.(\w+)=3", provenance.command(config))
+    flags = re.findall(r"--config\.eval\.(\w+)=3", provenance.command(config, config))
     assert set(flags) == (known if field == "eval.pictures" else known & {"cam_images"})
 
 

@@ -86,7 +86,7 @@ def test_the_worst_case_is_beside_the_other_attacks_on_the_same_images(tmp_path,
     assert [cell.value for cell in same.cells[1:]] == ["95.0", "60.0", "58.0", "55.0", "54.5"]
     low, high = scipy.stats.binomtest(109, 200).proportion_ci(0.95, method="wilson")
     assert same.cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
-    assert any("among the first 200 images, which all attacks saw" in note for note in table.notes)
+    assert any("among the first 200 images, which all of these saw" in note for note in table.notes)
     monkeypatch.setenv("COLUMNS", "120")
     terminal.show(collect.collect(tmp_path))
     assert "first 200 images 95.0 60.0 58.0 55.0 54.5" in re.sub(" +", " ", capsys.readouterr().out)

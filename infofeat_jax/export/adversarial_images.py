@@ -63,7 +63,8 @@ def how_to_evaluate(results: Mapping[str, Any], attack: str) -> str:
     """The command, or the call, that measures clean accuracy and `attack` where these results are."""
     if "given" in results:
         return f"infofeat_jax.evaluate(..., attacks=('clean', '{attack}'), directory=...)"
-    return f"main.py --mode=evaluate --config.eval.attacks=\"('clean','{attack}')\""
+    every = " --config.eval.autoattack_examples=0" if attack_names.parse(attack).is_cascade else ""
+    return f"main.py --mode=evaluate --config.eval.attacks=\"('clean','{attack}')\"{every}"
 
 
 def _read(path: pathlib.Path, again: str) -> dict[str, np.ndarray]:

@@ -100,9 +100,10 @@ def batch(text: str) -> str | int:
 
 def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bare: bool) -> None:
     """Writes a state_dict, with its normalisation as buffers unless there is none or `bare`."""
-    buffers = not bare and (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
+    of_deepmind = deepmind.is_of_deepmind(module)  # which without buffers stands for its data set's normalisation
+    normalises = (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
+    buffers = not bare and (normalises or of_deepmind)
     normal = {"mean": module.mean, "std": module.std} if buffers else {}
-    of_deepmind = deepmind.is_of_deepmind(module)
     whole(path, lambda part: models.save_torch(part, variables, deepmind_keys=of_deepmind, **normal))
     owner, names = ("DeepMind's", "mean and std") if of_deepmind else ("the public", "mu and sigma")
     if buffers:

@@ -138,7 +138,10 @@ def caption(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def _color(image: Float[np.ndarray, "height width c"]) -> RGBImage:
-    return np.repeat(image, 3, -1) if image.shape[-1] == 1 else image[..., :3]
+    if image.shape[-1] == 1:
+        return np.repeat(image, 3, -1)
+    missing = max(3 - image.shape[-1], 0)  # of two channels, which are shown as red and green
+    return np.pad(image, ((0, 0), (0, 0), (0, missing)))[..., :3]
 
 
 def _enlarge(image: RGBImage) -> Tile:

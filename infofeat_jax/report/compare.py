@@ -18,7 +18,7 @@ Outcome = Bool[np.ndarray, " n"]  # which images remain correctly classified
 
 def outcomes(study: Study) -> tuple[str, dict[str, Outcome]]:
     """(attack, {run: outcome}) under the attack of the finding; ("", {}) unless two runs have kept it."""
-    measured = finding.comparable({row.label: estimate.estimates(row) for row in study.rows if row.runs})
+    measured = finding.comparable({row.label: estimate.complete(row) for row in study.rows if row.runs})
     attack = finding.strongest(measured) if measured else None
     if attack is None:
         return "", {}
@@ -30,8 +30,9 @@ def outcomes(study: Study) -> tuple[str, dict[str, Outcome]]:
 
 
 def outcome(study: Study, run: RunRecord, attack: str) -> Outcome | None:
-    """What outcomes.npz says, if it is what results.json is about."""
-    values = read_arrays(study.directory / run.name / "outcomes.npz").get(attack, np.empty(()))
+    """What the outcomes' file says, if it is what results.json is about."""
+    file = "outcomes_latest.npz" if run.results.get("checkpoint") == "latest" else "outcomes.npz"
+    values = read_arrays(study.directory / run.name / file).get(attack, np.empty(()))
     accuracy, count = estimate.own_accuracies(run).get(attack, (0.0, 0))
     if values.dtype != bool or values.shape != (count,) or not count or abs(values.mean() - accuracy) > 0.5 / count:
         return None

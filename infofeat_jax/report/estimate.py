@@ -73,11 +73,26 @@ def estimates(row: Row, which: str = "") -> dict[str, Estimate]:
     return {name: estimate(values) for name, values in measured.items()}
 
 
+def complete(row: Row) -> dict[str, Estimate]:
+    """The estimates of the attacks that all runs of a row have; of all attacks if they have none in common.
+
+    An attack that a flag has added to one run is not a measurement of the row.
+    """
+    measured = estimates(row)
+    return {name: value for name, value in measured.items() if value.runs == len(row.runs)} or measured
+
+
 def own_accuracies(run: RunRecord, which: str = "") -> dict[str, tuple[float, int]]:
     """{attack: (accuracy, number of examples)} of the checkpoint that results.json is about; `which` as above."""
     if which and not run.results.get(which):
         return {}
     return accuracies(run.results | run.results.get(which, {}))
+
+
+def counts_within_budget(run: RunRecord, which: str = "") -> list[int]:
+    """The numbers of images of the attacks that the worst case is over: those without an epsilon of their own."""
+    measured = own_accuracies(run, which).items()
+    return [count for name, (_, count) in measured if "epsilon=" not in split_steps(name).options]
 
 
 def gain(one: Row, other: Row, name: str) -> tuple[float, float, float] | None:
@@ -90,13 +105,19 @@ def gain(one: Row, other: Row, name: str) -> tuple[float, float, float] | None:
 
 
 def judge(runs: list[RunRecord]) -> str:
-    """The attack that decides which run is best and which worst: pgd20 as in Table 3, else the worst case."""
-    return "pgd20" if all("pgd20" in accuracies(run.results) for run in runs) else "worst_case"
+    """The attack that decides which run is best and which worst: pgd20 as in Table 3, else the worst case.
+
+    "" if the worst cases are over different attacks.
+    """
+    if all("pgd20" in accuracies(run.results) for run in runs):
+        return "pgd20"
+    return "worst_case" if len({frozenset(own_accuracies(run)) for run in runs}) == 1 else ""
 
 
 def extremes(runs: list[RunRecord]) -> dict[str, RunRecord]:
-    """{"best": run, "worst": run} by the judge."""
-    ordered = sorted(runs, key=lambda run: run.results.get(judge(runs)) or 0.0)
+    """{"best": run, "worst": run} by the judge, if there is one."""
+    by = judge(runs)
+    ordered = sorted(runs, key=lambda run: run.results.get(by) or 0.0) if by else []
     return {"best": ordered[-1], "worst": ordered[0]} if ordered else {}
 
 

@@ -59,10 +59,10 @@ def draw_epochs(study: Study, narrow: bool = False) -> Figure | None:
     panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes, (title, field) in zip(panels, fields.items(), strict=True):
         for index, row in enumerate(study.rows):
-            label, values = validation(row, field)
+            label, epochs, values = validation(row, field)
             if not values.size:
                 continue
-            color, epochs = COLORS[index % len(COLORS)], np.arange(1, values.shape[1] + 1)
+            color = COLORS[index % len(COLORS)]
             dash = "-" if row.runs else ":"
             marker = MARKERS[index // len(COLORS) % len(MARKERS)]
             axes.plot(epochs, values.mean(0), dash, color=color, label=label, marker=marker, markersize=3)
@@ -76,14 +76,16 @@ def draw_epochs(study: Study, narrow: bool = False) -> Figure | None:
     return figure
 
 
-def validation(row: Row, field: str) -> tuple[str, np.ndarray]:
-    """(label, accuracies in % [seeds, epochs]) over the epochs that all finished runs, or those in training, have."""
+def validation(row: Row, field: str) -> tuple[str, list[int], np.ndarray]:
+    """(label, epochs, accuracies in % [seeds, epochs]) of the epochs that all runs have, finished ones if there are."""
     runs = row.runs or [run for run in row.gaps if run.unfinished]
-    curves = [[line[field] for line in run.epochs if isinstance(line.get(field), int | float)] for run in runs]
+    curves = [
+        {line["epoch"]: line[field] for line in run.epochs if isinstance(line.get(field), int | float)} for run in runs
+    ]
     curves = [curve for curve in curves if curve]
-    length = min(map(len, curves), default=0)
+    epochs = sorted(set.intersection(*map(set, curves))) if curves else []
     label = name_of(row) + ("" if row.runs else " (unfinished)")
-    return label, 100 * np.array([curve[:length] for curve in curves])
+    return label, epochs, 100 * np.array([[curve[epoch] for epoch in epochs] for curve in curves])
 
 
 def draw_steps(study: Study, narrow: bool = False) -> Figure | None:
@@ -124,7 +126,6 @@ def draw_overview(study: Study, narrow: bool = False) -> Figure | None:
     """Robust accuracy of every row, with its interval, under each of the table's attacks that the row has."""
     measured = {name_of(row): estimate.estimates(row) for row in study.rows if row.runs}
     attacks = [attack for attack in tables.main_attacks(measured.values()) if attack not in ("clean", "noise")]
-    attacks = attacks[-len(COLORS) :]
     if not attacks:
         return None
     height = max(0.5, 0.11 * len(attacks) + 0.12) * len(measured) + 1.6
@@ -134,7 +135,8 @@ def draw_overview(study: Study, narrow: bool = False) -> Figure | None:
         shift = 0.7 * ((index + 0.5) / len(attacks) - 0.5)
         rows = [(position + shift, row[attack]) for position, row in enumerate(measured.values()) if attack in row]
         _errorbar(axes, [position for position, _ in rows], [value for _, value in rows], across=True,
-                  color=COLORS[index], marker=MARKERS[index], label=display(attack))  # fmt: skip
+                  color=COLORS[index % len(COLORS)], marker=MARKERS[(index + index // len(COLORS)) % len(MARKERS)],
+                  label=display(attack))  # fmt: skip
     axes.set(yticks=range(len(measured)), yticklabels=list(measured), xlabel="accuracy, % (with 95 % interval)")
     axes.set(xlim=(0, None), ylim=(len(measured) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
@@ -178,7 +180,7 @@ FIGURES: dict[str, tuple[Draw, str]] = {
     ),
     "epochs": (
         draw_epochs,
-        "Validation accuracy after each epoch (the paper's Figure 3). Lines: mean over seeds; bands: their range.",
+        "Validation accuracy over the epochs (the paper's Figure 3). Lines: mean over seeds; bands: their range.",
     ),
     "steps": (
         draw_steps,

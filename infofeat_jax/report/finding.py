@@ -18,7 +18,7 @@ MOST_NAMES = 6
 def finding(study: Study) -> str:
     """One or two sentences: the robustness under the strongest attack that the rows have, and what limits it."""
     rows = {name_of(row): row for row in study.rows if row.runs}
-    measured = {name: estimate.estimates(row) for name, row in rows.items()}
+    measured = {name: estimate.complete(row) for name, row in rows.items()}
     if not rows:
         return "There is no finished run yet."
     compared = comparable(measured)
@@ -43,6 +43,8 @@ def is_apart(gain: Gain, best: Estimate, other: Estimate) -> bool:
 
 def why(gains: Mapping[str, Gain], best: str) -> str:
     """Why rows with these gains over them cannot be told from the best."""
+    if any(gain is not None and gain[2] < 0 for gain in gains.values()):
+        return f"{best} has the highest mean, but not on the seeds that it shares with each of the others"
     if None not in gains.values():
         return f"the 95 % intervals of the differences to {best}, seed by seed, contain zero"
     overlap = f"the 95 % intervals overlap with that of {best}"
@@ -99,7 +101,7 @@ def conclude(attack: str, found: Mapping[str, Estimate], best: str, tied: list[s
 
 def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list[str]:
     """What the comparison does not cover: reduced scale, the randomness of training, flagged rows among the best."""
-    few = min(value.examples for value in found.values()) < notes.FEW_IMAGES
+    few = min(value.examples for value in found.values()) < notes.FEW_IMAGES and bool(notes.few_images(study))
     published = paper.TABLES.get(study.paper)
     reduced = published and any(
         paper.kind(notes.deviations_of(study, row, published)) == "reduced setting" for row in study.rows if row.runs

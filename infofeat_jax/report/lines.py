@@ -73,7 +73,9 @@ def paper_lines(
         of = "" if which == "mean" else f", {which}"
         lines.append(Line(f"paper{of}", [Cell(""), *(number(by_attack.get(paper_key(a))) for a in columns)], "part"))
         if row.runs:
-            apart = [difference(measured[which].get(attack), by_attack.get(paper_key(attack))) for attack in columns]
+            apart = [
+                difference(measured.get(which, {}).get(attack), by_attack.get(paper_key(attack))) for attack in columns
+            ]
             label = f"difference{of}" + (f" ({setting})" if setting else "")
             lines.append(Line(label, [Cell(""), *apart], "part"))
     return lines
@@ -81,5 +83,5 @@ def paper_lines(
 
 def worst_case(runs: list[RunRecord], which: str = "") -> Estimate:
     """The accuracy under the worst of a run's attacks for each image, over seeds."""
-    counts = (min(count for _, count in estimate.own_accuracies(run, which).values()) for run in runs)
+    counts = (min(estimate.counts_within_budget(run, which)) for run in runs)
     return estimate.estimate([(run.results["worst_case"], count) for run, count in zip(runs, counts, strict=True)])

@@ -133,12 +133,12 @@ def worst_case(study: Study, columns: list[str]) -> list[str]:
     """Which images the worst case is over, where the attacks saw different numbers of them."""
     if columns[-1:] != ["worst_case"]:
         return []
-    counts = {count for run in study.runs for _, count in estimate.own_accuracies(run).values()}
+    counts = {count for run in study.runs for count in estimate.counts_within_budget(run)}
     if len(counts) < 2:
         return []
     return [
-        f"Worst case: an image counts if it withstands every attack, among the first {min(counts):,} images, which all"
-        " attacks saw; a column of more images may lie below it."
+        "Worst case: an image counts if it withstands every attack within the threat model, among the first"
+        f" {min(counts):,} images, which all of these saw; a column of more images may lie below it."
     ]
 
 

@@ -13,6 +13,8 @@ from infofeat_jax.report.tables import Table
 
 # The configuration file that changes nothing: with it, the command names every field that differs from the defaults.
 PLAIN = "configs/cifar10_resnet18.py"
+UNSAID = ("study.", "data.data_dir", "method.name")  # fields that a command does without
+DERIVED = ("attack.step_size", "attack.num_steps", "eval.step_size")  # whose defaults depend on other fields
 RENAMED = {"eval.pictures": "eval.cam_images"}  # fields of earlier runs
 
 
@@ -32,7 +34,8 @@ def record(run: RunRecord) -> Record:
         return Record(run.name, run.gap, [], "", json.dumps(run.config, indent=2) if run.config else "")
     if given := run.results.get("given"):
         return Record(run.name, "", facts_of_given(run, given), "", json.dumps(given, indent=2))
-    return Record(run.name, "", facts(run), command(run.config), json.dumps(run.config, indent=2))
+    commands = "" if _converted(run) else command(run.config, run.results["config"])
+    return Record(run.name, "", facts(run), commands, json.dumps(run.config, indent=2))
 
 
 def facts(run: RunRecord) -> list[tuple[str, str]]:
@@ -165,16 +168,30 @@ def _text(value: object) -> str:
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
-def command(config: dict) -> str:
-    """A command that trains and evaluates as `config` says, whatever file it came from."""
-    base = configs.default()
-    own, method = dict(configs.flatten(config)), config["method"]["name"]
-    own.setdefault("data.split_seed", own.get("seed"))  # the run's seed drew the split until this field did
-    known = dict(configs.flatten(configs.resolve(configs.for_method(base, method)).to_dict()))
-    parts = [f"python main.py --config={PLAIN}:{method}"]
-    for saved, value in own.items():
-        name = saved if saved in known else RENAMED.get(saved, saved)
-        if name in known and value != known[name] and not name.startswith(("study.", "data.data_dir", "method.name")):
+def command(config: dict, evaluated: dict) -> str:
+    """A command that trains and evaluates as `config` says, whatever file it came from; a second one that evaluates
+    as `evaluated` says, where that has another threat model, steps or validation attack."""
+    own, later = _fields(config), _fields(evaluated)
+    method = config["method"]["name"]
+    known = dict(configs.flatten(configs.resolve(configs.for_method(configs.default(), method)).to_dict()))
+    judged = {name for name in known if name.startswith("attack.")} | set(configs.JUDGE)
+    if all(own.get(name) == later.get(name) for name in judged):
+        return _command(method, own | {name: later[name] for name in later if name.startswith("eval.")}, known)
+    return f"{_command(method, own, known)}\n{_command(method, later, known, '--mode=evaluate')}"
+
+
+def _command(method: str, own: dict, known: dict, *flags: str) -> str:
+    parts = [f"python main.py --config={PLAIN}:{method}", *flags]
+    for name, value in own.items():
+        changed = name in DERIVED or value != known.get(name)
+        if name in known and changed and value is not None and not name.startswith(UNSAID):
             value = tuple(value) if isinstance(value, list) else value
             parts.append(shlex.quote(f"--config.{name}={value}"))
     return " \\\n  ".join(parts)
+
+
+def _fields(config: dict) -> dict:
+    """{"attack.epsilon": 8.0, ...} with the current names."""
+    own = {RENAMED.get(name, name): value for name, value in configs.flatten(config)}
+    own.setdefault("data.split_seed", own.get("seed"))  # the run's seed drew the split until this field did
+    return own

@@ -95,8 +95,9 @@ def beside_table(study: Study, which: str, names: tuple[str, str], title: str, r
     lines = []
     for row in rows:
         first, second = estimate.estimates(row), estimate.estimates(row, which)
-        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *(cell(first.get(attack)) for attack in columns)]))
-        lines.append(Line(names[0], [Cell(""), *(cell(second.get(attack)) for attack in columns)], "part"))
+        cells, others = ([cell(one.get(attack), len(row.runs)) for attack in columns] for one in (first, second))
+        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *cells]))
+        lines.append(Line(names[0], [Cell(""), *others], "part"))
         apart = (differences(row, attack, which) for attack in columns)
         lines.append(Line(f" {MINUS} ".join(names), [Cell(""), *apart], "part"))
     columns = ["seeds", *map(display, columns)]
@@ -137,7 +138,8 @@ def steps_table(study: Study) -> Table | None:
         for series_name, points in series[row.label].items()
         if len(points) > 2
     ]
-    return Table("steps", "Accuracy in % against the number of steps", [str(n) for n in columns], lines, [])
+    title = "Accuracy in % against the number of steps"
+    return Table("steps", title, [str(n) for n in columns], lines, []) if lines else None
 
 
 def distance_table(study: Study) -> Table | None:

@@ -1,6 +1,7 @@
 """Progress on the terminal: a bar where rich is installed and a terminal there, otherwise plain lines."""
 
 import importlib.util
+import math
 import sys
 import threading
 import time
@@ -44,8 +45,8 @@ def progress(total: int, done: int = 0, *, active: bool = True, lasting: bool = 
 def in_words(seconds: float) -> str:
     """A duration, rounded up: 40 s, 3 min, 2.5 h."""
     if seconds < 90:
-        return f"{max(seconds, 1):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+        return f"{max(math.ceil(seconds), 1)} s"
+    return f"{math.ceil(seconds / 60)} min" if seconds < 90 * 60 else f"{math.ceil(seconds / 360) / 10:.1f} h"
 
 
 @contextmanager
