@@ -89,10 +89,12 @@ def eight_epochs() -> str:
 
 def overfitting(study: str) -> str:
     """Best and last checkpoint of each row, and what the last epochs cost."""
-    lines = []
+    counts, lines = {row: len(by_seed(study, row, "clean")) for row in TRAINED | HALF_STEPS}, []
     for row, label in (TRAINED | HALF_STEPS).items():
-        if not by_seed(study, row, "clean"):
+        if not counts[row]:
             continue
+        if len({*counts.values()} - {0}) > 1:
+            label += f" ({counts[row]} seed{'s' * (counts[row] > 1)})"
         for which in ("best", "last"):
             found = [outcomes(study, row, attack, which) for attack in MEASURED]
             lines.append([label if which == "best" else "", which, *(f"{100 * each.mean():.1f}" for each in found)])
