@@ -622,7 +622,7 @@ def test_lines_without_a_terminal(capsys, monkeypatch):
         show(0.5, "pgd9: 50.0% correct", left=200.0)
         show(1, "pgd9", "pgd9: 49.0% of 10 correct (9 s)")
     assert capsys.readouterr().err.splitlines() == [
-        "pgd9: 50.0% correct; at most 3 min left", "pgd9: 49.0% of 10 correct (9 s)",
+        "pgd9: 50.0% correct; at most 4 min left", "pgd9: 49.0% of 10 correct (9 s)",
     ]  # fmt: skip
     evaluate(names=("clean",), images=np.uint8(255 * X))
     assert capsys.readouterr().err == ""
@@ -648,9 +648,9 @@ def test_what_is_being_done_is_said_again_at_intervals(capsys, monkeypatch):
     assert capsys.readouterr().err == "a line\n"
     now[0] += 5990
     lines.show(3, "autoattack: square", left=500.0, bound="about")
-    assert capsys.readouterr().err == "autoattack: square; about 8 min left\n"
+    assert capsys.readouterr().err == "autoattack: square; about 9 min left\n"
     assert after(300) == ""  # a twentieth of 6,000 s is more
-    assert after(50) == "autoattack: square, unchanged for 6 min; about 8 min left\n"
+    assert after(50) == "autoattack: square, unchanged for 6 min; about 9 min left\n"
 
 
 def test_a_long_compilation_is_not_silent(capsys, monkeypatch):

@@ -238,8 +238,8 @@ def test_free_trades_ascends_the_loss_of_its_update():
         return gradients(module, method._replace(attack=lambda *_: x), *given, to_images=True)
 
     (slope,) = found(x).images
-    ahead, behind = (found(x + h * jnp.sign(slope)).loss for h in (1e-3, -1e-3))
-    np.testing.assert_allclose((ahead - behind) / 2e-3, jnp.abs(slope).sum(), rtol=0.02)
+    ahead, behind = (found(x + h * jnp.sign(slope)).loss for h in (1e-2, -1e-2))
+    np.testing.assert_allclose((ahead - behind) / 2e-2, jnp.abs(slope).sum(), rtol=0.01)
 
 
 def test_grad_align_is_the_naive_penalty():

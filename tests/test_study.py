@@ -166,7 +166,7 @@ def test_the_time_left_of_a_study(tmp_path, monkeypatch, capsys):
         "[1/2] standard-seed0: train",
         "[2/2] madry-seed0: train (more than 60 s left for the study)",
         "[1/2] standard-seed0: evaluate",
-        "[2/2] madry-seed0: evaluate (about 3 min left for the study)",
+        "[2/2] madry-seed0: evaluate (about 4 min left for the study)",
     ]
 
 

@@ -340,7 +340,7 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     monkeypatch.setattr(autoattack, "steps", spy_steps)
     experiment = create_experiment(tmp_path)
     subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
-    outcome = evaluate.measure_one(subject, name, lambda *texts: None)
+    outcome = evaluate.measure_one(subject, name, lambda *texts, **more: None)
     ((norm, found, num_classes, size),) = threats
     assert (norm, num_classes, size) == ("l2", 5, (8, 8))
     assert epsilon / 255 - 1e-6 < found <= epsilon / 255
