@@ -19,10 +19,10 @@ class Clash(NamedTuple):
     advice: str
 
 
-def _mixed_with(field: str) -> Clash:
+def _only_of(methods: tuple[str, ...], field: str, default: object, why: str) -> Clash:
     return Clash(
-        field, "method.name", lambda value, other, _: value > 0 and other not in MIXABLE and ":" not in other,
-        "its loss or its labels are those of one class", f"leave it out, or take one of {', '.join(MIXABLE)}",
+        field, "method.name", lambda value, other, _: value != default and other not in methods and ":" not in other,
+        why, f"leave it out, or take one of {', '.join(methods)}",
     )  # fmt: skip
 
 
@@ -104,29 +104,17 @@ CLASHES = (
         "data.mixup", "data.cutmix", lambda value, other, _: value > 0 and other > 0,
         "a batch is mixed in one way", "leave one of them out",
     ),
-    _mixed_with("data.mixup"),
-    _mixed_with("data.cutmix"),
-    Clash(
-        "method.weight", "method.name",
-        lambda value, other, _: value is not None and other not in WEIGHTED and ":" not in other,
-        "it has no term to weigh", f"leave it out, or take one of {', '.join(WEIGHTED)}",
-    ),
+    _only_of(MIXABLE, "data.mixup", 0, "its loss or its labels are those of one class"),
+    _only_of(MIXABLE, "data.cutmix", 0, "its loss or its labels are those of one class"),
+    _only_of(WEIGHTED, "method.weight", None, "it has no term to weigh"),
     _of_maps("method.distance", "l2"),
     _of_maps("method.classes", "all"),
-    Clash(
-        "attack.noise", "method.name", lambda value, other, _: value > 0 and other not in ANYWHERE and ":" not in other,
-        "its attack has a start of its own, or there is none", f"leave it out, or take one of {', '.join(ANYWHERE)}",
-    ),
+    _only_of(ANYWHERE, "attack.noise", 0, "its attack has a start of its own, or there is none"),
     Clash(
         "attack.noise", "attack.num_steps", lambda value, other, _: value > 0 and other != 1,
         "a single step from noise is not projected to the ball, several would leave it", "give num_steps=1",
     ),
-    Clash(
-        "attack.replays", "method.name",
-        lambda value, other, _: value > 0 and other not in REPLAYED and ":" not in other,
-        "the gradient of its update is not that of its attack, or there is none",
-        f"leave it out, or take one of {', '.join(REPLAYED)}",
-    ),
+    _only_of(REPLAYED, "attack.replays", 0, "the gradient of its update is not that of its attack, or there is none"),
     _without_replays("attack.num_steps", 1, "there is one step between two updates"),
     _without_replays("attack.noise", 0, "a batch's perturbation starts in the ball"),
     _without_replays("attack.ramp_epochs", 0, "the budget of replays is constant"),

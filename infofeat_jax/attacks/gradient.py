@@ -89,7 +89,9 @@ def kl(
     """
     check_untargeted("kl", options)
     if not random_start:
-        raise InvalidInput("kl has no gradient at the image itself: leave `random_start` out, or give another `start`")
+        raise InvalidInput(
+            "kl has no gradient at the image itself: leave `random_start` out; `start` says where it begins"
+        )
     return projected_ascent(
         forward, key, images, labels, epsilon=epsilon, step_size=step_size, num_steps=num_steps,
         objective=objectives.kl_divergence, start=start, clip_start=clip_start, **options,

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import jax
 from jax.experimental import multihost_utils
 
 from infofeat_jax.runtime import processes
@@ -24,7 +23,7 @@ _asked = {"stop": False, "looks": 0, "moment": math.inf}  # signals belong to th
 
 def listen() -> None:
     """Records signals from now on. In a run of several processes JAX itself records SIGTERM, to agree on one step."""
-    several = jax.process_count() > 1
+    several = not processes.is_alone()
 
     def note(number, frame) -> None:
         _asked["stop"] = True
@@ -64,7 +63,7 @@ def stop_at(moment: float = math.inf) -> None:
 
 def requested() -> bool:
     """Whether to stop here. All processes of a run must call this equally often; they get the same answers."""
-    if jax.process_count() == 1:
+    if processes.is_alone():
         return _asked["stop"] or time.monotonic() >= _asked["moment"]
     _asked["looks"] += 1
     return multihost_utils.reached_preemption_sync_point(_asked["looks"])
@@ -76,7 +75,7 @@ def finish() -> None:
     In jaxlib 0.10.2 the shutdown takes a lock that the thread of such an agreement needs, and waits for that thread: a
     signal in the last second of a run could hang it. All processes of a run call this, at its end.
     """
-    if jax.process_count() == 1:
+    if processes.is_alone():
         return
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # there is nothing left to stop
     processes.barrier("the run has ended")
