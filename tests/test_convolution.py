@@ -328,6 +328,26 @@ def test_encodings(data):
     np.testing.assert_allclose(ours, plain, rtol=1e-5 if dtype == "float32" else 2**-7, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [("fpu avx512_bf16 amx_tile", True), ("avx2 amx_bf16", True), ("avx512f avx512_bf16s", False), (None, False)],
+)
+def test_bfloat16_is_computed_as_such_where_the_cpu_has_it(flags, found, tmp_path, monkeypatch):
+    """Elsewhere it computes in float32: some of its convolutions in bfloat16 would never return."""
+    monkeypatch.setattr(onednn, "CPU_FLAGS", tmp_path / "cpuinfo")
+    if flags is not None:
+        onednn.CPU_FLAGS.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs\t\t: avx512_bf16\n")
+    onednn.has_bfloat16.cache_clear()
+    try:
+        x, w, bias = arrays((2, 5, 5, 3), (3, 3, 3, 4), (4,), dtype="bfloat16")
+        call = partial(onednn.convolve, padding=((1, 1), (1, 1)), added=(bias,))
+        assert jax.eval_shape(call, x, w).dtype == jnp.bfloat16
+        calls = [line for line in lowered(call, x, w).splitlines() if CALL in line]
+        assert [("bf16" in line, "f32" in line) for line in calls] == [(found, not found)]
+    finally:
+        onednn.has_bfloat16.cache_clear()
+
+
 def test_the_encoding_is_as_jaxlib_reads_it():
     config = json.loads(onednn.encoding((3, 3), ((1, 0), (1, 2)), 2, (1, 16), True, ["BIAS"]))["onednn_conv_config"]
     assert config["window"] == {

@@ -12,15 +12,20 @@ import json
 import math
 import os
 import platform
+import re
 import warnings
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxlib
 from jaxtyping import Array, Float
 
 VERSIONS = ("0.10.2", "0.11.2", "0.12.0.1")
 DTYPES = ("float32", "bfloat16")
+CPU_FLAGS = Path("/proc/cpuinfo")
 # Operations and numbers of one call: below, what a few hundred passes save is less than compiling at every start costs.
 MIN_WORK, MIN_OUTPUTS = 2e8, 5e5
 warnings.filterwarnings("ignore", "Error writing persistent compilation cache entry .* MemoryError")
@@ -31,6 +36,17 @@ def available() -> bool:
     """Whether this process may make the call: by machine, jaxlib's version and the environment."""
     known = platform.machine() in ("x86_64", "AMD64") and jaxlib.__version__ in VERSIONS
     return known and os.environ.get("INFOFEAT_JAX_ONEDNN", "1") != "0"
+
+
+@cache
+def has_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16, by Linux's list of its flags; without such a list it has none.
+
+    Without them oneDNN is slower in bfloat16 than in float32, and some of its convolutions (through products of
+    matrices) wait for each other for ever in jaxlib's pool of threads.
+    """
+    found = CPU_FLAGS.exists() and re.search(r"^flags\s*:.*", CPU_FLAGS.read_text(), re.MULTILINE)
+    return bool(found) and bool({"avx512_bf16", "amx_bf16"} & set(found.group().split()))
 
 
 def worthwhile(outputs: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
@@ -54,6 +70,9 @@ def convolve(
     `dilation` are the distances between the kernel's rows and columns; a `transposed` kernel has the outputs before the
     inputs. `added` are biases [o] and arrays of the result's shape, then comes ReLU.
     """
+    dtype = x.dtype
+    if dtype == jnp.bfloat16 and not has_bfloat16():
+        x, kernel, *added = (operand.astype(jnp.float32) for operand in (x, kernel, *added))
     shape = output_shape(x.shape, kernel.shape, padding, stride, dilation, transposed)
     output = jax.ShapeDtypeStruct(shape, x.dtype)
     followed = ["BIAS" if term.ndim == 1 else "BINARY_ADD" for term in added] + ["RELU"] * relu
@@ -61,7 +80,7 @@ def convolve(
     call = jax.ffi.ffi_call(
         "__onednn$convolution", output, custom_call_api_version=2, legacy_backend_config=config, vmap_method=None
     )
-    return call(x, kernel, *added)
+    return call(x, kernel, *added).astype(dtype)
 
 
 def output_shape(
