@@ -104,3 +104,12 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_platform_without_a_device_is_named_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "unknown")
+    done = run("--config=digits", f"--workdir={tmp_path}/run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: JAX finds no device (Unable to initialize backend 'unknown'")
+    assert "with JAX_PLATFORMS=unknown: unset it to take what is there" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -105,11 +105,9 @@ def projected_ascent(
 
     def run(key: PRNGKey, best: Candidate | None) -> Images | Candidate:
         x = begin(key)
-        if num_steps == 0:  # a loop is traced even if it is empty, and a model without a gradient has no step
-            pass
-        elif keep == "last":
+        if num_steps and keep == "last":  # even an empty loop is traced, and a model without a gradient has no step
             x = jax.lax.fori_loop(0, num_steps, lambda _, x: step(x)[0], x)
-        else:
+        elif num_steps:
             x, best = jax.lax.fori_loop(0, num_steps, lambda t, c: advance(t, *c), (x, best))
         return x if best is None else better(best, total(x)[1])
 

@@ -28,6 +28,7 @@ from infofeat_jax.types import InvalidInput
 
 TORCH_FILES = (".pt", ".pth", ".safetensors", ".npz")
 PROGRAM = ".stablehlo"
+SIDE = 32  # of a program's images, unless --image_size says
 NAMES = {"relu": "ReLU", "silu": "SiLU"}  # of activations, in messages
 
 
@@ -40,9 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise InvalidInput(f"{target}: expected a directory, or a file ending in {', '.join((*TORCH_FILES, PROGRAM))}")
     if not target.suffix and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InvalidInput(f"{target} exists already: give another name")
+    check_used(options)
     module, variables = weights.load(
         source, options.arch, mean=options.mean, std=options.std, activation=options.activation,
-        key=options.key, which=options.checkpoint,
+        key=options.key, which=options.checkpoint or "best",
     )  # fmt: skip
     channels, classes = weights.sizes(variables)
     model = weights.describe(module)
@@ -54,11 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if target.suffix in TORCH_FILES:
         write_torch(target, module, variables, bare=options.bare)
     elif target.suffix == PROGRAM:
-        if options.image_size < 1:
-            raise InvalidInput(f"--image_size={options.image_size}: expected 1 or more pixels")
-        shape = options.image_size, options.image_size, channels
-        whole(target, lambda path: models.export(module, variables, path, shape, options.batch))
-        print(f"{target}: {'any number' if options.batch == 'symbolic' else options.batch} of images {shape} -> logits")
+        shape = (SIDE if options.image_size is None else options.image_size,) * 2 + (channels,)
+        whole(target, lambda path: models.export(module, variables, path, shape, options.batch or "symbolic"))
+        print(f"{target}: {options.batch or 'any number'} of images {shape} -> logits")
     else:
         write_run(target, model, variables, str(source))
         print(f"{target}: infofeat-jax --config=CONFIG_OF_ITS_DATA --mode=evaluate --workdir={target}")
@@ -77,10 +77,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--std", type=numbers, help="likewise")
     add("--activation", choices=list(NAMES), help="of a file's network: silu for DeepMind's, relu for others")
     add("--key", help="which network, of a file that holds several: last, ema.net ...")
-    add("--checkpoint", choices=["best", "latest"], default="best", help="which checkpoint of a run (best)")
+    add("--checkpoint", choices=["best", "latest"], help="which checkpoint of a run (best)")
     add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
-    add("--image_size", type=int, default=32, metavar="N", help=f"height and width that a {PROGRAM} takes (32)")
-    add("--batch", type=batch, default="symbolic", metavar="N", help=f"images per call of a {PROGRAM} (any number)")
+    add("--image_size", type=positive, metavar="N", help=f"height and width that a {PROGRAM} takes ({SIDE})")
+    add("--batch", type=positive, metavar="N", help=f"images per call of a {PROGRAM} (any number)")
     return parser.parse_args(arguments)
 
 
@@ -93,9 +93,25 @@ def numbers(text: str) -> float | tuple[float, ...]:
     return values[0] if len(values) == 1 else values
 
 
-def batch(text: str) -> str | int:
-    """A number, or "symbolic"."""
-    return text if text == "symbolic" else int(text)
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
+    return int(text)
+
+
+def check_used(options: argparse.Namespace) -> None:
+    """Raises InvalidInput for an option that SOURCE or TARGET has no use for."""
+    program = options.target.suffix == PROGRAM, f"expected a TARGET ending in {PROGRAM}"
+    uses = {
+        "checkpoint": (options.source.is_dir() or not options.source.exists(), "expected a run's directory as SOURCE"),
+        "bare": (options.target.suffix in TORCH_FILES, f"expected a TARGET ending in {', '.join(TORCH_FILES)}"),
+        "image_size": program,
+        "batch": program,
+    }
+    for name, (used, expected) in uses.items():
+        if getattr(options, name) and not used:
+            raise InvalidInput(f"--{name} has no effect here: {expected}")
 
 
 def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bare: bool) -> None:

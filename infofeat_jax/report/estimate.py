@@ -92,7 +92,8 @@ def own_accuracies(run: RunRecord, which: str = "") -> dict[str, tuple[float, in
 def counts_within_budget(run: RunRecord, which: str = "") -> list[int]:
     """The numbers of images of the attacks that the worst case is over: those without an epsilon of their own."""
     measured = own_accuracies(run, which).items()
-    return [count for name, (_, count) in measured if "epsilon=" not in split_steps(name).options]
+    options = {name: split_steps(name).options.split(", ") for name, _ in measured}
+    return [n for name, (_, n) in measured if not any(option.startswith("epsilon=") for option in options[name])]
 
 
 def gain(one: Row, other: Row, name: str) -> tuple[float, float, float] | None:

@@ -31,6 +31,18 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
             jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (RuntimeError, ValueError) as error:
         raise RunFailed(f"--coordinator={coordinator}: no connection: {' '.join(str(error).split())[:300]}") from error
+    if not coordinator:
+        check_devices()
+
+
+def check_devices() -> None:
+    """Raises InvalidInput where JAX finds none of the devices that JAX_PLATFORMS asks for."""
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # jax 0.10 with CUDA and without its driver: an assertion
+        asked, why = os.environ.get("JAX_PLATFORMS"), " ".join(str(error).split())[:300]
+        found = f"JAX finds no device{f' ({why})' if why else ''}"
+        raise InvalidInput(f"{found} with JAX_PLATFORMS={asked}: unset it to take what is there") from None
 
 
 def leave(status: int) -> None:
