@@ -15,6 +15,7 @@ import numpy as np
 
 from infofeat_jax import models, objectives
 from infofeat_jax import threat as threats
+from infofeat_jax.attacks import search as searches
 from infofeat_jax.attacks.stages import STAGES, VERSIONS
 from infofeat_jax.runtime import compilation
 
@@ -62,7 +63,7 @@ def _passes(images):
         return forward_pass(forward, t, gradient(forward, t, x))
 
     bodies = {"forward": forward_pass, "gradient": gradient, "gradient+forward": both}
-    return {name: (_loop(body), images) for name, body in bodies.items()}
+    return {name: (_loop(body, images), images) for name, body in bodies.items()}
 
 
 def _stages(forward, images):
@@ -72,15 +73,21 @@ def _stages(forward, images):
     keys, zeros = jax.random.split(jax.random.key(2), len(labels)), jnp.zeros_like(labels)
     return {
         name: (
-            _loop(lambda f, t, state, search=search: search.step(f, keys, zeros + t, state)),
+            _loop(lambda f, t, state, search=search: search.step(f, keys, zeros + t, state), images),
             search.start(keys, images, labels, logits, zeros),
         )
         for name, search in searches.items()
     }
 
 
-def _loop(body):
-    return jax.jit(lambda f, carry: jax.lax.fori_loop(0, ITERATIONS, lambda t, c: body(f, t, c), carry))
+def _loop(body, images):
+    """A program of ITERATIONS of `body`, with what does not change computed before them, as AutoAttack does."""
+
+    def program(forward, carry):
+        early = searches.before_loop(forward, images)
+        return jax.lax.fori_loop(0, ITERATIONS, lambda t, c: body(early, t, c), carry)
+
+    return jax.jit(program)
 
 
 if __name__ == "__main__":

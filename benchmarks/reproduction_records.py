@@ -49,13 +49,19 @@ def by_seed(study: str, row: str, attack: str, which: str = "best") -> Seeds:
     found = {}
     for run in sorted((RESULTS / study).glob(f"{row}-seed*")):
         path = run / FILES[which]
-        if which == "last" and not path.exists():
+        if which == "last" and not path.exists() and best_is_last(run):
             path = run / FILES["best"]
         if path.exists():
             with np.load(path, allow_pickle=False) as arrays:
                 if attack in arrays:
                     found[int(run.name.rpartition("seed")[2])] = arrays[attack]
     return found
+
+
+def best_is_last(run: pathlib.Path) -> bool:
+    """Whether a run's best checkpoint is its last one, by its results."""
+    results = json.loads((run / "results.json").read_text())
+    return results["checkpoint_step"] == results["latest"]["checkpoint_step"]
 
 
 def outcomes(study: str, row: str, attack: str, which: str = "best") -> Outcomes:

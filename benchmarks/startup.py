@@ -20,7 +20,7 @@ def seconds_to_first_step(flags: list[str], cache: pathlib.Path, workdir: pathli
     """From the start of the process to the first line of metrics.jsonl; then the process is killed."""
     command = [sys.executable, "main.py", *flags, f"--workdir={workdir}", "--config.log_every=1"]
     began = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"XDG_CACHE_HOME": str(cache)})
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)})
     lines = workdir / "metrics.jsonl"
     while not (lines.exists() and lines.stat().st_size):
         if process.poll() is not None:

@@ -53,8 +53,8 @@ def main():
         print(f"{name:>16}: {images / median:.1f} img/s   ours is {median / medians['infofeat_jax']:.2f} x as fast")
     size = 2048 if jax.default_backend() == "cpu" else 16384
     rate, work = matrix_rate(size, args.dtype, "default"), PASSES[args.method] * flops
-    reached = work * images / medians["infofeat_jax"]
-    print(f"arithmetic: {work / 1e9:.2f} GFLOP an image; {reached / 1e9:.0f} GFLOP/s reached,")
+    reached = work * images / medians["infofeat_jax"] / args.devices
+    print(f"arithmetic: {work / 1e9:.2f} GFLOP an image; {reached / 1e9:.0f} GFLOP/s a device reached,")
     print(f"{100 * reached / rate:.0f} % of the {rate / 1e9:.0f} GFLOP/s of a {args.dtype} matrix product here")
 
 

@@ -72,7 +72,7 @@ def default() -> ConfigDict:
     config.method = ConfigDict()
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
     config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
-    config.method.label_smoothing = placeholder(float)  # None: the method's own
+    config.method.label_smoothing = placeholder(float)  # None: the method's own, of most 0
     config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's

@@ -37,7 +37,8 @@ def load(
 ) -> tuple[nn.Module, Variables]:
     """(module, variables) from a file of weights, as read by `models.from_torch`, or from a run's directory.
 
-    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest".
+    `key` tells which network of a file; `which` checkpoint of a run: "best" or "latest". A run's module computes in the
+    run's dtype, a file's in float32.
     `images`, (shape [h, w, c], number of classes), is needed for a run's model of one's own. Raises InvalidInput.
     """
     path = pathlib.Path(path)
@@ -56,7 +57,7 @@ def load(
         check_shapes(str(path), module, variables, images[0])
         return module, variables
     channels, classes = sizes(variables)
-    module = create(config["model"], classes)
+    module = create(config["model"], classes, dtype=config["dtype"])
     template = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 32, 32, channels)))
     if jax.tree.map(jnp.shape, template) != jax.tree.map(jnp.shape, variables):
         raise InvalidInput(f"{path}: the checkpoint does not hold the {config['model']['name']} of its config.json")
@@ -165,7 +166,9 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     elif source and (given_own := own_model(source)):
         model = given_own
     elif source:
-        model = describe(load(source, **given(config.model.to_dict()))[0])
+        module = load(source, **given(config.model.to_dict()))[0]
+        check_options(source, module, config.model.options.to_dict())
+        model = describe(module)
     else:
         return adopted
     if config.eval.torch_checkpoint or (stored and is_converted(stored)):
@@ -202,6 +205,17 @@ def check_fits(path: str, variables: Variables, image_shape: tuple[int, ...], nu
             f"{path} is for images of {channels} channels in {classes} classes; data {data!r} has"
             f" {image_shape[-1]} channels, {num_classes} classes: give the --config of its data set"
         )
+
+
+def check_options(path: str, module: nn.Module, options: Mapping[str, Any]) -> None:
+    """Raises InvalidInput where config.model.options contradict the module that the weights were read with."""
+    for name, value in options.items():
+        found = getattr(module, name, None)
+        if found != (tuple(value) if isinstance(value, list) else value):
+            raise InvalidInput(
+                f"config.model.options.{name} = {value}: {path} is read with {found}; name what it is when converting"
+                f" it: python -m infofeat_jax.export.convert {path} DIRECTORY --arch=..., then give the directory"
+            )
 
 
 def is_converted(config: Mapping[str, Any]) -> bool:

@@ -204,6 +204,8 @@ def test_art_derivatives(art):
     gradient = jax.grad(cross_entropy)(IMAGES)
     np.testing.assert_allclose(art.loss_gradient(images, ONE_HOT), gradient, atol=1e-5)
     np.testing.assert_allclose(art.compute_loss(images, ONE_HOT).sum(), cross_entropy(IMAGES), rtol=1e-5)
+    np.testing.assert_array_equal(art.loss_gradient(images, np.array(LABELS)), art.loss_gradient(images, ONE_HOT))
+    np.testing.assert_array_equal(art.compute_loss(images, np.array(LABELS)), art.compute_loss(images, ONE_HOT))
 
 
 # The examples with models of other libraries.

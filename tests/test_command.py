@@ -3,6 +3,7 @@
 import ast
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,15 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_a_traceback():
     )
     os.close(write)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_the_page_on_the_command_has_every_flag_and_its_default():
+    page = (ROOT / "docs/reference/command.md").read_text()
+    listed = dict(re.findall(r"^\| `--(\w+)` \| (\S*) ?\|", page, re.MULTILINE))
+    defined = re.findall(r"^  --(\w+): .*?\(default: '([^']*)'\)", run("--help").stdout, re.MULTILINE | re.DOTALL)
+    assert {name: text.strip("`") or "None" for name, text in listed.items()} == {
+        name: default or "None" for name, default in defined
+    }
 
 
 def test_a_platform_without_a_device_is_named_in_one_line(tmp_path, monkeypatch):

@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from test_evaluate import COUNT, make, outcomes
 from torch_helpers import assert_equal_trees, package_for, small
 
+import infofeat_jax
 from infofeat_jax import cli, models, report, run, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
@@ -316,6 +318,28 @@ def test_bad_weights_are_named_before_anything_is_written(kind, field, trained, 
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not workdir.exists()
+
+
+def test_what_no_shape_tells_is_said_and_is_not_overridden_in_silence(trained, tmp_path, capsys):
+    """A PreActResNet whose shortcuts convolve the raw input, though it has a final BatchNorm."""
+    module = models.create("preact_resnet18", num_classes=10, width=4, activated_shortcut=False)
+    raw = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    directory, file, arch = tmp_path / "raw", str(tmp_path / "raw.npz"), "--arch=preact_resnet18_raw_shortcut"
+    convert.write_run(directory, weights.describe(module), raw, "here")
+    capsys.readouterr()
+    convert.main([str(directory), file])
+    assert f"whoever reads it here gives {arch}" in capsys.readouterr().out
+    images = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    logits = [infofeat_jax.load(path)(images).logits for path in (directory, file)]
+    assert jnp.abs(logits[0] - logits[1]).max() > 1e-3
+    assert not weights.load(file, "preact_resnet18_raw_shortcut")[0].activated_shortcut
+    wanted = {"eval.torch_checkpoint": file, "model.options": {"activated_shortcut": False}}
+    with pytest.raises(
+        InvalidInput, match=r"options.activated_shortcut = False: .* is read with True; name what it is"
+    ):
+        configured(trained, tmp_path / "run", wanted)
+    converted = configured(trained, tmp_path / "run", wanted | {"eval.torch_checkpoint": str(directory)})
+    assert converted.model.options.activated_shortcut is False
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,13 @@ def test_images_as_the_caller_has_them():
     ]  # fmt: skip
 
 
+def test_many_channels_are_noted():
+    """Which a layout that is not recognised looks like."""
+    images = RNG.uniform(0, 1, (2, 9, 9, 13)).astype(np.float32)
+    notes = evaluate(lambda x: x.mean((1, 2)), images, np.array([0, 1]), names=("clean",)).notes
+    assert "images of shape [2, 9, 9, 13] are taken as [n, height, width, channels]" in notes
+
+
 LINEN = Linen().init(jax.random.key(0), RANDOM_IMAGES)
 
 

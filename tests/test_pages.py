@@ -133,6 +133,13 @@ def test_the_library_examples_run_on_what_the_first_command_made(main, folder):
     assert all(part in shown for part in ("TorchModule", "Bounds(lower=0.0, upper=1.0)", "(100, 10)"))
 
 
+def test_a_trained_model_is_used_as_the_page_says(main, folder):
+    shown = execute(main, folder, example("docs/how-to/use.md"))
+    found = re.findall(r"^class (\d), probability (\d\.\d\d)$", shown, re.MULTILINE)
+    assert len(found) == 5
+    assert all(0.1 <= float(probability) <= 1 for _, probability in found)
+
+
 def test_the_adaptive_attacks_break_what_the_standard_ones_do_not(main, tmp_path):
     shown = execute(main, tmp_path, "\n".join(examples("docs/how-to/adaptive.md")))
     assert "warning: zero gradients" in shown

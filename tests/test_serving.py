@@ -3,12 +3,15 @@
 import subprocess
 import sys
 
+import flax.linen as nn
 import jax
+import jax.export
 import numpy as np
 import pytest
 import small
 
 from infofeat_jax import models
+from infofeat_jax.models.own import Own
 from infofeat_jax.types import InvalidInput
 
 MODULE, VARIABLES = small.network()
@@ -19,6 +22,22 @@ served = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
 np.save(sys.argv[2], served.call(np.load(sys.argv[3])))
 assert "infofeat_jax" not in sys.modules and "flax" not in sys.modules
 """
+
+
+class Plain(nn.Module):
+    """A model of one's own, without a layer conv1."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(4)(images.reshape(images.shape[0], -1))
+
+
+def test_a_model_of_ones_own_is_exported(tmp_path):
+    module, images = Own(Plain()), small.batch(3)[0]
+    variables = module.init(jax.random.key(0), images)
+    models.export(module, variables, tmp_path / "own.stablehlo", SHAPE)
+    served = jax.export.deserialize(bytearray((tmp_path / "own.stablehlo").read_bytes()))
+    np.testing.assert_allclose(served.call(images), module.apply(variables, images).logits, atol=1e-6)
 
 
 def test_another_process_computes_the_same_without_this_package(tmp_path):

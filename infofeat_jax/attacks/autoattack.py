@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from infofeat_jax.attacks import survivors
-from infofeat_jax.attacks.inputs import Randomised, num_classes, of_kind, prepare
+from infofeat_jax.attacks.inputs import Randomised, check_channels_last, num_classes, of_kind, prepare
 from infofeat_jax.attacks.search import Search
 from infofeat_jax.attacks.stages import VERSIONS, Plan, plan
 from infofeat_jax.attacks.survivors import Data, Stage, Turn
@@ -101,6 +101,7 @@ def autoattack(
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
     if not images.size:  # not every model takes an empty batch
         return images
+    check_channels_last(images)
     count = num_classes(forward, images[:1])
     the_plan = plan(threat, count, images.shape[1:3], version=version, attacks=attacks)
     inputs = np.asarray(images), np.asarray(labels)

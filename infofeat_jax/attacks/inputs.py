@@ -164,6 +164,15 @@ def check_budget(
     return step_size, check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
 
 
+def check_channels_last(images: Images) -> None:
+    """Raises InvalidInput for [b, c, h, w] in an attack that needs to know height and width."""
+    if images.shape[1] <= 4 < min(images.shape[2:]):
+        raise InvalidInput(
+            f"images of shape {list(images.shape)} seem to be [b, c, h, w]: expected [b, h, w, c], and a model of"
+            " them: forward = lambda x: model(x.transpose(0, 3, 1, 2))"
+        )
+
+
 def _outputs(result: Any) -> Outputs:
     if isinstance(result, Mapping) and "logits" in result:
         return Outputs(**{name: result.get(name) for name in Outputs._fields})

@@ -17,7 +17,7 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import patches
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget
+from infofeat_jax.attacks.inputs import as_forward, check_budget, check_channels_last
 from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PerExample, PRNGKey, check_number
@@ -56,6 +56,7 @@ def square(
     options = {"num_queries": num_queries, "initial_share": initial_share, "restarts": restarts}
 
     def build(threat: Threat, num_classes: int) -> Search:
+        check_channels_last(images)
         return square_search(threat, images.shape[1:3], **options)
 
     return searches.attack(build, forward, key, images, labels, epsilon=epsilon, norm=norm, bounds=bounds)

@@ -44,6 +44,9 @@ def notes(split: Split, channels_first: bool) -> list[str]:
     """What was done about the images."""
     said = {
         "the images are channels first, [n, c, h, w]; so are those returned": channels_first,
+        f"images of shape {list(split.images.shape)} are taken as [n, height, width, channels]": (
+            split.images.shape[3] > MOST_CHANNELS
+        ),
         "the images are uint8 and were divided by 255; those returned are in [0, 1]": split.images.dtype == np.uint8,
     }
     return [text for text, true in said.items() if true]

@@ -140,7 +140,7 @@ def write(path: pathlib.Path, images: Float[np.ndarray, "n h w c"]) -> None:
         import torch
     except ImportError as error:
         raise InvalidInput(f"{path} needs torch ({error}): {installation.command('torch')}") from None
-    part = path.with_name(f".partial{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         torch.save(torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))), part)
         part.replace(path)

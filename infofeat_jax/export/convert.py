@@ -10,6 +10,7 @@ TARGET becomes follows from its ending; without one it is a directory.
 
 import argparse
 import json
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -128,6 +129,10 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
         print(f"{path}: a state_dict that {owner} class loads with strict=True")
     if module.activation != ("silu" if of_deepmind else "relu"):
         print(f"  it does not tell the activation: whoever reads it gives {NAMES[module.activation]}")
+    read_back = models.from_torch(models.to_torch(variables, deepmind_keys=of_deepmind))[0]
+    if (kind := getattr(module, "activated_shortcut", None)) != getattr(read_back, "activated_shortcut", None):
+        arch = f"{weights.describe(module)['name']}_{'activated' if kind else 'raw'}_shortcut"
+        print(f"  it does not tell what its shortcuts convolve: whoever reads it here gives --arch={arch}")
 
 
 def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables, source: str) -> None:
@@ -146,7 +151,7 @@ def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """Has `write` create a file, which appears complete or not at all. Raises InvalidInput."""
     if not path.parent.is_dir():
         raise InvalidInput(f"{path}: no such folder: {path.parent}")
-    part = path.with_name(f".partial{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         write(part)
         part.replace(path)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
+from infofeat_jax.models.own import Own
 from infofeat_jax.models.pytorch.names import Variables
 from infofeat_jax.types import InvalidInput
 
@@ -38,7 +39,8 @@ def export(
     """
     if batch != "symbolic" and not (isinstance(batch, int) and batch >= 1):
         raise InvalidInput(f"batch {batch!r}: expected 1 or more, or 'symbolic' for any number")
-    if image_shape[-1] != (channels := variables["params"]["conv1"]["kernel"].shape[2]):
+    of_package = not isinstance(module, Own)  # the others' layers are unknown
+    if of_package and image_shape[-1] != (channels := variables["params"]["conv1"]["kernel"].shape[2]):
         raise InvalidInput(f"images of shape {tuple(image_shape)}: the model takes {channels} channels")
     (size,) = jax_export.symbolic_shape("b") if batch == "symbolic" else (batch,)
     images = jax.ShapeDtypeStruct((size, *image_shape), jnp.float32)
