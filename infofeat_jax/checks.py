@@ -20,6 +20,7 @@ from infofeat_jax.evaluation import aside
 from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models.layers import check_channels
 from infofeat_jax.runtime import files, memory, processes
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
@@ -29,8 +30,7 @@ DATA = "data.json"  # {what the run had of its data: digest}, to notice files th
 RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
-STATES = ("checkpoints", "interrupted")
-FOLDERS = (*STATES, "damaged", "report", aside.FOLDER)
+FOLDERS = ("checkpoints", "interrupted", "damaged", "report", aside.FOLDER)
 
 
 def check_writable(directory: pathlib.Path) -> None:
@@ -65,18 +65,13 @@ def check_only_evaluated(file: str, directory: pathlib.Path, mode: str) -> None:
 def check_continues(directory: pathlib.Path, config: ConfigDict, mode: str) -> None:
     """Raises InvalidInput if `directory` holds a run that `config` would alter; an evaluation may change the attack."""
     old = weights.read_config(directory)
-    if old is None or (mode == "train" and not has_begun(directory) and not weights.is_converted(old)):
+    if old is None or (mode == "train" and not checkpoint.has_begun(directory) and not weights.is_converted(old)):
         return
     if not weights.is_converted(old):
         configs.check_same(old, config, str(directory), free=("attack.", "eval.") if mode == "evaluate" else ())
     elif mode == "train":
         other = f"to train from them, give --config.init_from={directory} and another --workdir"
         raise InvalidInput(f"{directory} holds converted weights: {other}")
-
-
-def has_begun(directory: pathlib.Path) -> bool:
-    """Whether a run has a state to continue from: one that failed before, for lack of memory say, binds nobody."""
-    return any(path.name.isdigit() for name in STATES for path in (directory / name).glob("*"))
 
 
 def check_split(config: ConfigDict, source: str = "") -> None:
@@ -89,8 +84,10 @@ def check_split(config: ConfigDict, source: str = "") -> None:
     old = weights.read_config(pathlib.Path(source)) if source else None
     if old is not None and weights.is_converted(old) and old["init_from"]:
         return check_split(config, old["init_from"])
-    if old is None or weights.is_converted(old) or old["data"]["name"] != config.data.name:
+    if old is None or weights.is_converted(old):
         return None
+    if old["data"]["name"] != config.data.name:
+        return check_split(config, old["init_from"]) if old["init_from"] else None
     seed, size = old["data"]["split_seed"], old["data"]["validation_size"]
     start = f"config.init_from = {config.init_from!r} was trained on images that this run would validate on:"
     if config.data.split_seed != seed:
@@ -134,7 +131,7 @@ def check_same_data(
     test = f"the {len(dataset.test.labels)} test images of {dataset.name}"
     name, used = ("the training images", dataset[:2]) if to_train else (test, dataset.test)
     name += " in their files" * isinstance(dataset.train.images, FileImages)  # whose digests are not those of arrays
-    first = to_train and not has_begun(directory)
+    first = to_train and not checkpoint.has_begun(directory)
     check_same(directory, name, used, first=first)
     if to_train and extra is not None:
         some = extra.images[:: max(len(extra.labels) // SAMPLE, 1)]

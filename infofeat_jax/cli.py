@@ -64,9 +64,7 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     for one in planned:
         check(one.config, directory / one.name, mode, coming=[other.name for other in planned])
     for config_of_data in {configs.to_json(one.config.data): one.config for one in planned}.values():
-        dataset = experiments.load_data(config_of_data)  # what is missing is missed before the first run, not after it
-        if processes.is_writer():
-            remarks.show(config_of_data, dataset, to_train=mode != "evaluate")
+        try_data(config_of_data, mode)
     if processes.is_writer():
         study.describe(config, planned, directory)
     acts = {name: partial(create_and, act) for name, act in modes(mode).items()}
@@ -77,6 +75,13 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
     if failed:
         first, why = next(iter(failed.items()))
         raise RunFailed(f"{len(failed)} of {len(planned)} runs failed, the others are finished; {first}: {why}")
+
+
+def try_data(config: ConfigDict, mode: str) -> None:
+    """Reads the data, with the remarks on it: what is missing is missed before a study's first run, not after it."""
+    dataset = experiments.load_data(config)
+    if processes.is_writer():
+        remarks.show(config, dataset, to_train=mode != "evaluate")
 
 
 def create_and(act: Callable[[Experiment], Any], config: ConfigDict, directory: pathlib.Path) -> None:

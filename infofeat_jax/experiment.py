@@ -59,8 +59,8 @@ class Experiment(NamedTuple):
 
     @property
     def epoch_steps(self) -> int:
-        """Number of training steps in an epoch."""
-        return steps_per_epoch(len(self.data.train.labels), self.config.batch_size)
+        """Number of training steps in an epoch; 1 where an evaluation's data have fewer images than a batch."""
+        return max(len(self.data.train.labels) // self.config.batch_size, 1)
 
 
 def create(
@@ -78,7 +78,10 @@ def create(
     checks.check_data(config, dataset)
     if initial is not None and not parts.is_own(config.model.name):
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
-    optimizer, schedule = create_optimizer(config, steps_per_epoch(len(dataset.train.labels), config.batch_size))
+    if to_train:  # raises InvalidInput if there is no full batch
+        steps_per_epoch(len(dataset.train.labels), config.batch_size)
+    steps = max(len(dataset.train.labels) // config.batch_size, 1)
+    optimizer, schedule = create_optimizer(config, steps)
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
     extra = load_extra(config, dataset) if to_train else None
@@ -250,7 +253,13 @@ def compile_step(experiment: Experiment):
 
 
 def create_state(experiment: Experiment) -> State:
-    """The initial state on all devices, determined by the seed alone or by the weights to start from."""
+    """The initial state on all devices, determined by the seed alone or by the weights to start from.
+
+    These are read here where there were checkpoints in their place, all of which turned out to be damaged.
+    """
+    initial = experiment.initial
+    if initial is None:
+        _, initial = weights.named(experiment.config, experiment.workdir) or ("", None)
     parts = experiment.module, experiment.optimizer
     key = streams.key(experiment.config.seed, "initial_weights")
     shape, averaging = experiment.image_shape, create_averaging(experiment)
@@ -258,7 +267,7 @@ def create_state(experiment: Experiment) -> State:
         lambda key, given: initial_state(*parts, key, shape, given, averaging=averaging),
         compiler_options=compilation.once(experiment.mesh.devices.flat[0].platform),
     )
-    return devices.replicate(experiment.mesh, begin(key, experiment.initial))
+    return devices.replicate(experiment.mesh, begin(key, initial))
 
 
 def describe_state(experiment: Experiment) -> State:

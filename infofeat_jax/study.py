@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from infofeat_jax import config as configs
 from infofeat_jax import config_checks, run
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report import collect, paper
-from infofeat_jax.runtime import console, files, lock, processes, signals
+from infofeat_jax.runtime import console, files, lock, memory, processes, signals
 from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped, check_choice
 
 EXAMPLE = "method.weight=0.5"
@@ -130,11 +131,12 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                         seconds.setdefault(job.act, []).append(time.monotonic() - began)
             except InUse as error:
                 waiting.note(job.planned.name, error)
-            except RunFailed as error:
-                if not processes.is_alone():  # the others of this run may not know of it
+            except (InvalidInput, RunFailed, jax.errors.JaxRuntimeError) as error:
+                known = not isinstance(error, jax.errors.JaxRuntimeError) or memory.ran_out(error)
+                if not known or not processes.is_alone():  # the others of this run may not know of it
                     raise
-                failed[job.planned.name] = str(error)
-                print(f"error: {job.planned.name}: {error}", flush=True)
+                failed[job.planned.name] = why = " ".join(str(error).split())[:300]
+                print(f"error: {job.planned.name}: {why}", flush=True)
                 break
             else:
                 left.remove(job)

@@ -157,7 +157,7 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     source = config.eval.torch_checkpoint or config.init_from
     stored = None if config.eval.torch_checkpoint else read_config(directory)
     adopted = ConfigDict(config.to_dict())
-    if stored and not is_converted(stored) and config.data.split_seed == 0:  # the default
+    if checkpoint.has_begun(directory) and stored and not is_converted(stored) and config.data.split_seed == 0:
         adopted.data.split_seed = stored["data"]["split_seed"]
     if stored and is_converted(stored):
         source = adopted.init_from = stored["init_from"]

@@ -133,6 +133,24 @@ def test_nor_by_way_of_a_directory_that_the_run_was_converted_to(tmp_path):
     assert "give config.data.split_seed=2, as it had, not 0" in refused(checks.check_split, config)
 
 
+def test_held_out_images_of_a_training_that_got_nowhere_bind_nobody(tmp_path):
+    (tmp_path / "config.json").write_text(configs.to_json(configs.resolve(changed(data={"split_seed": 2}))))
+    for seed in (0, 2):
+        assert weights.adopt(configs.resolve(changed()), tmp_path).data.split_seed == seed
+        (tmp_path / "checkpoints" / "100").mkdir(parents=True, exist_ok=True)
+
+
+def test_nor_by_way_of_a_run_on_other_data(tmp_path):
+    for name, values in (
+        ("first", {"data": {"split_seed": 2}}),
+        ("second", {"data": {"name": "cifar100"}, "init_from": str(tmp_path / "first")}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(configs.to_json(configs.resolve(changed(**values))))
+    config = configs.resolve(changed(init_from=str(tmp_path / "second")))
+    assert "give config.data.split_seed=2, as it had, not 0" in refused(checks.check_split, config)
+
+
 def test_weights_that_no_run_of_ours_trained_have_no_split(tmp_path):
     converted = configs.resolve(changed(data={"split_seed": 2})).to_dict() | {"num_epochs": 0}
     (tmp_path / "config.json").write_text(json.dumps(converted))

@@ -168,6 +168,19 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
     cli.check(again, workdir, "train")
     assert again.to_dict() == the_run.config.to_dict()
     assert int(run.train(experiments.create(again, workdir)).step) == 1
+    (tmp_path / "elsewhere").rename(source)
+    damaged = experiments.create(again, workdir)  # the weights are read again, not replaced by random ones
+    for path in workdir.rglob("*/default/manifest.ocdbt"):
+        path.write_bytes(b"")
+    assert_equal_trees(run.train(damaged).params, before["params"])
+
+
+def test_an_evaluation_does_not_ask_for_a_training_batch(trained, file, tmp_path):
+    config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file), "batch_size": 10_000})
+    with pytest.raises(InvalidInput, match="batch_size=10000 is larger than the training set"):
+        experiments.create(config, tmp_path)
+    restored = experiments.restore(experiments.create(config, tmp_path, to_train=False), "best")
+    assert_equal_trees(jax.device_get(restored.params), variables(trained)["params"])
 
 
 def test_runs_of_before_these_fields_go_on(trained):

@@ -151,6 +151,20 @@ def test_a_directory_is_for_one_training(plain):
         assert expected in message(fit, **plain | changes)
 
 
+def test_what_failed_before_its_first_checkpoint_binds_nobody(plain):
+    with pytest.raises(RunFailed, match="lower the learning rate, in another directory if there is a checkpoint"):
+        fit(**plain | {"learning_rate": 1e38, "optimizer": optax.sgd})
+    assert len(fit(**plain | {"num_epochs": 1, "batch_size": 8}).epochs) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_may_be_numpys(plain):
+    plain |= {"num_epochs": np.int64(1), "seed": np.int64(3), "batch_size": np.int32(16), "num_steps": np.int64(1)}
+    plain |= {"step_size": np.float32(2 / 255), "learning_rate": np.float32(0.01), "ema_decay": np.float32(0.5)}
+    fit(**plain)
+    assert "holds a training with learning_rate 0.0099" in message(fit, **plain | {"learning_rate": 0.02})
+
+
 def test_a_directory_of_something_else(plain):
     plain["directory"].mkdir()
     (plain["directory"] / "config.json").write_text("{}")
@@ -175,6 +189,9 @@ def test_a_directory_of_something_else(plain):
         ({"module": nn.Dense(5)}, "logits"),
         ({"data": "digit"}, "unknown data set 'digit'"),
         ({"data": pathlib.Path("missing")}, "unknown data set 'missing'"),
+        ({"accumulate_steps": 0}, "accumulate_steps 0: expected 1 or more"),
+        ({"log_every": 0}, "log_every 0: expected 1 or more"),
+        ({"seed": -1}, "seed -1: expected 0 or more"),
         ({"ema_decay": 1.5}, "ema_decay 1.5: expected at least 0 (no average) and below 1"),
     ],
 )

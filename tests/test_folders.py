@@ -128,6 +128,8 @@ def test_a_palette_with_transparency(write):
         ({"a.png": plain(1)}, "has no folders of classes: expected FOLDER/train/"),
         (split(".", ("cat",)), "has the classes 'cat': expected FOLDER/train/"),
         (split("train"), "has 'train', but no folder test or val beside it: expected FOLDER/train/"),
+        (split("test") | split("."), "has 'test', but no folder train beside it: expected FOLDER/train/"),
+        (split("training_set") | split("test_set"), "each of 'test_set', 'training_set' has the folders 'cat', 'dog'"),
         (split("train") | split("test", ("cat", "cow")), "class 'cow' of test is not in train: expected FOLDER/"),
         (split(".", tuple("abcdefg")) | {"cow/x/y.webm": None}, "'d' ..., but class 'cow' has no images: expected"),
         ({"train/cat/0.png": plain(0), "train/dog/0.png": plain(1), "test/cat/x.md": None}, "'cat', 'dog': exp"),

@@ -96,6 +96,25 @@ def test_of_two_hosts_that_find_an_abandoned_directory_one_takes_it(tmp_path, mo
 
 
 @pytest.mark.usefixtures("no_locks")
+def test_nor_does_a_new_file_with_the_old_ones_number_mislead_it(tmp_path, monkeypatch):
+    """File systems give a freed number to the next file."""
+    path, rename, taken = tmp_path / lock.OWNER, pathlib.Path.rename, []
+
+    def first_another(self, target):
+        if not taken:  # the same file stands for a new one of the same number: other text, another time
+            self.write_text("process 1 on another\n")
+            taken.append(target)
+        return rename(self, target)
+
+    path.write_text("process 2 on a third\n")
+    os.utime(path, (time.time() - 100, time.time() - 100))
+    monkeypatch.setattr(pathlib.Path, "rename", first_another)
+    with pytest.raises(InUse), lock.lock(tmp_path):
+        pass
+    assert path.read_text() == "process 1 on another\n"
+
+
+@pytest.mark.usefixtures("no_locks")
 def test_who_waits_is_let_in_when_the_owner_leaves(tmp_path, monkeypatch):
     path = tmp_path / lock.OWNER
     path.write_text("process 1 on another\n")

@@ -259,8 +259,14 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys):
     assert [batch["step"] for batch in health.read(tmp_path / "poisoned")] == [3]
     assert state.step == 2 * EPOCHS
     clean = in_directory(tmp_path / "clean")
-    (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
-    assert same(state, loop.train(clean))
+    assert same(state, loop.train_on(clean, frozenset({2})))
+
+
+def test_batches_that_a_training_without_a_checkpoint_skipped_are_not_the_next_ones(training, whole):
+    """Which may have another learning rate."""
+    (training.workdir / health.SKIPPED).write_text(json.dumps([{"step": 1}]))
+    assert same(whole[0], loop.train(training))
+    assert not (training.workdir / health.SKIPPED).exists()
 
 
 def test_the_norm_is_that_of_the_logged_steps_parameters(training, whole):
@@ -314,6 +320,14 @@ def test_collapse_of_robust_accuracy(method, history, now, collapsed):
     )
     assert written[0].get("catastrophic_overfitting", False) is collapsed
     assert kept[0].score == now[0 if method == "standard" else 1]  # what early stopping judges by
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "best", "collapsed"), [(2, 0.9, True), (2, 0.7, False), (3, 0.7, True), (10, 0.19, False)]
+)
+def test_what_counts_as_robust_depends_on_the_number_of_classes(num_classes, best, collapsed):
+    earlier = [{"epoch": 1, "validation_robust_accuracy": best, "validation_clean_accuracy": 0.9}]
+    assert health.has_collapsed({"robust": 0.02, "clean": 0.9}, earlier, num_classes) is collapsed
 
 
 def test_the_time_left_of_a_training():

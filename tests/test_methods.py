@@ -527,6 +527,11 @@ def test_adversarial_interpolation_needs_features():
         ("fgsm", {}, "unknown method 'fgsm'"),
         ("alp", {"weight": -1.0}, "weight"),
         ("feature_scatter", {"label_smoothing": 1.0}, "label_smoothing"),
+        (
+            "madry",
+            {"label_smoothing": 0.9},
+            r"label_smoothing 0.9 of 10 classes leaves the label no likelier .* below 0.9",
+        ),
         ("alp", {"variant": "official"}, "choose one of code, paper"),
         ("madry", {"variant": "code"}, "madry has none"),
     ],
@@ -534,6 +539,15 @@ def test_adversarial_interpolation_needs_features():
 def test_errors(name, options, message):
     with pytest.raises(InvalidInput, match=message):
         methods.create(name, Options(10, attack_options(name), **options))
+
+
+def test_two_classes_cannot_be_smoothed_by_a_half():
+    """Which is Feature Scattering's default: all targets would be uniform."""
+    with pytest.raises(
+        InvalidInput, match=r"label_smoothing 0.5 of 2 classes .* give config.method.label_smoothing below"
+    ):
+        methods.create("feature_scatter", Options(2, attack_options("feature_scatter")))
+    methods.create("feature_scatter", Options(2, attack_options("feature_scatter"), label_smoothing=0.2))
 
 
 def test_space_of_feature_scattering_is_checked():

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 
+import jax
 import pytest
 from processes import QUICK, lines, wait_for
 
@@ -240,7 +241,11 @@ def test_three_processes_do_a_study_and_one_is_killed(main, tmp_path):
     assert "Standard" in table
 
 
-def test_a_run_that_fails_does_not_end_the_study(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "error",
+    [RunFailed("the loss is nan"), InvalidInput("a step takes 2 GiB"), jax.errors.JaxRuntimeError("Out of memory")],
+)
+def test_a_run_that_fails_does_not_end_the_study(error, tmp_path, monkeypatch, capsys):
     """Its evaluation, and one that needs it, are left out; the others are done, and the error is the command's."""
     asked = config("madry", "alp", "other: method.name=trades eval.attacks=('pgd5@alp-seed0',)")
     done = []
@@ -248,7 +253,7 @@ def test_a_run_that_fails_does_not_end_the_study(tmp_path, monkeypatch, capsys):
     def act(name):
         def do(config, directory):
             if (name, directory.name) == ("train", "alp-seed0"):
-                raise RunFailed("the loss is nan")
+                raise error
             done.append((name, directory.name))
 
         return do
@@ -256,6 +261,6 @@ def test_a_run_that_fails_does_not_end_the_study(tmp_path, monkeypatch, capsys):
     planned = study.plan(asked)
     monkeypatch.setattr(study, "is_done", lambda job, directory: (job.act, job.planned.name) in done)
     failed = study.run_all(planned, tmp_path, {name: act(name) for name in ("train", "evaluate")})
-    assert failed == {"alp-seed0": "the loss is nan"}
+    assert failed == {"alp-seed0": str(error)}
     assert done == [("train", "madry-seed0"), ("train", "other-seed0"), ("evaluate", "madry-seed0")]
-    assert "error: alp-seed0: the loss is nan" in capsys.readouterr().out
+    assert f"error: alp-seed0: {error}" in capsys.readouterr().out

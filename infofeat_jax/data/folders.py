@@ -67,9 +67,12 @@ def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]
         train, test = ([called[name] for name in names] for names in roles(called))
         if train and not test and _folders(root / train[0]):
             raise InvalidInput(f"{path} has {train[0]!r}, but no folder test or val beside it: {LAYOUT}")
+        if test and not train and _folders(root / test[0]):
+            raise InvalidInput(f"{path} has {test[0]!r}, but no folder train beside it: {LAYOUT}")
         splits = {"train": train, "test": test} if train and test else {"train": ["."]}
         inside = {split: [root / name for name in names] for split, names in splits.items()}
         names = sorted({name for part in inside["train"] for name in _folders(part)}, key=_place)
+        _check_nesting(path, names, [_folders(root / name) for name in names] if not train else [])
         if unknown := {name for part in inside.get("test", ()) for name in _folders(part)} - {*names}:
             raise InvalidInput(f"{path}: class {min(unknown)!r} of {test[0]} is not in {train[0]}: {LAYOUT}")
         found = {split: _files(folders, names) for split, folders in inside.items()}
@@ -82,6 +85,13 @@ def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]
         classes = f"the classes {shown}{empty}" if names else "no folders of classes"
         raise InvalidInput(_of_hugging_face(path, root) or f"{path} has {classes}: {LAYOUT}")
     return names, found
+
+
+def _check_nesting(path: str, names: list[str], inside: list[list[str]]) -> None:
+    """Raises InvalidInput if what would be classes have all the same folders inside: they are splits."""
+    if len(inside) >= 2 and len(inside[0]) >= 2 and all({*one} == {*inside[0]} for one in inside):
+        classes = ", ".join(map(repr, sorted(inside[0])[:3]))
+        raise InvalidInput(f"{path}: each of {', '.join(map(repr, names[:3]))} has the folders {classes}: {LAYOUT}")
 
 
 def _of_hugging_face(path: str, root: pathlib.Path) -> str:

@@ -7,6 +7,7 @@ evaluated are not needed, and a directory of `infofeat_jax.evaluate` does as wel
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -86,7 +86,12 @@ def _default(value: float | None, default: float) -> float:
 
 
 def _smoothed(options: Options, default: float = 0.0):
-    strength = _default(options.label_smoothing, default)
+    strength, most = _default(options.label_smoothing, default), 1 - 1 / options.num_classes
+    if strength >= most:
+        raise InvalidInput(
+            f"label_smoothing {strength} of {options.num_classes} classes leaves the label no likelier than the others:"
+            f" give config.method.label_smoothing below {most:.3g}"
+        )
     return lambda forward, images, labels: smooth(labels, options.num_classes, strength)
 
 

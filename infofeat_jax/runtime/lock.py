@@ -89,7 +89,8 @@ def _claim(path: pathlib.Path, dead: str | None) -> str:
                 return owner
             moved = path.with_name(f"{OWNER}.{uuid.uuid4().hex}")
             path.rename(moved)
-            if moved.stat().st_ino != seen.st_ino:
+            found = moved.stat()  # a new file may have the number of the one that was just removed
+            if (found.st_ino, found.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
                 moved.rename(path)
                 return "another process"
             moved.unlink()

@@ -48,6 +48,11 @@ class Checkpoints(NamedTuple):
         return None if best is None else self.epochs.metrics(best)[SCORE]
 
 
+def has_begun(workdir: pathlib.Path) -> bool:
+    """Whether a training has a state to continue from: one that failed before, for lack of memory say, binds nobody."""
+    return any(path.name.isdigit() for name in (EPOCHS, INTERRUPTED) for path in (workdir / name).glob("*"))
+
+
 @contextmanager
 def opened(workdir: pathlib.Path, keep: int = 2) -> Iterator[Checkpoints]:
     """Opens the checkpoints of `workdir` to resume from and to write; damaged ones are moved to damaged/ first.

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 
 from infofeat_jax.runtime import files, lock
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 FILE = "fit.json"
@@ -28,10 +29,11 @@ def claimed(workdir: pathlib.Path, setting: Mapping[str, Any]) -> Iterator[None]
         raise InvalidInput(f"directory {workdir} cannot be made ({error.strerror}): give another one") from None
     with lock.lock(workdir):
         stored = files.read_json(workdir / FILE)
+        begun = checkpoint.has_begun(workdir)  # a training that failed before its first checkpoint binds nobody
         if stored is None and any((workdir / name).exists() for name in OTHERS):
             raise InvalidInput(f"{workdir} holds something else: give another directory")
         for name, value in json.loads(json.dumps(setting)).items():
-            if stored is not None and stored.get(name) != value:
+            if begun and stored is not None and stored.get(name) != value:
                 raise InvalidInput(
                     f"{workdir} holds a training with {name} {str(stored.get(name))[:80]}, not {str(value)[:80]}:"
                     " repeat its arguments to continue it, or give another directory"

@@ -100,7 +100,12 @@ def fit(
     Raises InvalidInput before anything is computed, Stopped when interrupted, RunFailed.
     """
     dataset = data if isinstance(data, datasets.Dataset) else datasets.load(data)
-    check_count("num_epochs", num_epochs, 1)
+    counts = {
+        "num_epochs": num_epochs, "batch_size": batch_size, "accumulate_steps": accumulate_steps, "log_every": log_every
+    }  # fmt: skip
+    num_epochs, batch_size, accumulate_steps, log_every = (check_count(*given, 1) for given in counts.items())
+    seed, num_steps = check_count("seed", seed), None if num_steps is None else check_count("num_steps", num_steps)
+    learning_rate = learning_rate if callable(learning_rate) else float(learning_rate)
     if not len(dataset.validation.labels):
         raise InvalidInput(
             "data has no validation split, which early stopping needs: data.load(..., validation_size=...)"
@@ -108,12 +113,14 @@ def fit(
     epsilon = check_number("epsilon", epsilon)
     check_choice("norm", norm, NORMS)
     check_unit_budget(norm, epsilon, dataset.train.images.shape[1:])
-    size = epsilon / 4 if step_size is None else check_number("step_size", step_size)
+    step_size = None if step_size is None else check_number("step_size", step_size)
+    size = epsilon / 4 if step_size is None else step_size
     budget = attack_names.Budget(norm, epsilon, size)
     steps = method_names.steps(method if isinstance(method, str) else "", epsilon, num_steps, step_size)
     inner = budget._asdict() | dict(zip(("num_steps", "step_size"), steps, strict=True))
     if not 0 <= check_number("ema_decay", ema_decay) < 1:
         raise InvalidInput(f"ema_decay {ema_decay}: expected at least 0 (no average) and below 1")
+    ema_decay, awp = float(ema_decay), Awp(float(awp.gamma), int(awp.warmup_steps))
     averaging = Averaging(ema_decay=ema_decay)
     step = {"averaging": averaging, "accumulate_steps": accumulate_steps, "awp": awp, "augment": augment or _unchanged}
     schedule = _schedule(learning_rate, steps_per_epoch(len(dataset.train.labels), batch_size), num_epochs)
@@ -126,7 +133,7 @@ def fit(
     )  # fmt: skip
     _check(planned)
     name = method if isinstance(method, str) else "a method of one's own"
-    rate = learning_rate if isinstance(learning_rate, float | int) else "a schedule"
+    rate = "a schedule" if callable(learning_rate) else learning_rate
     setting = inner | {
         "module": claim.text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,
         "batch_size": batch_size, "seed": seed, "learning_rate": rate, "accumulate_steps": accumulate_steps,

@@ -49,8 +49,8 @@ def skip(
     )
     if len(before) >= skip_batches:
         raise RunFailed(
-            f"{what}; {good}: lower config.optimizer.learning_rate in another --workdir, or return to that checkpoint"
-            f" and skip this batch with --config.skip_batches={len(before) + 1}"
+            f"{what}; {good}: lower the learning rate, in another directory if there is a checkpoint; or with the"
+            f" command return to that checkpoint and skip this batch: --config.skip_batches={len(before) + 1}"
         )
     if processes.is_writer():
         noted = [*read(workdir), {**batch, "loss": repr(unsound.loss)}]
@@ -76,9 +76,11 @@ def has_collapsed(rates: Mapping[str, float], epochs: Iterable[Mapping], num_cla
 
     This is catastrophic overfitting of single-step training (Wong et al., 2020): the model is robust against its own
     attack, but not against PGD. It counts only if that best was above twice chance level, and if clean accuracy has
-    not fallen by half too: something else is wrong then.
+    not fallen by half too: something else is wrong then. (With two or three classes twice chance level is out of reach:
+    the threshold is then halfway from chance to 1.)
     """
     earlier = [record for record in epochs if "epoch" in record]
     best = {name: max((r[f"validation_{name}_accuracy"] for r in earlier), default=0.0) for name in rates}
-    robust = best["robust"] > 2 / num_classes and rates["robust"] < best["robust"] / 2
+    least = min(2 / num_classes, (1 + 1 / num_classes) / 2)
+    robust = best["robust"] > least and rates["robust"] < best["robust"] / 2
     return robust and rates["clean"] > best["clean"] / 2
