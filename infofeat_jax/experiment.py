@@ -68,7 +68,8 @@ def create(
 ) -> Experiment:
     """Builds an experiment: checks what can be checked without computing, then loads the data unless it is given.
 
-    `to_train`: with the second pool of training images, if there is one. Raises InvalidInput.
+    `to_train`: with the second pool of training images, if there is one, and what training alone asks for.
+    Raises InvalidInput.
     """
     mesh = devices.mesh(devices.count_for(config.batch_size, config.accumulate_steps) if to_train else None)
     make_module = partial(weights.create, config.model.to_dict(), dtype=config.dtype, remat=config.remat)
@@ -78,8 +79,9 @@ def create(
     checks.check_data(config, dataset)
     if initial is not None and not parts.is_own(config.model.name):
         weights.check_fits(path, initial, dataset.train.images.shape, dataset.num_classes, dataset.name)
-    if to_train:  # raises InvalidInput if there is no full batch
-        steps_per_epoch(len(dataset.train.labels), config.batch_size)
+    if to_train:
+        steps_per_epoch(len(dataset.train.labels), config.batch_size)  # raises InvalidInput if there is no full batch
+        methods.check_smoothing(config.method.name, config.method.label_smoothing, dataset.num_classes)
     steps = max(len(dataset.train.labels) // config.batch_size, 1)
     optimizer, schedule = create_optimizer(config, steps)
     method = create_method(config, dataset.num_classes)

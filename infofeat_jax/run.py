@@ -8,12 +8,11 @@ from functools import cache, partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from infofeat_jax import checks, parts, streams, weights
+from infofeat_jax import checks, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import Split
@@ -187,8 +186,6 @@ def load_source(experiment: Experiment, name: str) -> Source:
         source_directory(experiment.workdir, name),
         images=(experiment.image_shape, experiment.data.num_classes),
     )
-    if not parts.is_own(config.model.name):
-        module = module.clone(dtype=jnp.dtype(config.dtype))
     forward = Partial(module.apply, devices.replicate(experiment.mesh, variables))
     return Source(forward, digest(variables))
 

@@ -131,8 +131,8 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                         seconds.setdefault(job.act, []).append(time.monotonic() - began)
             except InUse as error:
                 waiting.note(job.planned.name, error)
-            except (InvalidInput, RunFailed, jax.errors.JaxRuntimeError) as error:
-                known = not isinstance(error, jax.errors.JaxRuntimeError) or memory.ran_out(error)
+            except (InvalidInput, RunFailed, ValueError, jax.errors.JaxRuntimeError) as error:
+                known = isinstance(error, InvalidInput | RunFailed) or memory.ran_out(error)
                 if not known or not processes.is_alone():  # the others of this run may not know of it
                     raise
                 failed[job.planned.name] = why = " ".join(str(error).split())[:300]

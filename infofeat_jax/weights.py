@@ -212,10 +212,9 @@ def check_options(path: str, module: nn.Module, options: Mapping[str, Any]) -> N
     for name, value in options.items():
         found = getattr(module, name, None)
         if found != (tuple(value) if isinstance(value, list) else value):
-            raise InvalidInput(
-                f"config.model.options.{name} = {value}: {path} is read with {found}; name what it is when converting"
-                f" it: python -m infofeat_jax.export.convert {path} DIRECTORY --arch=..., then give the directory"
-            )
+            advice = f"python -m infofeat_jax.export.convert {path} DIRECTORY --arch=..., then give the directory"
+            advice = "leave it out" if pathlib.Path(path).is_dir() else f"name what it is when converting it: {advice}"
+            raise InvalidInput(f"config.model.options.{name} = {value}: {path} is read with {found}; {advice}")
 
 
 def is_converted(config: Mapping[str, Any]) -> bool:

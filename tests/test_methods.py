@@ -1,5 +1,6 @@
 """Training methods against published code, against formulas where it has none, and one contract for all."""
 
+from contextlib import nullcontext
 from functools import cache, partial
 
 import flax.linen as nn
@@ -527,11 +528,6 @@ def test_adversarial_interpolation_needs_features():
         ("fgsm", {}, "unknown method 'fgsm'"),
         ("alp", {"weight": -1.0}, "weight"),
         ("feature_scatter", {"label_smoothing": 1.0}, "label_smoothing"),
-        (
-            "madry",
-            {"label_smoothing": 0.9},
-            r"label_smoothing 0.9 of 10 classes leaves the label no likelier .* below 0.9",
-        ),
         ("alp", {"variant": "official"}, "choose one of code, paper"),
         ("madry", {"variant": "code"}, "madry has none"),
     ],
@@ -541,13 +537,17 @@ def test_errors(name, options, message):
         methods.create(name, Options(10, attack_options(name), **options))
 
 
-def test_two_classes_cannot_be_smoothed_by_a_half():
-    """Which is Feature Scattering's default: all targets would be uniform."""
-    with pytest.raises(
-        InvalidInput, match=r"label_smoothing 0.5 of 2 classes .* give config.method.label_smoothing below"
-    ):
-        methods.create("feature_scatter", Options(2, attack_options("feature_scatter")))
-    methods.create("feature_scatter", Options(2, attack_options("feature_scatter"), label_smoothing=0.2))
+@pytest.mark.parametrize(
+    ("name", "strength", "num_classes", "refused"),
+    [
+        ("feature_scatter", None, 2, True), ("feature_scatter", 0.2, 2, False), ("feature_scatter", None, 3, False),
+        ("madry", None, 2, False), ("madry", 0.9, 10, True), ("madry", 0.9, 100, False),
+        ("adversarial_interpolation", None, 2, False), ("package.module:mine", 0.9, 2, False),
+    ],
+)  # fmt: skip
+def test_smoothing_must_leave_the_label_the_likeliest(name, strength, num_classes, refused):
+    with pytest.raises(InvalidInput, match=r"the others: expected below 0\.") if refused else nullcontext():
+        methods.check_smoothing(name, strength, num_classes)
 
 
 def test_space_of_feature_scattering_is_checked():

@@ -88,8 +88,9 @@ def _find(path: str, root: pathlib.Path) -> tuple[list[str], dict[str, Labelled]
 
 
 def _check_nesting(path: str, names: list[str], inside: list[list[str]]) -> None:
-    """Raises InvalidInput if what would be classes have all the same folders inside: they are splits."""
-    if len(inside) >= 2 and len(inside[0]) >= 2 and all({*one} == {*inside[0]} for one in inside):
+    """Raises InvalidInput if what would be classes are splits: by their names, and all have the same folders inside."""
+    named = all(any(word in name.lower() for word in ("train", "test", "val")) for name in names)
+    if named and len(inside) >= 2 and len(inside[0]) >= 2 and all({*one} == {*inside[0]} for one in inside):
         classes = ", ".join(map(repr, sorted(inside[0])[:3]))
         raise InvalidInput(f"{path}: each of {', '.join(map(repr, names[:3]))} has the folders {classes}: {LAYOUT}")
 

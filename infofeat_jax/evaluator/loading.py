@@ -13,7 +13,7 @@ def load(
     path: str | pathlib.Path, arch: str | None = None, *, mean: Normalization | None = None,
     std: Normalization | None = None, which: str = "best",
 ) -> Partial:  # fmt: skip
-    """A trained model as a function images [b, h, w, c] in [0, 1] -> Outputs, in evaluation mode.
+    """A trained model as a function images [b, h, w, c] in [0, 1] -> Outputs, in evaluation mode and the run's dtype.
 
     Args:
       path: a run's directory (which needs the extra `train`), or a PyTorch file as read by `models.from_torch`.

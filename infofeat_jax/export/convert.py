@@ -58,8 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_torch(target, module, variables, bare=options.bare)
     elif target.suffix == PROGRAM:
         shape = (SIDE if options.image_size is None else options.image_size,) * 2 + (channels,)
-        whole(target, lambda path: models.export(module, variables, path, shape, options.batch or "symbolic"))
-        print(f"{target}: {options.batch or 'any number'} of images {shape} -> logits")
+        count = options.batch or "symbolic"
+        whole(target, lambda path: models.export(module, variables, path, shape, count))
+        print(f"{target}: {'any number' if count == 'symbolic' else count} of images {shape} -> logits")
     else:
         write_run(target, model, variables, str(source))
         print(f"{target}: infofeat-jax --config=CONFIG_OF_ITS_DATA --mode=evaluate --workdir={target}")
@@ -81,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--checkpoint", choices=["best", "latest"], help="which checkpoint of a run (best)")
     add("--bare", action="store_true", help="leave out mu and sigma, the buffers with the normalisation")
     add("--image_size", type=positive, metavar="N", help=f"height and width that a {PROGRAM} takes ({SIDE})")
-    add("--batch", type=positive, metavar="N", help=f"images per call of a {PROGRAM} (any number)")
+    add("--batch", type=batch, metavar="N", help=f"images per call of a {PROGRAM} (any number)")
     return parser.parse_args(arguments)
 
 
@@ -99,6 +100,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
     return int(text)
+
+
+def batch(text: str) -> str | int:
+    """A whole number from 1 on, or "symbolic"."""
+    return text if text == "symbolic" else positive(text)
 
 
 def check_used(options: argparse.Namespace) -> None:
@@ -129,9 +135,9 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
         print(f"{path}: a state_dict that {owner} class loads with strict=True")
     if module.activation != ("silu" if of_deepmind else "relu"):
         print(f"  it does not tell the activation: whoever reads it gives {NAMES[module.activation]}")
-    read_back = models.from_torch(models.to_torch(variables, deepmind_keys=of_deepmind))[0]
+    read_back = models.from_torch(models.to_torch(variables, deepmind_keys=of_deepmind), mean=0.0, std=1.0)[0]
     if (kind := getattr(module, "activated_shortcut", None)) != getattr(read_back, "activated_shortcut", None):
-        arch = f"{weights.describe(module)['name']}_{'activated' if kind else 'raw'}_shortcut"
+        arch = f"preact_resnet{2 * sum(module.blocks) + 2}_{'activated' if kind else 'raw'}_shortcut"
         print(f"  it does not tell what its shortcuts convolve: whoever reads it here gives --arch={arch}")
 
 

@@ -25,7 +25,7 @@ from infofeat_jax.types import (
     check_choice,
 )
 
-__all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "create", "smooth"]
+__all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "check_smoothing", "create", "smooth"]
 
 
 class Method(NamedTuple):
@@ -81,17 +81,27 @@ def _own(name: str, options: Options) -> Method:
     return method
 
 
+def check_smoothing(name: str, strength: float | None, num_classes: int) -> None:
+    """Raises InvalidInput if label smoothing would leave the label no likelier than the other classes.
+
+    Adversarial Interpolation's and Bilateral's strengths, and those of one's own methods, mean something else.
+    """
+    if name not in METHODS or name in ("adversarial_interpolation", "bilateral"):
+        return
+    value, most = _default(strength, 0.5 if name == "feature_scatter" else 0.0), 1 - 1 / num_classes
+    if value >= most:
+        raise InvalidInput(
+            f"label_smoothing {value} of {name} on {num_classes} classes leaves the label no likelier than the others:"
+            f" expected below {most:.3g}"
+        )
+
+
 def _default(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
 def _smoothed(options: Options, default: float = 0.0):
-    strength, most = _default(options.label_smoothing, default), 1 - 1 / options.num_classes
-    if strength >= most:
-        raise InvalidInput(
-            f"label_smoothing {strength} of {options.num_classes} classes leaves the label no likelier than the others:"
-            f" give config.method.label_smoothing below {most:.3g}"
-        )
+    strength = _default(options.label_smoothing, default)
     return lambda forward, images, labels: smooth(labels, options.num_classes, strength)
 
 

@@ -41,8 +41,8 @@ def check_devices() -> None:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # jax 0.10 with CUDA and without its driver: an assertion
         asked, why = os.environ.get("JAX_PLATFORMS"), " ".join(str(error).split())[:300]
-        found = f"JAX finds no device{f' ({why})' if why else ''}"
-        raise InvalidInput(f"{found} with JAX_PLATFORMS={asked}: unset it to take what is there") from None
+        advice = f" with JAX_PLATFORMS={asked}: unset it to take what is there" if asked else ""
+        raise InvalidInput(f"JAX finds no device{f' ({why})' if why else ''}{advice}") from None
 
 
 def leave(status: int) -> None:

@@ -20,7 +20,7 @@ OTHERS = ("config.json", "checkpoints", "evaluation.json")  # of the command's r
 
 @contextmanager
 def claimed(workdir: pathlib.Path, setting: Mapping[str, Any]) -> Iterator[None]:
-    """Owns the directory. Raises InvalidInput if it cannot be, or if it holds another training."""
+    """Owns the directory. Raises InvalidInput if it cannot be, or if it holds the checkpoints of another training."""
     if jax.process_count() > 1:
         raise InvalidInput(f"fit is for one process, not {jax.process_count()}: several take main.py")
     try:

@@ -110,6 +110,7 @@ def fit(
         raise InvalidInput(
             "data has no validation split, which early stopping needs: data.load(..., validation_size=...)"
         )
+    methods.check_smoothing(method if isinstance(method, str) else "", None, dataset.num_classes)
     epsilon = check_number("epsilon", epsilon)
     check_choice("norm", norm, NORMS)
     check_unit_budget(norm, epsilon, dataset.train.images.shape[1:])

@@ -76,8 +76,8 @@ def has_collapsed(rates: Mapping[str, float], epochs: Iterable[Mapping], num_cla
 
     This is catastrophic overfitting of single-step training (Wong et al., 2020): the model is robust against its own
     attack, but not against PGD. It counts only if that best was above twice chance level, and if clean accuracy has
-    not fallen by half too: something else is wrong then. (With two or three classes twice chance level is out of reach:
-    the threshold is then halfway from chance to 1.)
+    not fallen by half too: something else is wrong then. (With two classes, where twice chance level is out of reach,
+    halfway from chance to 1.)
     """
     earlier = [record for record in epochs if "epoch" in record]
     best = {name: max((r[f"validation_{name}_accuracy"] for r in earlier), default=0.0) for name in rates}
