@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from report_runs import MEASURED, create_config, create_results, write_run, write_study
 
+from infofeat_jax.evaluation import heuristics
 from infofeat_jax.report import collect, estimate, finding, notes, page, runs, tables
 
 
@@ -157,6 +158,18 @@ def test_an_attack_that_a_flag_has_added_to_one_run_of_each_row_does_not_decide(
     assert estimate.extremes(rows["madry"].runs) == {}
     assert estimate.complete(rows["madry"]).keys() == {"clean", quick}
     assert tables.accuracy_table(study).lines
+
+
+def test_quick_autoattack_alone_is_no_flag_of_a_row(tmp_path):
+    """The attack's name says it; of rows with other flags the finding warns."""
+    quick = "autoattack(version=quick)"
+    earlier = f"no certificate: {quick} is a part of AutoAttack, for development; measure autoattack for a result"
+    flags = {"madry": [heuristics.incomplete(quick)], "alp": [earlier], "fm": [earlier, "zero gradients: everywhere"]}
+    for method, values in flags.items():
+        config = create_config(method)
+        write_run(tmp_path / f"{method}-seed0", config, create_results(config, {quick: 0.4}, flags=values))
+    study = collect.collect(write_study(tmp_path, {f"{method}-seed0": (method, 0) for method in flags}))
+    assert finding.finding(study).endswith("Flagged (see there): fm.")
 
 
 def test_the_images_of_the_worst_case_are_those_of_the_attacks_within_the_threat_model(tmp_path):

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation.heuristics import suspected
 from infofeat_jax.report import estimate, notes, paper
 from infofeat_jax.report.cells import cell, display, name_of
 from infofeat_jax.report.estimate import Estimate
@@ -110,7 +111,7 @@ def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list
     sentences = [f"Reduced scale: {' and '.join(reasons)}."] if reasons else []
     if len(found) > 1 and all(value.runs == 1 for value in found.values()):
         sentences.append("One run each: the randomness of training is not covered.")
-    flagged = [name_of(row) for row in rows if any(run.results.get("flags") for run in row.runs)]
+    flagged = [name_of(row) for row in rows if any(suspected(run.results.get("flags") or ()) for run in row.runs)]
     if len(flagged) > MOST_NAMES:
         flagged = [f"{len(flagged)} of these {len(rows)}"]
     return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])
