@@ -8,7 +8,7 @@ from infofeat_jax.evaluation.heuristics import suspected
 from infofeat_jax.report import estimate, notes, paper
 from infofeat_jax.report.cells import cell, display, name_of
 from infofeat_jax.report.estimate import Estimate
-from infofeat_jax.report.runs import Row, Study
+from infofeat_jax.report.runs import Row, RunRecord, Study
 from infofeat_jax.types import InvalidInput
 
 Gain = tuple[float, float, float] | None  # of the best row over another, within seeds: mean, low, high
@@ -111,10 +111,14 @@ def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list
     sentences = [f"Reduced scale: {' and '.join(reasons)}."] if reasons else []
     if len(found) > 1 and all(value.runs == 1 for value in found.values()):
         sentences.append("One run each: the randomness of training is not covered.")
-    flagged = [name_of(row) for row in rows if any(suspected(run.results.get("flags") or ()) for run in row.runs)]
+    flagged = [name_of(row) for row in rows if any(suspected(_flags(run)) for run in row.runs)]
     if len(flagged) > MOST_NAMES:
         flagged = [f"{len(flagged)} of these {len(rows)}"]
     return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])
+
+
+def _flags(run: RunRecord) -> list[str]:
+    return [str(flag) for flag in run.results.get("flags") or ()]  # of another version's file anything
 
 
 def accuracy(value: Estimate) -> str:

@@ -49,7 +49,7 @@ def facts(run: RunRecord) -> list[tuple[str, str]]:
         ("method", f"weights of {config.get('init_from')}" if _converted(run) else _list(config["method"])),
         ("model", model["name"] + (f", width {model['width']}" if model["width"] else "")),
         ("data", f"{data}; {images:,} training images{_mixture(config['data'])}"),
-        ("note on the data", config["data"].get("note", "")),
+        ("note on the data", str(config["data"].get("note") or "")),
         ("training", _training(run)),
         ("attack in training", _attack(attack) if _attacked(run) else ""),
         ("optimizer", "" if _converted(run) else _list(config.get("optimizer", {}))),
