@@ -15,7 +15,7 @@ import numpy as np
 
 from infofeat_jax import models, objectives
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks import search as searches
+from infofeat_jax.attacks.search import before_loop
 from infofeat_jax.attacks.stages import STAGES, VERSIONS
 from infofeat_jax.runtime import compilation
 
@@ -84,7 +84,7 @@ def _loop(body, images):
     """A program of ITERATIONS of `body`, with what does not change computed before them, as AutoAttack does."""
 
     def program(forward, carry):
-        early = searches.before_loop(forward, images)
+        early = before_loop(forward, images)
         return jax.lax.fori_loop(0, ITERATIONS, lambda t, c: body(early, t, c), carry)
 
     return jax.jit(program)

@@ -82,7 +82,7 @@ def parse(text: str) -> Program:
 
 
 def runs(program: Program, assumed_trips: int = 1) -> list[Run]:
-    """All instructions that are carried out by themselves: not those inside of fusions, for which see `inside`.
+    """All instructions that are executed individually: not those inside of fusions, for which see `inside`.
 
     A loop whose number of iterations the text does not tell counts `assumed_trips`.
     """

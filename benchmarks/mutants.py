@@ -220,7 +220,7 @@ HAND_WRITTEN = [
         "losses.logit_pairing(_default(options.weight, 0.1)",
         "losses.logit_pairing(_default(options.weight, 0.5)",
     ),
-    ("methods/__init__", "_smoothed(options, 0.5)", "_smoothed(options)"),
+    ("methods/__init__", "_smoothed(options, FEATURE_SCATTER_SMOOTHING)", "_smoothed(options)"),
     ("methods/__init__", "distance=options.distance, classes=options.classes,", ""),
     (
         "methods/__init__",

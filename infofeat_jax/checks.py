@@ -21,6 +21,7 @@ from infofeat_jax.evaluation.subject import digest
 from infofeat_jax.models.layers import check_channels
 from infofeat_jax.runtime import files, memory, processes
 from infofeat_jax.training import checkpoint
+from infofeat_jax.training.seals import EPOCHS, INTERRUPTED
 from infofeat_jax.types import InvalidInput
 
 MAX_COUNT = 2**31 - 1  # steps are counted in 32 bits on the device
@@ -30,7 +31,7 @@ DATA = "data.json"  # {what the run had of its data: digest}, to notice files th
 RESTORE = "restore them, or give another --workdir"
 FILES = ("lock", DATA, "owner", "config.json", "metrics.jsonl", "results.json", "outcomes.npz", "autoattack.npz",
          "cam_images.npz", "probes.npz", "parameters.txt")  # fmt: skip
-FOLDERS = ("checkpoints", "interrupted", "damaged", "report", aside.FOLDER)
+FOLDERS = (EPOCHS, INTERRUPTED, "damaged", "report", aside.FOLDER)
 
 
 def check_writable(directory: pathlib.Path) -> None:

@@ -59,8 +59,13 @@ class Experiment(NamedTuple):
 
     @property
     def epoch_steps(self) -> int:
-        """Number of training steps in an epoch; 1 where an evaluation's data have fewer images than a batch."""
-        return max(len(self.data.train.labels) // self.config.batch_size, 1)
+        """Number of training steps in an epoch."""
+        return count_epoch_steps(self.config, self.data)
+
+
+def count_epoch_steps(config: ConfigDict, dataset: data.Dataset) -> int:
+    """Number of training steps in an epoch; 1 where an evaluation's data have fewer images than a batch."""
+    return max(len(dataset.train.labels) // config.batch_size, 1)
 
 
 def create(
@@ -82,8 +87,7 @@ def create(
     if to_train:
         steps_per_epoch(len(dataset.train.labels), config.batch_size)  # raises InvalidInput if there is no full batch
         methods.check_smoothing(config.method.name, config.method.label_smoothing, dataset.num_classes)
-    steps = max(len(dataset.train.labels) // config.batch_size, 1)
-    optimizer, schedule = create_optimizer(config, steps)
+    optimizer, schedule = create_optimizer(config, count_epoch_steps(config, dataset))
     method = create_method(config, dataset.num_classes)
     module = make_module(dataset.num_classes)
     extra = load_extra(config, dataset) if to_train else None

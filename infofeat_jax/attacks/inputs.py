@@ -31,6 +31,7 @@ from infofeat_jax.types import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
+MOST_CHANNELS = 4  # of what is taken for the channels of images with channels first
 NEEDS_EOT = (
     "the model is randomised, as it takes (images, key): choose AutoAttack's version rand, or apgd with eot=20, which"
     " attack the average over draws"
@@ -164,9 +165,14 @@ def check_budget(
     return step_size, check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
 
 
+def seem_channels_first(images: Images | np.ndarray) -> bool:
+    """Whether four-dimensional images are [b, c, h, w]: the second axis is at most 4 long, the others are longer."""
+    return images.shape[1] <= MOST_CHANNELS < min(images.shape[2:])
+
+
 def check_channels_last(images: Images) -> None:
     """Raises InvalidInput for [b, c, h, w] in an attack that needs to know height and width."""
-    if images.shape[1] <= 4 < min(images.shape[2:]):
+    if seem_channels_first(images):
         raise InvalidInput(
             f"images of shape {list(images.shape)} seem to be [b, c, h, w]: expected [b, h, w, c], and a model of"
             " them: forward = lambda x: model(x.transpose(0, 3, 1, 2))"

@@ -4,16 +4,15 @@ from typing import Any
 
 import numpy as np
 
+from infofeat_jax.attacks.inputs import MOST_CHANNELS, seem_channels_first
 from infofeat_jax.data import Split
 from infofeat_jax.types import InvalidInput
-
-MOST_CHANNELS = 4
 
 
 def read(images: Any, labels: Any) -> tuple[Split, bool]:
     """(images [n, h, w, c], labels; whether the images were channels first). Raises InvalidInput.
 
-    Channels are first if the second axis is at most 4 long, and the third and the last are longer.
+    Whether channels are first: as by `seem_channels_first`.
     """
     try:
         images, labels = np.asarray(images), np.asarray(labels)
@@ -30,7 +29,7 @@ def read(images: Any, labels: Any) -> tuple[Split, bool]:
         raise InvalidInput(
             f"images are {images.dtype}: expected float32 in [0, 1], or uint8: use images.astype('float32')"
         )
-    first = images.shape[1] <= MOST_CHANNELS < min(images.shape[2:])
+    first = seem_channels_first(images)
     images = images.transpose(0, 2, 3, 1) if first else images
     return Split(np.ascontiguousarray(images), labels.astype(np.int32)), first
 

@@ -7,7 +7,6 @@ evaluated are not needed, and a directory of `infofeat_jax.evaluate` does as wel
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from infofeat_jax import installation
 from infofeat_jax.attacks.autoattack import ROBUST
 from infofeat_jax.data.pixels import LEVELS, to_unit
 from infofeat_jax.evaluation import attack_names
+from infofeat_jax.export import command
 from infofeat_jax.types import InvalidInput
 
 Pixels = UInt8[np.ndarray, "n h w c"]
@@ -141,9 +141,5 @@ def write(path: pathlib.Path, images: Float[np.ndarray, "n h w c"]) -> None:
         import torch
     except ImportError as error:
         raise InvalidInput(f"{path} needs torch ({error}): {installation.command('torch')}") from None
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        torch.save(torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1))), part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
+    command.whole(path, lambda part: torch.save(tensor, part))

@@ -1,6 +1,9 @@
-"""What the commands that export share: a parser that explains a module by its documentation, errors in one line."""
+"""What the commands that export share: a parser that explains a module by its documentation, whole files."""
 
 import argparse
+import os
+import pathlib
+from collections.abc import Callable
 from typing import NoReturn
 
 from infofeat_jax import parts
@@ -28,3 +31,15 @@ def _trust(name: str) -> str:
 def _refuse(message: str) -> NoReturn:
     """In place of argparse's own answer of many lines."""
     raise InvalidInput(f"{message}; --help explains")
+
+
+def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
+    """Has `write` create a file, which appears complete or not at all. Raises InvalidInput."""
+    if not path.parent.is_dir():
+        raise InvalidInput(f"{path}: no such folder: {path.parent}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -10,9 +10,8 @@ TARGET becomes follows from its ending; without one it is a directory.
 
 import argparse
 import json
-import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif target.suffix == PROGRAM:
         shape = (SIDE if options.image_size is None else options.image_size,) * 2 + (channels,)
         count = options.batch or "symbolic"
-        whole(target, lambda path: models.export(module, variables, path, shape, count))
+        command.whole(target, lambda path: models.export(module, variables, path, shape, count))
         print(f"{target}: {'any number' if count == 'symbolic' else count} of images {shape} -> logits")
     else:
         write_run(target, model, variables, str(source))
@@ -127,7 +126,7 @@ def write_torch(path: pathlib.Path, module, variables: weights.Variables, *, bar
     normalises = (module.mean, module.std) not in ((0.0, 1.0), ((0.0,), (1.0,)))
     buffers = not bare and (normalises or of_deepmind)
     normal = {"mean": module.mean, "std": module.std} if buffers else {}
-    whole(path, lambda part: models.save_torch(part, variables, deepmind_keys=of_deepmind, **normal))
+    command.whole(path, lambda part: models.save_torch(part, variables, deepmind_keys=of_deepmind, **normal))
     owner, names = ("DeepMind's", "mean and std") if of_deepmind else ("the public", "mu and sigma")
     if buffers:
         print(f"{path}: a state_dict with the buffers {names}, as RobustBench's classes have; without: --bare")
@@ -151,18 +150,6 @@ def write_run(directory: pathlib.Path, model: dict, variables: weights.Variables
         checkpoint.save(checkpoints, checkpoint.Snapshot(0, state, 0.0))
     values = config.to_dict() | {"model": model, "init_from": source, "num_epochs": 0}
     files.write_atomically(directory / "config.json", json.dumps(values, indent=2) + "\n")
-
-
-def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
-    """Has `write` create a file, which appears complete or not at all. Raises InvalidInput."""
-    if not path.parent.is_dir():
-        raise InvalidInput(f"{path}: no such folder: {path.parent}")
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,10 @@ def check_smoothing(name: str, strength: float | None, num_classes: int) -> None
     """
     if name not in METHODS or name in ("adversarial_interpolation", "bilateral"):
         return
-    value, most = _default(strength, 0.5 if name == "feature_scatter" else 0.0), 1 - 1 / num_classes
+    value, most = (
+        _default(strength, FEATURE_SCATTER_SMOOTHING if name == "feature_scatter" else 0.0),
+        1 - 1 / num_classes,
+    )
     if value >= most:
         raise InvalidInput(
             f"label_smoothing {value} of {name} on {num_classes} classes leaves the label no likelier than the others:"
@@ -154,7 +157,7 @@ def _feature_scatter(options: Options) -> Method:
     """
     space = "features" if options.variant == "paper" else "logits"
     attack = partial(attacks.feature_scatter, **options.attack, space=space)
-    return Method(attack, _smoothed(options, 0.5), adversarial_cross_entropy)
+    return Method(attack, _smoothed(options, FEATURE_SCATTER_SMOOTHING), adversarial_cross_entropy)
 
 
 def _adversarial_interpolation(options: Options) -> Method:
@@ -197,6 +200,7 @@ def _mart(options: Options) -> Method:
     return Method(attack, _smoothed(options), losses.mart(_default(options.weight, 5.0)))
 
 
+FEATURE_SCATTER_SMOOTHING = 0.5  # by default, the authors'
 METHODS = {
     "standard": _standard,
     "madry": _madry,

@@ -110,14 +110,15 @@ def fit(
         raise InvalidInput(
             "data has no validation split, which early stopping needs: data.load(..., validation_size=...)"
         )
-    methods.check_smoothing(method if isinstance(method, str) else "", None, dataset.num_classes)
+    known = method if isinstance(method, str) else ""
+    methods.check_smoothing(known, None, dataset.num_classes)
     epsilon = check_number("epsilon", epsilon)
     check_choice("norm", norm, NORMS)
     check_unit_budget(norm, epsilon, dataset.train.images.shape[1:])
     step_size = None if step_size is None else check_number("step_size", step_size)
     size = epsilon / 4 if step_size is None else step_size
     budget = attack_names.Budget(norm, epsilon, size)
-    steps = method_names.steps(method if isinstance(method, str) else "", epsilon, num_steps, step_size)
+    steps = method_names.steps(known, epsilon, num_steps, step_size)
     inner = budget._asdict() | dict(zip(("num_steps", "step_size"), steps, strict=True))
     if not 0 <= check_number("ema_decay", ema_decay) < 1:
         raise InvalidInput(f"ema_decay {ema_decay}: expected at least 0 (no average) and below 1")
@@ -133,7 +134,7 @@ def fit(
         loop.Settings(batch_size, num_epochs, seed, log_every, max_loss, every_minutes=checkpoint_minutes),
     )  # fmt: skip
     _check(planned)
-    name = method if isinstance(method, str) else "a method of one's own"
+    name = known or "a method of one's own"
     rate = "a schedule" if callable(learning_rate) else learning_rate
     setting = inner | {
         "module": claim.text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,

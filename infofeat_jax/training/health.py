@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 
 from infofeat_jax.runtime import files, processes
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import RunFailed
 
 SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that were skipped
@@ -67,7 +68,11 @@ def read(workdir: pathlib.Path) -> list[dict]:
 
 
 def skipped(workdir: pathlib.Path) -> frozenset[int]:
-    """The steps, counted from 0, whose batches are skipped."""
+    """The steps, counted from 0, whose batches are skipped; those of a training that got nowhere are forgotten."""
+    if not checkpoint.has_begun(workdir):
+        if processes.is_writer():
+            (workdir / SKIPPED).unlink(missing_ok=True)
+        return frozenset()
     return frozenset(batch["step"] - 1 for batch in read(workdir))
 
 

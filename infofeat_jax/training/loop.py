@@ -112,9 +112,7 @@ def train(training: Training) -> State:
 
     Raises Stopped when interrupted, RunFailed when the loss is non-finite or too large, or the disk is full.
     """
-    skipped = health.skipped(training.workdir) if checkpoint.has_begun(training.workdir) else frozenset()
-    if not skipped and processes.is_writer():
-        (training.workdir / health.SKIPPED).unlink(missing_ok=True)  # of a training that got nowhere
+    skipped = health.skipped(training.workdir)
     while True:
         try:
             return train_on(training, skipped)
