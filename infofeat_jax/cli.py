@@ -21,7 +21,7 @@ from infofeat_jax.evaluation import attack_names, evaluate
 from infofeat_jax.experiment import Experiment
 from infofeat_jax.runtime import compilation, memory, processes, signals
 from infofeat_jax.training import records
-from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped
+from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped, one_line
 
 
 def execute(
@@ -182,7 +182,7 @@ def one_line_errors() -> Iterator[None]:
         advice = f"{experiments.LESS_MEMORY}; or eval.batch_size"
         status, text = 1, f"error: the host has too little memory ({error}): {advice}"
     except jax.errors.JaxRuntimeError as error:
-        brief = " ".join(str(error).split())[:300]
+        brief = one_line(error)
         if memory.ran_out(error):  # not the training step, whose memory is estimated before it runs
             advice = f"{experiments.LESS_MEMORY}; for the evaluation, lower config.eval.batch_size"
             status, text = 1, f"error: a device has too little memory ({brief}): {advice}"

@@ -28,7 +28,7 @@ from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.free import Free
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Mix, make_step
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, summary
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 
@@ -129,7 +129,7 @@ def check_own(experiment: Experiment) -> None:
     except InvalidInput as error:
         raise InvalidInput(f"{what}: {error}") from None
     except Exception as error:  # a user's code raises anything
-        raise InvalidInput(f"{what}, images {list(shape)}: {parts.summary(error)}") from error
+        raise InvalidInput(f"{what}, images {list(shape)}: {summary(error)}") from error
 
 
 def check_evaluators(experiment: Experiment) -> None:

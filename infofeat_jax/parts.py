@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, summary
 
 IDENTIFIER = r"[A-Za-z_]\w*"
 NAME = rf"{IDENTIFIER}(?:\.{IDENTIFIER})*:{IDENTIFIER}"
@@ -88,11 +88,6 @@ def check_call(field: str, name: str, part: Callable[..., Any], *args: Any, **op
         raise InvalidInput(
             f"{field} = {name!r}: called as ({given}), but {error}: see docs/how-to/own-parts.md"
         ) from None
-
-
-def summary(error: Exception) -> str:
-    """One line about an error: its type, and the beginning of its message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _import(what: str, module: str) -> Any:

@@ -16,7 +16,7 @@ from infofeat_jax import config_checks, run
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.report import collect, paper
 from infofeat_jax.runtime import console, files, lock, memory, processes, signals
-from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped, check_choice
+from infofeat_jax.types import InUse, InvalidInput, RunFailed, Stopped, check_choice, one_line
 
 EXAMPLE = "method.weight=0.5"
 LONGEST = 30  # seconds between two looks at runs that other processes have
@@ -135,7 +135,7 @@ def run_all(planned: list[Planned], directory: pathlib.Path, acts: Mapping[str, 
                 known = isinstance(error, InvalidInput | RunFailed) or memory.ran_out(error)
                 if not known or not processes.is_alone():  # the others of this run may not know of it
                     raise
-                failed[job.planned.name] = why = " ".join(str(error).split())[:300]
+                failed[job.planned.name] = why = one_line(error)
                 print(f"error: {job.planned.name}: {why}", flush=True)
                 break
             else:

@@ -61,6 +61,16 @@ class Stopped(RuntimeError):
     """A run was interrupted and has stopped; one line: what is saved, how to resume."""
 
 
+def one_line(error: Exception, length: int = 300) -> str:
+    """The message of an error, of any library, as one line: at most its first `length` characters."""
+    return " ".join(str(error).split())[:length]
+
+
+def summary(error: Exception) -> str:
+    """One line about an error of any library: its type, and the beginning of its message."""
+    return f"{type(error).__name__}: {one_line(error, 200)}".rstrip(": ")
+
+
 def check_choice(kind: str, name: str, choices: Iterable[str]) -> None:
     """Raises InvalidInput unless `name` is among `choices`."""
     if not isinstance(name, str) or name not in choices:

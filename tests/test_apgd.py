@@ -14,7 +14,7 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import apgd
 from infofeat_jax.attacks.apgd import _record, _review, apgd_search, checkpoint_windows, initial_state, start_along
-from infofeat_jax.attacks.search import ranked_class
+from infofeat_jax.attacks.search import example_keys, ranked_class
 from infofeat_jax.types import InvalidInput, Outputs
 
 KEY = jax.random.key(0)
@@ -198,11 +198,19 @@ def test_an_example_does_not_depend_on_how_soon_the_others_break():
     np.testing.assert_array_equal(call(x, y)[:5], call(x, broken)[:5])
 
 
-def test_restarts_break_no_fewer():
-    _, y, once, forward, _, _ = attacked("linf", "ce", num_steps=1)
-    _, _, often, _, _, _ = attacked("linf", "ce", num_steps=1, restarts=4)
+def test_restarts_break_more():
+    """Random starts alone: a step of a linear model's gradient breaks all that can be broken."""
+    _, y, once, forward, _, _ = attacked("linf", "ce", num_steps=0)
+    _, _, often, _, _, _ = attacked("linf", "ce", num_steps=0, restarts=4)
     broken = [(forward(z).argmax(-1) != y) for z in (once, often)]
     assert (broken[1] >= broken[0]).all()
+    assert broken[1].sum() > broken[0].sum()
+
+
+def test_each_example_draws_its_own_numbers_in_each_attempt():
+    rows, attempts = jnp.repeat(jnp.arange(4), 3), jnp.tile(jnp.arange(3), 4)
+    keys = jax.random.key_data(example_keys(KEY, rows, attempts))
+    assert len({tuple(key) for key in keys.tolist()}) == 12
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import small
 
 from infofeat_jax import attacks, objectives
 from infofeat_jax.attacks.gradient import uniform_start
+from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.types import InvalidInput, Outputs
 
 BUDGET = {"linf": 8 / 255, "l2": 0.5}
@@ -162,6 +163,30 @@ def test_infofeatures_weight_is_that_of_the_paper_unless_given():
     assert np.any(run() != run(weight=0.0))
 
 
+@pytest.mark.parametrize(("distance", "classes"), [("l1", "all"), ("l2", "label")])
+def test_infofeature_ascends_the_objective_of_its_options(distance, classes):
+    images, labels = small.batch()
+    options = {"epsilon": 0.05, "step_size": 0.02, "num_steps": 3}
+    run = partial(attacks.infofeature, small.forward(), KEY, images, labels, weight=5.0, **options)
+    objective = objectives.infofeature(5.0, distance, classes)
+    expected = projected_ascent(small.forward(), KEY, images, labels, objective=objective, **options)
+    np.testing.assert_array_equal(run(distance=distance, classes=classes), expected)
+    assert np.any(expected != run())
+
+
+@pytest.mark.parametrize("name", ["fgsm", "feature_scatter", "adversarial_interpolation"])
+def test_a_single_step_is_of_epsilon_unless_given(name):
+    images, labels = small.batch()
+    images = 0.3 + 0.4 * images  # no step ends at the box
+    start = images + 0.01 * jax.random.normal(KEY, images.shape)
+    forward = small.forward()
+    run = partial(attacks.ATTACKS[name], forward, KEY, images, labels, epsilon=0.2, start=lambda key, x: start)
+    for given, length in (({"step_size": 0.03}, 0.03), ({}, 0.2)):
+        moved = [np.clip(start + sign * length, images - 0.2, images + 0.2) for sign in (-1, 1)]
+        found = run(**given)
+        assert (np.minimum(*(np.abs(found - end) for end in moved)) < 1e-6).mean() > 0.95
+
+
 def test_targeted_attacks_reach_the_target_more_often():
     images, labels = small.batch(16)
     forward = small.forward()
@@ -239,6 +264,19 @@ def test_each_restart_has_a_start_of_its_own_and_the_best_is_kept():
     best = (losses + 1e3 * fooled).argmax(0)
     assert len(set(best.tolist())) == 3
     np.testing.assert_array_equal(run(key=KEY, restarts=3), starts[best, jnp.arange(8)])
+
+
+def test_a_start_that_hits_the_target_is_kept():
+    """Random starts alone, of which only some hit."""
+    images, _ = small.batch(16)
+    forward = small.forward()
+    run = partial(attacks.pgd, forward, images=images, epsilon=0.3, num_steps=0, targeted=True)
+    nothing = jnp.zeros(16, jnp.int32)
+    predicted = jnp.stack([forward(run(labels=nothing, key=key)).logits.argmax(1) for key in jax.random.split(KEY, 3)])
+    targets = predicted[1]
+    assert 0 < (predicted != targets).sum() < 32
+    found = run(labels=targets, key=KEY, restarts=3)
+    np.testing.assert_array_equal(forward(found).logits.argmax(1), targets)
 
 
 def test_restarts_and_keeping_the_worst_never_help_the_model():

@@ -14,7 +14,7 @@ import pytest
 from golden_attacks import ARRAYS, EPSILON, images, labels, network
 
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks import ATTACKS, autoattack, survivors
+from infofeat_jax.attacks import ATTACKS, autoattack, stages, survivors
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.autoattack import ROBUST, steps
 from infofeat_jax.attacks.fab import fab_search
@@ -82,13 +82,30 @@ def test_the_quick_version_costs_an_eighth_or_little_more(norm):
 
 def shortened(name: str):
     """The official stage, cut short where its recorded outcome shows early."""
-    threat = threats.threat("linf", EPSILON["linf"])
-    return {
-        "apgd-ce": lambda: apgd_search(threat, 10, num_steps=100),
-        "apgd-t": lambda: apgd_search(threat, 10, loss="dlr_targeted", num_targets=2),
-        "fab-t": lambda: fab_search(threat, 10, num_targets=2, num_steps=40),
-        "square": lambda: square_search(threat, (32, 32), num_queries=400),
-    }[name]()
+    options = {
+        "apgd-ce": {},
+        "apgd-t": {"num_targets": 2},
+        "fab-t": {"num_targets": 2, "num_steps": 40},
+        "square": {"num_queries": 400},
+    }[name]
+    return STAGES[name](threats.threat("linf", EPSILON["linf"]), 10, (32, 32), **options)
+
+
+def test_the_losses_and_restarts_of_the_stages(monkeypatch):
+    """What the names say; the published defaults for the rest."""
+    for kind in ("apgd", "fab", "square"):
+        monkeypatch.setattr(stages, f"{kind}_search", lambda *_, kind=kind, **options: (kind, options))
+    assert {name: build(None, 10, (8, 8)) for name, build in STAGES.items()} == {
+        "apgd-ce": ("apgd", {"loss": "ce"}),
+        "apgd-ce-5": ("apgd", {"loss": "ce", "restarts": 5}),
+        "apgd-dlr": ("apgd", {"loss": "dlr"}),
+        "apgd-dlr-5": ("apgd", {"loss": "dlr", "restarts": 5}),
+        "apgd-t": ("apgd", {"loss": "dlr_targeted"}),
+        "fab": ("fab", {"targeted": False}),
+        "fab-5": ("fab", {"targeted": False, "restarts": 5}),
+        "fab-t": ("fab", {}),
+        "square": ("square", {}),
+    }
 
 
 @pytest.mark.parametrize("name", VERSIONS["standard"])

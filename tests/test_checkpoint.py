@@ -27,8 +27,8 @@ def state(step: int) -> dict:
 LIKE = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
 
 
-def write(workdir, steps=(4, 8, 12)):
-    with checkpoint.opened(workdir) as checkpoints:
+def write(workdir, steps=(4, 8, 12), **options):
+    with checkpoint.opened(workdir, **options) as checkpoints:
         for step in steps:
             checkpoint.save(checkpoints, checkpoint.Snapshot(step, state(step), 1 / step))
 
@@ -42,6 +42,11 @@ def newest(workdir):
     step = int(found["step"])
     np.testing.assert_array_equal(found["noise"], state(step)["noise"])
     return step
+
+
+def test_as_many_as_asked_for_are_kept(tmp_path):
+    write(tmp_path, (4, 8, 12, 16, 20), keep=3)
+    assert [path.name for path in checkpoint.finished(tmp_path)] == ["12", "16", "20", "4"]
 
 
 def halve(data: bytes) -> bytes:

@@ -19,6 +19,7 @@ from infofeat_jax import cli, models, report, run, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.export import convert, robustbench
+from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -51,6 +52,20 @@ def configured(the_run: experiments.Experiment, directory: pathlib.Path, changes
 
 def variables(the_run: experiments.Experiment):
     return jax.device_get(experiments.restore(the_run, "latest").variables)
+
+
+def test_the_checkpoint_is_the_one_asked_for(tmp_path):
+    """The best is the older one."""
+    the_run = make(tmp_path / "run", model="wrn_10_1", seed=4)
+    best = experiments.restore(the_run, "best")
+    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
+    for which, state in (("best", best), ("latest", latest)):
+        file = tmp_path / f"{which}.npz"
+        convert.main([str(the_run.workdir), str(file), f"--checkpoint={which}"])
+        for found in (infofeat_jax.load(the_run.workdir, which=which), infofeat_jax.load(file)):
+            assert_equal_trees(found.args[0]["params"], jax.device_get(state.params))
 
 
 def test_a_file_is_evaluated_as_its_run(trained, file, tmp_path):

@@ -437,6 +437,14 @@ def test_refusals(unchecked, model, options, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_norm_is_that_of_the_attacks(norm):
+    found = evaluate(names=("pgd3",), norm=norm, batch_size=24)
+    attack = jax.jit(partial(attacks.pgd, FORWARD, norm=norm, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=3))
+    key = jax.random.fold_in(streams.key(0, "evaluation"), 0)
+    np.testing.assert_allclose(found.adversarial["pgd3"], attack(key, X, Y), atol=1e-6)
+
+
 # The directory.
 
 
@@ -458,6 +466,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         (FORWARD, {"epsilon": 0.1}, "holds an evaluation with epsilon 0.05, not 0.1: give another directory"),
         (FORWARD, {"images": X[:20], "labels": Y[:20]}, "holds an evaluation with images .*, not"),
         (FORWARD, {"seed": 1}, "holds an evaluation with seed 0, not 1"),
+        (FORWARD, {"norm": "l2"}, "holds an evaluation with norm linf, not l2"),
         (jax.tree_util.Partial(FORWARD.func, 1.01 * FORWARD.args[0], FORWARD.args[1]), {}, "evaluation with weights"),
         (moved, {}, "holds an evaluation with model _logits, not <lambda>"),
     ):

@@ -28,6 +28,7 @@ from infofeat_jax import experiment as experiments
 from infofeat_jax.data import augment
 from infofeat_jax.runtime import signals
 from infofeat_jax.training import checkpoint, fit
+from infofeat_jax.training.awp import Awp
 from infofeat_jax.types import RunFailed, Stopped
 
 LABELS = np.zeros(32, np.int32)
@@ -68,6 +69,7 @@ def test_it_is_the_commands_training(dataset, tmp_path):
     config.update({"num_epochs": 2})
     config.eval.validation_attack, config.eval.batch_size = "fgsm", 250
     config.optimizer.milestones = (1.0, 1.5)
+    config.accumulate_steps, config.awp.gamma, config.awp.warmup_epochs, config.ema.decay = 2, 0.3, 1.0, 0.2
     (tmp_path / "command").mkdir()
     one = one._replace(config=config, workdir=tmp_path / "command")
     optimizer, schedule = experiments.create_optimizer(config, 2)
@@ -75,10 +77,11 @@ def test_it_is_the_commands_training(dataset, tmp_path):
     fitted = fit(
         small.TinyNet(), "infofeature", dataset, directory=tmp_path / "fit", epsilon=8 / 255, num_epochs=2, num_steps=2,
         batch_size=16, augment=partial(augment.crop_and_flip, padding=1, flip=True), validation_attack="fgsm",
+        accumulate_steps=2, awp=Awp(0.3, 2), ema_decay=0.2,
     )  # fmt: skip
-    assert same(fitted.latest, expected.variables)
+    assert same(fitted.latest, expected.evaluated)
     best = checkpoint.restore(one.workdir, "best", expected)
-    assert same(fitted.best, best.variables)
+    assert same(fitted.best, best.evaluated)
     there = [json.loads(line) for line in (one.workdir / "metrics.jsonl").read_text().splitlines()]
     accuracies = [record["validation_robust_accuracy"] for record in there if "epoch" in record]
     assert [record["validation_robust_accuracy"] for record in fitted.epochs] == accuracies

@@ -14,6 +14,7 @@ import small
 
 from infofeat_jax import attacks, method_names, methods, objectives
 from infofeat_jax.attacks import coupled
+from infofeat_jax.attacks.gradient import gaussian_start
 from infofeat_jax.methods import METHODS, VARIANTS, Batch, Options, labels, losses
 from infofeat_jax.models import layers
 from infofeat_jax.training.state import State
@@ -490,6 +491,48 @@ def test_contract(name, variant):
         difference = abs(seen["perturbed"] - seen["images"]).max()
         assert 0.01 < difference <= 0.1 + 1e-6
         assert 0 <= seen["perturbed"].min() <= seen["perturbed"].max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "attack", "own"),
+    [
+        ("madry", None, attacks.pgd, {}),
+        ("alp", "code", attacks.pgd, {}),
+        ("feature_matching", "code", attacks.pgd, {}),
+        ("feature_scatter", "code", attacks.feature_scatter, {"space": "logits"}),
+        ("feature_scatter", "paper", attacks.feature_scatter, {"space": "features"}),
+        ("adversarial_interpolation", None, attacks.adversarial_interpolation, {}),
+        ("trades", None, attacks.kl, {}),
+        ("mart", None, attacks.pgd, {"start": gaussian_start, "clip_start": False}),
+    ],
+)
+def test_each_method_trains_with_its_attack(name, variant, attack, own):
+    found = methods.create(name, Options(5, {"epsilon": 0.1}, variant=variant)).attack
+    assert found.func is attack
+    assert found.keywords == {"epsilon": 0.1, **own}
+
+
+def test_bilateral_training_attacks_towards_the_most_likely_wrong_class():
+    images, y = small.batch(16)
+    forward = small.forward()
+    perturbed = methods.create("bilateral", Options(5, {"epsilon": 0.1, "step_size": 0.02})).attack(
+        forward, KEY, images, y
+    )
+    before, after = (np.asarray(jax.nn.log_softmax(forward(x).logits)) for x in (images, perturbed))
+    others = np.where(jax.nn.one_hot(y, 5), -np.inf, before)
+    rows = np.arange(16), others.argmax(1)
+    assert (after[rows] > before[rows]).mean() > 0.9
+
+
+def test_what_is_transported():
+    rng = np.random.default_rng(0)
+    clean, perturbed = ([jnp.float32(rng.normal(size=(4, count))) for count in (5, 7)] for _ in range(2))
+    y = jnp.zeros(4, jnp.int32)
+    swapped = [Outputs(features, logits) for logits, features in (perturbed, clean)]
+    plain = [Outputs(logits, features) for logits, features in (perturbed, clean)]
+    of_features = coupled.transport_cost("features")(*plain, y)
+    np.testing.assert_array_equal(of_features, coupled.transport_cost("logits")(*swapped, y))
+    assert np.abs(of_features - coupled.transport_cost("logits")(*plain, y)).max() > 1e-3
 
 
 def test_the_contract_notices_a_gradient_through_the_attack():

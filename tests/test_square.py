@@ -173,6 +173,10 @@ def test_each_example_has_windows_of_its_own_and_every_query_counts():
     assert (changed[8] != changed[8][:1]).any()
 
 
+def test_restarts_are_attempts():
+    assert square_search(threats.threat("linf", 0.01), (8, 8), num_queries=9, restarts=3).num_attempts == 3
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_no_query_leaves_the_images(norm):
     forward, x, y, _ = linear_model.problem()

@@ -18,8 +18,8 @@ from infofeat_jax import attacks, data, models, remarks, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.attacks.autoattack import Progress
-from infofeat_jax.data import augment, to_unit
-from infofeat_jax.evaluation import autoattack, evaluate, robustness
+from infofeat_jax.data import augment, mixing, to_unit
+from infofeat_jax.evaluation import attack_names, autoattack, evaluate, robustness
 from infofeat_jax.evaluation.attack_names import Budget
 from infofeat_jax.runtime import devices
 from infofeat_jax.training import loop
@@ -179,6 +179,29 @@ def test_replays_and_the_augmentation_before_the_others_reach_the_step(monkeypat
     assert seen["augment"].keywords["first"] == "trivial"
 
 
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixing_and_the_attacks_batch_norm_reach_the_step(monkeypatch, name):
+    seen = {}
+    monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(options))
+    monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: None)
+    experiments.compile_step(create_experiment(**{f"data.{name}": 0.6, "attack.batch_norm": "batch"}))
+    assert seen["mix"].func is getattr(mixing, name)
+    assert seen["mix"].keywords == {"alpha": 0.6}
+    assert seen["batch_norm"] == "batch"
+
+
+def test_a_ramp_of_the_budget_reaches_the_step(monkeypatch):
+    """Over two epochs of 3 steps, to the whole budget."""
+    seen = {}
+    monkeypatch.setattr(experiments, "make_step", lambda *parts, **options: seen.update(method=parts[1]))
+    monkeypatch.setattr(devices, "parallelize_update", lambda step, mesh, mode: None)
+    experiments.compile_step(create_experiment(**{"attack.ramp_epochs": 2.0}))
+    budgets = [seen["method"](jnp.int32(step)).attack.keywords for step in (0, 4, 5, 9)]
+    for name, whole in {"epsilon": 100 / 255, "step_size": 17 / 255}.items():
+        found = [budget[name] for budget in budgets]
+        np.testing.assert_allclose(found, [whole / 6, 5 * whole / 6, whole, whole], rtol=1e-6)
+
+
 def test_the_module_is_the_configurations():
     experiment = create_experiment(**{"model.mean": (0.4,), "model.std": (0.2,), "dtype": "bfloat16", "remat": True})
     module = experiment.module
@@ -294,6 +317,8 @@ def test_outcomes_of_another_setting_are_not_taken_over(changes, same):
     other = run.describe_setting(create_experiment(**changes), variables, 9)
     assert (run.describe_setting(experiment, variables, 9) == other) is same
     assert run.describe_setting(experiment, variables, 8) != run.describe_setting(experiment, variables, 9)
+    renamed = experiment._replace(data=experiment.data._replace(name="other"))
+    assert run.describe_setting(renamed, variables, 9) != run.describe_setting(experiment, variables, 9)
     moved = jax.tree.map(lambda leaf: leaf + 1, variables)
     assert run.describe_setting(experiment, moved, 9) != run.describe_setting(experiment, variables, 9)
 
@@ -340,7 +365,10 @@ def test_autoattacks_threat_model_and_stages(tmp_path, monkeypatch, name, epsilo
     monkeypatch.setattr(autoattack, "steps", spy_steps)
     experiment = create_experiment(tmp_path)
     subject = run.create_subject(experiment, experiments.create_state(experiment).evaluated)
+    stopped = autoattack.ResumeState(1, np.arange(5), np.zeros(5, np.int32), np.zeros((5, 8, 8, 3), np.float32), 2, 77)
+    autoattack.save(autoattack.where(subject, attack_names.parse(name)), stopped, 1.5)
     outcome = evaluate.measure_one(subject, name, lambda *texts, **more: None)
+    jax.tree.map(np.testing.assert_array_equal, given["state"], stopped)
     ((norm, found, num_classes, size),) = threats
     assert (norm, num_classes, size) == ("l2", 5, (8, 8))
     assert epsilon / 255 - 1e-6 < found <= epsilon / 255

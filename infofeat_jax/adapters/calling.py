@@ -17,8 +17,7 @@ from jaxtyping import Array, Float, Integer
 
 from infofeat_jax.adapters.given import Given
 from infofeat_jax.attacks.inputs import Randomised, as_forward, at_draw
-from infofeat_jax.data.arrays import summary
-from infofeat_jax.types import Images, InvalidInput, PRNGKey
+from infofeat_jax.types import Images, InvalidInput, PRNGKey, summary
 
 DTYPES = ("float32", "bfloat16", "float16")
 TRACED = (11, 13, 17, 19)  # sizes of batches, one of which is no side or number of channels

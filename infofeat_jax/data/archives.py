@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from infofeat_jax.data.arrays import MAX_BYTES, SPLITS, Source, checked_source, roles, summary
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.data.arrays import MAX_BYTES, SPLITS, Source, checked_source, roles
+from infofeat_jax.types import InvalidInput, summary
 
 # (images, labels) of a split: "{}" is train, test or val. This package's names, Keras's, MedMNIST's ...
 PAIRS = (

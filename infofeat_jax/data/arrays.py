@@ -164,9 +164,3 @@ def _checked_labels(what: str, labels: np.ndarray, num_classes: int) -> np.ndarr
         outside = lowest if lowest < 0 else highest
         raise InvalidInput(f"{what} has the label {outside}, expected 0 to {num_classes - 1}")
     return labels
-
-
-def summary(error: Exception) -> str:
-    """Returns a one-line summary of another library's error: its type, and the beginning of its message."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from infofeat_jax import installation
-from infofeat_jax.data.arrays import MAX_BYTES, summary
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.data.arrays import MAX_BYTES
+from infofeat_jax.types import InvalidInput, summary
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # Pillow's others include PostScript, a program
 DEEP = ("I", "F")  # modes of more than 8 bits begin with these

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from infofeat_jax.data.arrays import Source, checked_source, fixed_order, roles, summary
+from infofeat_jax.data.arrays import Source, checked_source, fixed_order, roles
 from infofeat_jax.data.decoding import check_memory, check_pillow, decode, header
 from infofeat_jax.data.files import FileImages
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, summary
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 LAYOUT = (

@@ -7,8 +7,8 @@ import zipfile
 import numpy as np
 
 from infofeat_jax.data.archives import read_archive, read_member
-from infofeat_jax.data.arrays import MAX_CLASSES, Split, checked_split, summary
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.data.arrays import MAX_CLASSES, Split, checked_split
+from infofeat_jax.types import InvalidInput, summary
 
 FIELDS = ("image", "label")
 LOCAL_HEADER = 30  # bytes of a ZIP member's header before its name

@@ -9,10 +9,10 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 
-from infofeat_jax.data.arrays import Source, summary
+from infofeat_jax.data.arrays import Source
 from infofeat_jax.data.records import broken, newest, read, ways
 from infofeat_jax.runtime import lock
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, summary
 
 REACH_SECONDS = 4.0
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Int
 
 from infofeat_jax import installation
-from infofeat_jax.data.arrays import SPLITS, Source, checked_source, roles, summary
+from infofeat_jax.data.arrays import SPLITS, Source, checked_source, roles
 from infofeat_jax.data.decoding import MODES, check_memory, decode
 from infofeat_jax.data.files import FileImages
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, summary
 
 READ_CHUNK = 1000
 INFO, FEATURES = "dataset_info.json", "features.json"

@@ -25,7 +25,7 @@ from infofeat_jax.attacks.inputs import as_forward, check_kind
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.attacks.stages import CHANGES, STAGES, VERSIONS
 from infofeat_jax.threat import threat
-from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey
+from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey, summary
 
 LEVELS = 255.0
 MOST_STEPS = 100_000
@@ -169,7 +169,7 @@ def check(spec: AttackSpec, budget: Budget, forward: Forward | None = None, shap
     except Exception as error:
         if not parts.is_own(spec.attack):
             raise
-        raise InvalidInput(f"attack {spec.name!r} failed: {parts.summary(error)}") from error
+        raise InvalidInput(f"attack {spec.name!r} failed: {summary(error)}") from error
 
 
 def eot(spec: AttackSpec) -> int:

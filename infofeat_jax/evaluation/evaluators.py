@@ -15,7 +15,7 @@ from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.robustness import in_fitting_batches
 from infofeat_jax.evaluation.subject import Subject, Tell
 from infofeat_jax.runtime import devices
-from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey
+from infofeat_jax.types import Forward, Images, InvalidInput, Labels, PRNGKey, summary
 
 FIELD = "config.eval.evaluators"
 Evaluator = Callable[[Forward, PRNGKey, Images, Labels], Float[jax.Array, " b"]]
@@ -52,7 +52,7 @@ def check(name: str, forward: Forward, shape: tuple[int, ...]) -> None:
     try:
         jax.eval_shape(partial(evaluator, forward), key, jnp.zeros((2, *shape)), jnp.zeros(2, jnp.int32))
     except Exception as error:  # a user's code raises anything
-        text = str(error) if isinstance(error, InvalidInput) else parts.summary(error)
+        text = str(error) if isinstance(error, InvalidInput) else summary(error)
         raise InvalidInput(f"{FIELD}: {name!r} failed: {text}") from error
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 import jax
 from jax.experimental import multihost_utils
 
-from infofeat_jax.types import InvalidInput, RunFailed
+from infofeat_jax.types import InvalidInput, RunFailed, one_line
 
 PATIENCE = 60  # seconds
 T = TypeVar("T", bool, int)
@@ -30,7 +30,7 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         elif coordinator:
             jax.distributed.initialize(coordinator, num_processes, process_id, **timeouts)
     except (RuntimeError, ValueError) as error:
-        raise RunFailed(f"--coordinator={coordinator}: no connection: {' '.join(str(error).split())[:300]}") from error
+        raise RunFailed(f"--coordinator={coordinator}: no connection: {one_line(error)}") from error
     if not coordinator:
         check_devices()
 
@@ -40,7 +40,7 @@ def check_devices() -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # jax 0.10 with CUDA and without its driver: an assertion
-        asked, why = os.environ.get("JAX_PLATFORMS"), " ".join(str(error).split())[:300]
+        asked, why = os.environ.get("JAX_PLATFORMS"), one_line(error)
         advice = f" with JAX_PLATFORMS={asked}: unset it to take what is there" if asked else ""
         raise InvalidInput(f"JAX finds no device{f' ({why})' if why else ''}{advice}") from None
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from infofeat_jax import data as datasets
-from infofeat_jax import method_names, methods, parts, streams
+from infofeat_jax import method_names, methods, streams
 from infofeat_jax.data.batches import steps_per_epoch
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.subject import digest
@@ -26,7 +26,7 @@ from infofeat_jax.training.averaging import Averaging
 from infofeat_jax.training.awp import WITHOUT, Awp
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Augment, make_step
-from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_choice, check_count, check_number
+from infofeat_jax.types import Images, InvalidInput, PRNGKey, check_choice, check_count, check_number, summary
 
 MILESTONES = (0.5, 0.75)  # parts of the training, as the paper's epochs 60 and 90 of 120
 VALIDATED = 250  # images at a time
@@ -209,7 +209,7 @@ def _check(plan: Plan) -> None:
     except InvalidInput:
         raise
     except Exception as error:  # a user's code raises anything
-        raise InvalidInput(f"the method with this module, images {list(shape)}: {parts.summary(error)}") from error
+        raise InvalidInput(f"the method with this module, images {list(shape)}: {summary(error)}") from error
 
 
 def _unchanged(key: PRNGKey, images: Images) -> Images:

@@ -18,7 +18,7 @@ import numpy as np
 from infofeat_jax import installation
 from infofeat_jax.models.pytorch import deepmind, pickled
 from infofeat_jax.models.pytorch.names import StateDict
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import InvalidInput, one_line, summary
 
 
 def read_checkpoint(path: str | Path) -> Any:
@@ -31,8 +31,7 @@ def read_checkpoint(path: str | Path) -> Any:
     except InvalidInput:
         raise
     except Exception as error:  # damaged files make the readers raise nearly anything
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:100] if str(error) else ''}"
-        raise InvalidInput(f"truncated, or not a checkpoint ({reason.rstrip(' :')})") from error
+        raise InvalidInput(f"truncated, or not a checkpoint ({summary(error)})") from error
 
 
 def write_checkpoint(path: str | Path, state: StateDict) -> None:
@@ -66,7 +65,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
             value = value.float() if value.is_floating_point() else value  # NumPy has no bfloat16
         return np.asarray(value)
     except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:  # each kind of tensor has its own
-        raise InvalidInput(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
+        raise InvalidInput(f"{name} cannot be read as an array: {one_line(error)}") from error
 
 
 def _import(package: str):
