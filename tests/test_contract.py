@@ -104,6 +104,26 @@ def test_in_a_scan_in_strict_64_bit_mode_on_float16_each_example_its_own_budget(
         check_each(name, perturbed, images, epsilon, norm)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("name", [name for name in TRACEABLE if name != "kl"])  # whose start is of one scale
+def test_other_bounds_are_other_units(name, norm):
+    """Images in [-1, 1] with twice the budget: twice the result, but for rounding."""
+    images, labels = problem((6, 5, 4), 3)
+    forward, epsilon = small.forward(3), {"linf": 0.3, "l1": 6.0}[norm]
+    takes_steps = name in ("fgsm", "pgd", "cw", "infofeature", "feature_scatter", "adversarial_interpolation")
+
+    def run(forward, images, scale, **options):
+        budget = {"epsilon": scale * epsilon} | ({"step_size": scale * epsilon / 3} if takes_steps else {})
+        return jax.jit(attack(name, forward, norm, **budget, **options))(KEY, images, labels)
+
+    expected = run(forward, images, 1.0)
+    found = run(lambda z: forward((z + 1) / 2), 2 * images - 1, 2.0, bounds=(-1.0, 1.0))
+    check((found + 1) / 2, images, epsilon * (1 + 1e-6), norm)
+    assert found.min() < -0.9
+    if (name, norm) != ("apgd", "l1"):  # whose start is the projection of normal noise of one scale
+        assert (np.abs(found - (2 * expected - 1)) < 1e-4).mean() > 0.95
+
+
 @pytest.mark.parametrize("norm", ["l2"])
 @each_traceable
 def test_under_vmap_over_keys_and_budgets_on_bfloat16(name, norm):
