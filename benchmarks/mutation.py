@@ -34,6 +34,8 @@ EVALUATION = "test_wiring test_attack_names test_cascade test_heuristics test_ev
 ASCENT, SEARCHES = "test_attacks test_methods test_contract", "test_square test_apgd test_fab test_autoattack"
 GUARDS = {
     "training/step": "test_wiring test_step test_loop", "training/loop": "test_wiring test_loop",
+    "training/awp": "test_wiring test_recipes", "training/averaging": "test_wiring test_recipes",
+    "training/state": "test_step test_recipes", "training/keeper": "test_loop test_checkpoint",
     "training/optimizers": "test_wiring test_step", "training/health": "test_loop", "evaluation/evaluate": EVALUATION,
     "evaluation/measured": EVALUATION, "evaluation/summaries": EVALUATION,
     "evaluation/robustness": "test_wiring test_evaluate", "evaluation/autoattack": EVALUATION,
@@ -49,7 +51,9 @@ GUARDS = {
     "attacks/square": "test_square test_autoattack", "attacks/patches": "test_square",
     "threat": "test_threat test_attacks test_apgd", "objectives": "test_objectives test_methods test_apgd",
     "data/batches": "test_wiring test_data", "data/augment": "test_augment test_step",
-    "data/pixels": "test_data test_step test_evaluate", "data/__init__": "test_data",
+    "data/mixing": "test_wiring test_options", "data/mapped": "test_pool", "models/layers": "test_models",
+    "weights": "test_recipes test_convert", "data/pixels": "test_data test_step test_evaluate",
+    "data/__init__": "test_data",
     "runtime/devices": "test_wiring test_step test_loop",
     "streams": "test_streams test_data test_evaluate",
 }  # fmt: skip

@@ -100,21 +100,16 @@ def create(
 
 
 def check_own(experiment: Experiment) -> None:
-    """Raises InvalidInput if a training step or an attack fails with the model or the method, where one is one's own.
+    """Raises InvalidInput if a training step or an attack fails, where model, method, optimizer or attack is one's own.
 
-    They are traced for two images, not computed.
+    They are traced for two images and for one, not computed.
     """
-    config = experiment.config
-    if not any(map(parts.is_own, (config.model.name, config.method.name, config.optimizer.name))):
-        return
-    shape = experiment.image_shape
+    config, shape = experiment.config, experiment.image_shape
+    trains_own = any(map(parts.is_own, (config.model.name, config.method.name, config.optimizer.name)))
+    names = (*config.eval.attacks, *config.eval.distances, config.eval.validation_attack)
+    specs = [spec for spec in map(attack_names.parse, names) if trains_own or parts.is_own(spec.attack)]
     what = f"config.method.name = {config.method.name!r} with model {config.model.name!r}"
     batch = (jax.ShapeDtypeStruct((2, *shape), jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.int32))
-    step = make_step(experiment.module, experiment.method, experiment.optimizer)
-    specs = [
-        attack_names.parse(name)
-        for name in (*config.eval.attacks, *config.eval.distances, config.eval.validation_attack)
-    ]
 
     def attacked(variables):
         forward = partial(experiment.module.apply, variables)
@@ -123,11 +118,14 @@ def check_own(experiment: Experiment) -> None:
         return jnp.zeros(())
 
     try:
-        state = state_shapes(experiment.module, experiment.optimizer, shape)
-        jax.eval_shape(step, state, batch, jax.random.key(0))
-        jax.eval_shape(attacked, state.variables)
+        state = state_shapes(experiment.module, experiment.optimizer, shape) if specs else None
+        if trains_own:
+            step = make_step(experiment.module, experiment.method, experiment.optimizer)
+            jax.eval_shape(step, state, batch, jax.random.key(0))
+        if specs:
+            jax.eval_shape(attacked, state.variables)
     except InvalidInput as error:
-        raise InvalidInput(f"{what}: {error}") from None
+        raise InvalidInput(f"{what}: {error}" if trains_own else str(error)) from None
     except Exception as error:  # a user's code raises anything
         raise InvalidInput(f"{what}, images {list(shape)}: {summary(error)}") from error
 

@@ -308,6 +308,23 @@ def test_robustbench_refuses_other_results(trained, changes, message, tmp_path):
     assert not (tmp_path / "entry").exists()
 
 
+def test_robustbench_has_no_weights_of_an_evaluated_file(trained, tmp_path):
+    config = trained.config.to_dict()
+    config["data"]["name"], config["attack"]["epsilon"] = "cifar10", 8.0
+    config["eval"]["torch_checkpoint"] = "wang.pt"
+    source = evaluated(trained, tmp_path / "run", config=config, checkpoint="wang.pt")
+    with pytest.raises(InvalidInput, match=r"evaluated wang.pt .*convert wang.pt DIRECTORY"):
+        robustbench.main([str(source), str(tmp_path / "entry"), *PAPER])
+
+
+def test_an_entry_is_not_written_into_a_file(trained, tmp_path):
+    source = evaluated(trained, tmp_path / "run")
+    (tmp_path / "entry").touch()
+    for target in (tmp_path / "entry", tmp_path / "entry" / "more"):
+        with pytest.raises(InvalidInput, match=r"entry is a file: give a directory"):
+            robustbench.main([str(source), str(target), *PAPER])
+
+
 # Bad input.
 
 

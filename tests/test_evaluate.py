@@ -18,7 +18,7 @@ from infofeat_jax import attacks, models, run, streams
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import to_unit
-from infofeat_jax.evaluation import aside, evaluate, probes, summaries
+from infofeat_jax.evaluation import aside, attack_names, autoattack, evaluate, probes, summaries
 from infofeat_jax.evaluation.measured import Measured
 from infofeat_jax.evaluation.probes import Probes
 from infofeat_jax.evaluation.subject import Subject
@@ -201,7 +201,38 @@ def test_what_is_set_aside_is_the_subjects_own(directory, tmp_path, suffix):
     assert len({*tmp_path.glob("*.npz")}) == 12
     subject.file("outcomes").write_bytes(b"PK damaged")
     aside.switch(subject)
-    assert len({*tmp_path.glob("*.npz")}) == 12
+    assert subject.file("outcomes").read_bytes() == b"PK damaged"
+    assert len({*tmp_path.glob("*.npz")}) == 10  # the rest would be overwritten
+
+
+def test_an_interrupted_first_measurement_is_set_aside_too(directory, tmp_path):
+    """There are no outcomes yet; a resume state's setting begins with the evaluation's."""
+    target = make(directory / "first", attacks=("clean",), cam_images=0)
+    subject = run.create_subject(target, experiments.restore(target, "best").variables)
+    subject = subject._replace(workdir=tmp_path, setting=json.dumps({"epsilon": 8}))
+    np.savez(tmp_path / "autoattack.npz", setting=json.dumps([subject.setting, COUNT]), queries=3)
+    aside.switch(subject)
+    assert (tmp_path / "autoattack.npz").exists()
+    aside.switch(subject._replace(setting=json.dumps({"epsilon": 4})))
+    assert not (tmp_path / "autoattack.npz").exists()
+    np.savez(tmp_path / "autoattack.npz", setting=json.dumps([json.dumps({"epsilon": 4}), COUNT]), queries=5)
+    aside.switch(subject)
+    with np.load(tmp_path / "autoattack.npz") as saved:
+        assert saved["queries"] == 3
+
+
+def test_the_state_of_another_number_of_images_is_kept(directory):
+    name = "apgd-ce(num_steps=2)"
+    for count in (8, 4):
+        run.evaluate_run(make(directory / "counts", attacks=(name,), cam_images=0, autoattack_examples=count))
+    target = make(directory / "counts", attacks=(name,), cam_images=0, autoattack_examples=8)
+    subject, spec = run.create_subject(target, experiments.restore(target, "best").variables), attack_names.parse(name)
+    four = subject._replace(autoattack_examples=4)
+    assert autoattack.load(autoattack.where(subject, spec)) is None
+    assert len(autoattack.load(autoattack.where(four, spec)).broken_by) == 4
+    for one, count in ((subject, 8), (four, 4)):
+        autoattack.switch(one, spec)
+        assert len(autoattack.load(autoattack.where(one, spec)).broken_by) == count
 
 
 def test_other_weights_are_measured_anew(directory, monkeypatch):

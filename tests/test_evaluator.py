@@ -134,7 +134,7 @@ def called(model, images=RANDOM_IMAGES, labels=None):
     ready = given.read(model)
     way = calling.find(ready, images.shape[1:])
     labels = np.zeros(len(images), np.int32) if labels is None else labels
-    way, _ = calling.look(ready, way, images, labels)
+    way, *_ = calling.look(ready, way, images, labels)
     return np.asarray(as_forward(calling.in_way(ready.call, way))(jnp.asarray(images)).logits), [
         *ready.notes,
         *way.notes,
@@ -443,6 +443,18 @@ def test_the_norm_is_that_of_the_attacks(norm):
     attack = jax.jit(partial(attacks.pgd, FORWARD, norm=norm, epsilon=EPSILON, step_size=EPSILON / 4, num_steps=3))
     key = jax.random.fold_in(streams.key(0, "evaluation"), 0)
     np.testing.assert_allclose(found.adversarial["pgd3"], attack(key, X, Y), atol=1e-6)
+
+
+def test_a_randomised_model_of_pixels_up_to_255_is_recognised():
+    noisy = lambda x, key: FORWARD(x / 255) + 1e-4 * jax.random.normal(key, (len(x), 6))  # noqa: E731
+    found = evaluate(noisy, names=("clean",))
+    assert found.accuracy["clean"] == evaluate(names=("clean",)).accuracy["clean"]
+    assert any("255" in note for note in found.notes)
+
+
+def test_a_key_that_a_model_is_bound_to_is_no_obstacle():
+    fixed = jax.tree_util.Partial(lambda key, x: FORWARD(x) + 1e-4 * jax.random.normal(key, (6,)), jax.random.key(0))
+    assert evaluate(fixed, names=("clean",)).accuracy == evaluate(names=("clean",)).accuracy
 
 
 # The directory.

@@ -86,6 +86,18 @@ def test_an_external_evaluation(norm, board, tmp_path):
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".pt", ".md"}
 
 
+def test_the_latest_checkpoint_may_be_the_best(tmp_path):
+    """Then its images are in the file of the best."""
+    torch = pytest.importorskip("torch")
+    run, batch, moved, _ = evaluated(tmp_path / "there")
+    results = json.loads((run / "results.json").read_text())
+    results["config"]["eval"] = {"checkpoint": "latest"}
+    (run / "results.json").write_text(json.dumps(results))
+    external.main([str(run), str(tmp_path / "out"), f"--official={batch}", *ARGUMENTS])
+    images = torch.load(tmp_path / "out/Rade2021Helper_ddpm_Linf.pt", weights_only=True)
+    assert_in_order(images.numpy(), moved)
+
+
 def test_a_stage_and_an_npz_in_the_official_order(tmp_path):
     torch = pytest.importorskip("torch")
     run, batch, moved, _ = evaluated(tmp_path / "there", attack="apgd-t")

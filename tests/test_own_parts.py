@@ -41,6 +41,8 @@ def takes_nothing(): return None
 def returns_none(*given, **options): return None
 def fails(*given, **options): raise RuntimeError("the first line\\nand the second")
 def flat(forward, key, images, labels, **options): return images.reshape(len(images), -1)
+def in_l2(forward, key, images, labels, *, norm, **options): return {"l2": images}[norm]
+def in_colour(forward, key, images, labels, **options): return images.at[..., 2].add(0.1).reshape(-1, 3)
 class Deep(nn.Module):
     num_classes: int
     @nn.compact
@@ -268,6 +270,12 @@ def test_names_of_attacks_are_parsed_without_an_import(written, name, file):
     assert not spec.is_cascade
 
 
+@pytest.mark.parametrize("name", ["confidence", "pgd20", "own:shifted(2)", "own:shifted@run"])
+def test_mistaken_names_of_evaluators_are_not_called_attacks(name):
+    with pytest.raises(InvalidInput, match=r"^config.eval.evaluators: .*: expected package.module:name"):
+        evaluators.create(name)
+
+
 @pytest.mark.parametrize("name", ["a:b20:c", "a:", ":b", "a:b(3)", "a:b(x=1,x=2)", "a:b(x=)", "a:b(epsilon=-1)"])
 def test_mistaken_names_of_attacks(name):
     with pytest.raises(InvalidInput, match=r"attack"):
@@ -291,6 +299,20 @@ def test_an_attack_cannot_leave_the_threat_model(monkeypatch, norm):
     sizes = np.linalg.norm(flat, ord={"linf": np.inf, "l2": 2}[norm], axis=1)
     np.testing.assert_allclose(sizes, 0.1, rtol=1e-4)
     assert seen == {"norm": norm, "epsilon": 0.1, "step_size": 0.2, "kind": "x"}
+
+
+def test_an_attack_is_tried_in_the_threat_model_and_on_the_shape_of_the_data():
+    """Before training, with a model of ours too; the digits have one channel."""
+    changes = {"model.name": "wrn_10_1", "method.name": "standard", "optimizer.name": "sgd", "eval.evaluators": ()}
+    changes |= {"optimizer.schedule": "piecewise", "eval.validation_attack": "fgsm", "attack.norm": "l2"}
+    config = trusting(configure(**changes | {"eval.attacks": ("wrong:in_l2",)}))
+    cli.check(config, pathlib.Path("nowhere"), "")
+    experiment.create(config, pathlib.Path("nowhere"))
+    config = trusting(configure(**changes | {"eval.attacks": ("wrong:in_colour",)}))
+    cli.check(config, pathlib.Path("nowhere"), "")
+    with pytest.raises(InvalidInput, match=r"attack 'wrong:in_colour' failed: .*") as caught:
+        experiment.create(config, pathlib.Path("nowhere"))
+    assert "\n" not in str(caught.value)
 
 
 # Mistakes.

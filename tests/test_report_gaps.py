@@ -41,6 +41,20 @@ def test_what_is_not_there_is_marked(tmp_path):
     assert "in training: epoch 2 of 3" in page_path.read_text()
 
 
+def test_runs_beside_one_in_training_still_have_to_agree_with_each_other(tmp_path):
+    """It has no test images yet: those of most others count."""
+    config = create_config()
+    results = create_results(config, MEASURED)
+    for name in ("a", "b"):
+        write_run(tmp_path / name, config, results)
+    fewer = {"num_examples": 100, "examples": dict.fromkeys(MEASURED, 100)}
+    write_run(tmp_path / "few", config, results | fewer)
+    write_run(tmp_path / "training", config, None, 2)
+    found = gaps(tmp_path / "training")
+    assert found.keys() == {"few", "training"}
+    assert "number of test images is 100, elsewhere 2000" in found["few"]
+
+
 @pytest.mark.parametrize(
     "values", [{"pgd20": 1.5}, {"pgd20": "0.5"}, {"num_examples": 0}, {"config": {}}, {"config": 3}]
 )

@@ -161,6 +161,22 @@ def test_an_evaluation_in_another_setting_has_a_command_of_its_own():
     assert all(part in second for part in ("--mode=evaluate", "pgd50", "--config.attack.epsilon=4.0"))
 
 
+def test_what_weights_to_start_from_determine_is_not_in_the_command(tmp_path):
+    """A run's directory refuses it; a file may need it."""
+    config = create_config(**{"model.mean": (0.25,), "init_from": str(tmp_path)})
+    assert "model.mean" not in provenance.command(config, config)
+    config["init_from"] = str(tmp_path / "robust.pt")
+    assert "model.mean" in provenance.command(config, config)
+
+
+def test_options_of_a_model_are_not_left_out_silently():
+    config = create_config()
+    config["model"]["options"] = {"blocks": [1, 1]}
+    assert provenance.command(config, config) == (
+        "config.model.options = {'blocks': [1, 1]} needs a configuration file of its own, with which it was trained."
+    )
+
+
 @pytest.mark.parametrize("field", ["eval.pictures", "eval.cam_images"])
 def test_the_command_of_an_earlier_run_uses_the_field_of_today(field):
     config = create_config()

@@ -75,8 +75,8 @@ def find(given: Given, image_shape: tuple[int, ...], channels_first: bool = Fals
 
 def look(
     given: Given, way: Calling, images: Float[np.ndarray, "n h w c"], labels: Integer[np.ndarray, " n"]
-) -> tuple[Calling, Float[np.ndarray, "m k"]]:
-    """(the way with the range of pixels that the model expects, the logits of the first m images in [0, 1]).
+) -> tuple[Calling, Float[np.ndarray, "m k"], tuple[str, ...]]:
+    """(the way with the range of pixels that the model expects, the logits of the first m images in [0, 1], notes).
 
     Raises InvalidInput if the logits of an image depend on the others of its batch, or those of a randomised model not
     on the key.
@@ -95,10 +95,9 @@ def look(
         draws = [np.asarray(logits(given.call, elsewhere, np.float32(1), seed)) for seed in (0, 1)]
         if (draws[0] == draws[1]).all():
             raise InvalidInput(f"{given.name}: the logits do not depend on the key: give a function of images alone")
-        return way, here
     rows = np.arange(len(images)) // 2  # other neighbours, another place
     change = difference(here[rows], np.asarray(logits(given.call, images[rows], np.float32(1))))
-    if change > APART:
+    if change > APART and not isinstance(given.call, Randomised):
         raise InvalidInput(
             f"{given.name}: the logits of an image change by up to {change:.0%} with the other images of its batch: put"
             " BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval()), or, if it is meant to"
@@ -109,7 +108,9 @@ def look(
     )
     needed = max(BETTER * len(labels), FEW)
     better = in_levels >= right + needed and in_levels > np.bincount(labels).max()  # nor by one answer for all
-    return (way._replace(scale=255.0) if better else way), here
+    if not better:
+        return way, here, without_number(here)
+    return way._replace(scale=255.0), here, without_number(np.asarray(logits(given.call, images, np.float32(255))))
 
 
 def difference(logits: Float[np.ndarray, "n k"], others: Float[np.ndarray, "n k"]) -> float:

@@ -1,7 +1,9 @@
 """What a run was measured with in other settings: kept in evaluations/, until the setting is asked for again."""
 
 import hashlib
+import json
 import pathlib
+from contextlib import suppress
 
 import numpy as np
 
@@ -18,12 +20,22 @@ def switch(subject: Subject) -> None:
     All processes of a run call this. The files are those of the subject: outcomes, resume states, probes, images.
     """
     if processes.is_writer():
-        there = read_setting(subject.file("outcomes"))
+        there = setting_there(subject)
         if there != subject.setting:
             if there is not None:
                 move(files_of(subject), place(subject, there))
             move(sorted(place(subject, subject.setting).glob("*.npz")), subject.workdir)
     processes.barrier("measurements set aside")
+
+
+def setting_there(subject: Subject) -> str | None:
+    """The setting of what is stored: of the outcomes, or of what an interrupted first measurement has left."""
+    for path in (subject.file("outcomes"), *files_of(subject)):
+        if (setting := read_setting(path)) is not None:
+            with suppress(ValueError, KeyError):  # a resume state's is [setting, ...]
+                setting = json.loads(setting)[0]
+            return setting
+    return None
 
 
 def read_setting(path: pathlib.Path) -> str | None:

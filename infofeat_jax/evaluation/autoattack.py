@@ -4,6 +4,7 @@ import json
 import pathlib
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from infofeat_jax import streams, threat
 from infofeat_jax.attacks.autoattack import ROBUST, ResumeState, steps
 from infofeat_jax.attacks.stages import VERSIONS, Plan, plan
 from infofeat_jax.data import to_unit
-from infofeat_jax.evaluation import attack_names
+from infofeat_jax.evaluation import aside, attack_names
 from infofeat_jax.evaluation.attack_names import AttackSpec
 from infofeat_jax.evaluation.subject import SAVE_EVERY, Subject, Tell
 from infofeat_jax.runtime import files, processes, signals
@@ -40,6 +41,8 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     images, labels = to_unit(np.asarray(subject.split.images[:count])), subject.split.labels[:count]
     stages = create_plan(subject, spec, images.shape[1:3])
     saved, due, start = where(subject, spec), 0.0, time.monotonic()
+    if processes.is_writer():
+        switch(subject, spec)
     state, before = load(saved), seconds(saved)
     tell("reading the resume state", seconds_before=before)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
@@ -80,7 +83,8 @@ def after_stages(subject: Subject, names: Iterable[str]) -> dict[str, Bool[np.nd
         stages = VERSIONS[dict(spec.options).get("version", "standard")]
         for one in (subject, subject._replace(suffix="")):  # best and latest may be one
             saved = where(one, spec)
-            broken_by = (files.read_arrays(saved.path, saved.setting) or {}).get("broken_by", np.empty(0))
+            found = files.read_arrays(saved.path, saved.setting, "broken_by") or {}
+            broken_by = found.get("broken_by", np.empty(0))
             if _kind(broken_by) == ("i", (saved.count,)):
                 return {name: (broken_by == ROBUST) | (broken_by > stage) for stage, name in enumerate(stages, 1)}
     return {}
@@ -93,6 +97,19 @@ def where(subject: Subject, spec: AttackSpec) -> Saved:
     return Saved(subject.file(spec.file_name), json.dumps([subject.setting, count, *name]), count)
 
 
+def switch(subject: Subject, spec: AttackSpec) -> None:
+    """Moves the state of another number of images aside, which would be overwritten, and that of this number back."""
+    saved, there = where(subject, spec), None
+    with suppress(ValueError, TypeError, IndexError):  # of another version
+        there = int(json.loads(aside.read_setting(saved.path) or "")[1])
+    if there == saved.count:
+        return
+    if there is not None:
+        saved.path.replace(subject.file(f"{spec.file_name}-{there}"))
+    if (mine := subject.file(f"{spec.file_name}-{saved.count}")).exists():
+        mine.replace(saved.path)
+
+
 def save(saved: Saved, state: ResumeState, spent: float = 0.0) -> None:
     """Writes the resume state, atomically, with the seconds `spent` so far."""
     files.write_arrays_atomically(saved.path, {"setting": saved.setting, "seconds": spent, **state._asdict()})
@@ -100,7 +117,7 @@ def save(saved: Saved, state: ResumeState, spent: float = 0.0) -> None:
 
 def seconds(saved: Saved) -> float:
     """What a resume state took so far; 0 without one, or if an earlier version wrote it."""
-    spent = (files.read_arrays(saved.path, saved.setting) or {}).get("seconds", np.zeros(()))
+    spent = (files.read_arrays(saved.path, saved.setting, "seconds") or {}).get("seconds", np.zeros(()))
     return float(spent) if _kind(spent) == ("f", ()) else 0.0
 
 

@@ -63,7 +63,7 @@ def check_names(
         raise InvalidInput("config.eval.attacks is empty: expected names such as ('clean', 'pgd20')")
     for spec in map(attack_names.parse, (*names, validation)):
         if parts.is_own(spec.attack):
-            attack_names.check(spec, BUDGET)
+            attack_names.create(spec, BUDGET)  # traced once the images are known
         else:
             _check_known(spec._replace(source="").name)
     spec = attack_names.parse(validation)

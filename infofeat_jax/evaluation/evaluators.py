@@ -1,6 +1,7 @@
 """Evaluators of one's own, package.module:name: a value for each test image, beside the attacks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import jax
@@ -23,10 +24,11 @@ Evaluator = Callable[[Forward, PRNGKey, Images, Labels], Float[jax.Array, " b"]]
 
 def parse(name: str) -> attack_names.AttackSpec:
     """Parses package.module:name(OPTION=VALUE, ...); nothing is imported. Raises InvalidInput."""
-    spec = attack_names.parse(name)
-    if not parts.is_own(spec.attack) or spec.source:
-        raise InvalidInput(f"{FIELD}: {name!r}: expected package.module:name, or package.module:name(OPTION=VALUE)")
-    return spec
+    with suppress(InvalidInput):  # which speaks of attacks
+        spec = attack_names.parse(name)
+        if parts.is_own(spec.attack) and not spec.source:
+            return spec
+    raise InvalidInput(f"{FIELD}: {name!r}: expected package.module:name, or package.module:name(OPTION=VALUE)")
 
 
 def create(name: str) -> Evaluator:

@@ -88,6 +88,7 @@ def load(subject: Subject) -> Measured:
         if arrays:
             current = source_digests(subject, arrays)
             values = {name: value for name, value in arrays.items() if sources.get(name) == current.get(name)}
+            seconds = {name: seconds[name] for name in values if name in seconds}
             return Measured(values, seconds, {name: current[name] for name in values if name in current})
     return Measured({}, {}, {})
 

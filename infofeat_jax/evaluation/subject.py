@@ -62,6 +62,8 @@ def digest(tree: PyTree) -> str:
     """A digest that identifies weights, or other arrays; images in files by the names and sizes of the files."""
     found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", np.dtype("O")), jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
         array = np.array(leaf.identity()) if isinstance(leaf, FileImages) else np.ascontiguousarray(leaf)
         found.update(array.reshape(-1).view(np.uint8))  # no copy of large data
     return found.hexdigest()

@@ -135,9 +135,9 @@ def prepare(
         if failure and spec.attack not in attack_names.GRADIENT_FREE:
             raise InvalidInput(f"attack {spec.name!r}: the model has no gradient ({failure}): choose square, or noise")
         attack_names.check(spec, budget, forward, shape)
-    way, logits = calling.look(given, way, floats, split.labels)
+    way, logits, seen = calling.look(given, way, floats, split.labels)
     forward = devices.place(mesh, calling.in_way(given.call, way))
-    notes = (*given.notes, *way.notes, *calling.without_number(logits), *([NO_GRADIENT] if failure else []))
+    notes = (*given.notes, *way.notes, *seen, *([NO_GRADIENT] if failure else []))
     return Model(given.name, forward, num_classes, logits, notes, failure is None)
 
 

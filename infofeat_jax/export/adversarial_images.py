@@ -46,6 +46,8 @@ def read(run: pathlib.Path, results: Mapping[str, Any], attack: str = "autoattac
     suffix = "_latest" if results["config"]["eval"].get("checkpoint") == "latest" else ""
     path = run / f"{spec.file_name}{suffix}.npz"
     again = f"evaluate it, with {how_to_evaluate(results, spec.name)}"
+    if not path.exists() and (run / f"{spec.file_name}.npz").exists():  # best and latest may be one
+        path, suffix = run / f"{spec.file_name}.npz", ""
     saved, outcomes = (_read(file, again) for file in (path, run / f"outcomes{suffix}.npz"))
     try:
         setting = json.loads(str(saved["setting"]))[0]

@@ -33,6 +33,13 @@ def _refuse(message: str) -> NoReturn:
     raise InvalidInput(f"{message}; --help explains")
 
 
+def check_directory(path: pathlib.Path) -> None:
+    """Raises InvalidInput where `path`, a directory to write into, is a file or is in one."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise InvalidInput(f"{path}: {place} is a file: give a directory")
+
+
 def whole(path: pathlib.Path, write: Callable[[pathlib.Path], None]) -> None:
     """Has `write` create a file, which appears complete or not at all. Raises InvalidInput."""
     if not path.parent.is_dir():

@@ -23,6 +23,7 @@ from infofeat_jax.runtime import files
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InvalidInput."""
     options = parse(arguments)
+    command.check_directory(options.target)
     results = robustbench.read_results(options.run)
     dataset = options.dataset or results["config"]["data"]["name"]
     board = robustbench.check_results(results, dataset, options.attack)

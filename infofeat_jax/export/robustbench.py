@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command. Raises InvalidInput."""
     logging.set_verbosity(logging.ERROR)  # orbax logs a lot
     options = parse(arguments)
+    command.check_directory(options.target)
     results = read_results(options.run)
     dataset = options.dataset or results["config"]["data"]["name"]
     threat = check_results(results, dataset)[0]
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = options.target / f"{options.name}.pt"
     of_deepmind = is_of_deepmind(module)
-    models.save_torch(state, variables, mean=module.mean, std=module.std, deepmind_keys=of_deepmind)
+    given = {"mean": module.mean, "std": module.std, "deepmind_keys": of_deepmind}
+    command.whole(state, lambda part: models.save_torch(part, variables, **given))
     files.write_atomically(folder / f"{options.name}.json", json.dumps(entry, indent=2) + "\n")
     buffers = "(images - mean) / std" if of_deepmind else "(images - mu) / sigma"
     print(f"{state}: {entry['architecture']}, {module.activation}; normalise by its buffers: {buffers}")
@@ -131,6 +133,11 @@ def evaluated_weights(
     if "given" not in results:
         if source:
             raise InvalidInput(f"--weights={source}: {run} is a run, which has weights: leave it out")
+        if file := results["config"]["eval"].get("torch_checkpoint"):
+            again = f"python -m infofeat_jax.export.convert {file} DIRECTORY"
+            raise InvalidInput(
+                f"{run} evaluated {file} and has no weights: convert it, {again}, and evaluate DIRECTORY"
+            )
         check_checkpoint(run, results)
         return weights.load(run, which=results["checkpoint"])
     if source is None:

@@ -31,8 +31,11 @@ def outcomes(study: Study) -> tuple[str, dict[str, Outcome]]:
 
 def outcome(study: Study, run: RunRecord, attack: str) -> Outcome | None:
     """What the outcomes' file says, if it is what results.json is about."""
-    file = "outcomes_latest.npz" if run.results.get("checkpoint") == "latest" else "outcomes.npz"
-    values = read_arrays(study.directory / run.name / file).get(attack, np.empty(()))
+    files = ["outcomes.npz"]  # best and latest may be one
+    if run.results.get("checkpoint") == "latest":
+        files.insert(0, "outcomes_latest.npz")
+    found = (read_arrays(study.directory / run.name / file).get(attack) for file in files)
+    values = next((values for values in found if values is not None), np.empty(()))
     accuracy, count = estimate.own_accuracies(run).get(attack, (0.0, 0))
     if values.dtype != bool or values.shape != (count,) or not count or abs(values.mean() - accuracy) > 0.5 / count:
         return None

@@ -114,8 +114,10 @@ def mark_disagreements(runs: list[RunRecord], own: str, *, with_model: bool) -> 
     finished = [settings[run.name] for run in runs if not run.gap] or list(settings.values())
     if not finished:
         return runs
-    counts = Counter(json.dumps(value, sort_keys=True) for value in finished)
-    common = settings.get(own) or json.loads(counts.most_common(1)[0][0])
+    mine = settings.get(own, {})  # without what the evaluation says, where it is in training
+    alike = [value for value in finished if all(value.get(name, part) == part for name, part in mine.items())]
+    counts = Counter(json.dumps(value, sort_keys=True) for value in alike or [mine])
+    common = json.loads(counts.most_common(1)[0][0])
     examples: dict[str, int] = {}
     for run in sorted(runs, key=lambda run: run.name != own):
         if settings.get(run.name) == common and not run.gap:

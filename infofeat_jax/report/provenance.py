@@ -1,6 +1,7 @@
 """What a reader needs to judge, and to repeat, a run."""
 
 import json
+import pathlib
 import shlex
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from infofeat_jax.report.tables import Table
 
 # The configuration file that changes nothing: with it, the command names every field that differs from the defaults.
 PLAIN = "configs/cifar10_resnet18.py"
+OF_A_RUN = ("model.mean", "model.std", "model.activation")  # what the run that weights are from determines
 UNSAID = ("study.", "data.data_dir", "method.name")  # fields that a command does without
 DERIVED = ("attack.step_size", "attack.num_steps", "eval.step_size")  # whose defaults depend on other fields
 RENAMED = {"eval.pictures": "eval.cam_images"}  # fields of earlier runs
@@ -172,6 +174,8 @@ def command(config: dict, evaluated: dict) -> str:
     """A command that trains and evaluates as `config` says, whatever file it came from; a second one that evaluates
     as `evaluated` says, where that has another threat model, steps or validation attack."""
     own, later = _fields(config), _fields(evaluated)
+    if (options := config["model"].get("options")) and not config.get("init_from"):
+        return f"config.model.options = {options} needs a configuration file of its own, with which it was trained."
     method = config["method"]["name"]
     known = dict(configs.flatten(configs.resolve(configs.for_method(configs.default(), method)).to_dict()))
     judged = {name for name in known if name.startswith("attack.")} | set(configs.JUDGE)
@@ -182,9 +186,10 @@ def command(config: dict, evaluated: dict) -> str:
 
 def _command(method: str, own: dict, known: dict, *flags: str) -> str:
     parts = [f"python main.py --config={PLAIN}:{method}", *flags]
+    unsaid = (*UNSAID, *OF_A_RUN) if pathlib.Path(own.get("init_from") or "").is_dir() else UNSAID
     for name, value in own.items():
         changed = name in DERIVED or value != known.get(name)
-        if name in known and changed and value is not None and not name.startswith(UNSAID):
+        if name in known and changed and value is not None and not name.startswith(unsaid):
             value = tuple(value) if isinstance(value, list) else value
             parts.append(shlex.quote(f"--config.{name}={value}"))
     return " \\\n  ".join(parts)

@@ -37,11 +37,11 @@ def read_json(path: pathlib.Path) -> dict | None:
     return value
 
 
-def read_arrays(path: pathlib.Path, setting: str) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz of the same "setting"; None if there is no such file, or it is damaged."""
+def read_arrays(path: pathlib.Path, setting: str, *names: str) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz of the same "setting", or those `names`; None without such a file, or a damaged one."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            arrays = dict(saved)
+            arrays = {name: saved[name] for name in saved if not names or name in ("setting", *names)}
     except Exception:  # zipfile, zlib and numpy raise a dozen kinds for damaged files
         return None
     return arrays if str(arrays.pop("setting", "")) == setting else None
