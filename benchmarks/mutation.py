@@ -34,9 +34,12 @@ EVALUATION = "test_wiring test_attack_names test_cascade test_heuristics test_ev
 ASCENT, SEARCHES = "test_attacks test_methods test_contract", "test_square test_apgd test_fab test_autoattack"
 GUARDS = {
     "training/step": "test_wiring test_step test_loop", "training/loop": "test_wiring test_loop",
+    "training/fitting": "test_fitting", "training/health": "test_loop", "training/seals": "test_checkpoint",
+    "evaluation/heuristics": "test_heuristics", "report/estimate": "test_report_finding test_report_tables",
+    "export/robustbench": "test_convert", "data/records": "test_records",
     "training/awp": "test_wiring test_recipes", "training/averaging": "test_wiring test_recipes",
     "training/state": "test_step test_recipes", "training/keeper": "test_loop test_checkpoint",
-    "training/optimizers": "test_wiring test_step", "training/health": "test_loop", "evaluation/evaluate": EVALUATION,
+    "training/optimizers": "test_wiring test_step test_options", "evaluation/evaluate": EVALUATION,
     "evaluation/measured": EVALUATION, "evaluation/summaries": EVALUATION,
     "evaluation/robustness": "test_wiring test_evaluate", "evaluation/autoattack": EVALUATION,
     "evaluation/distances": "test_attack_names test_evaluate", "evaluation/attack_names": EVALUATION,

@@ -4,6 +4,7 @@ import gc
 import resource
 import shutil
 import threading
+import zlib
 from types import SimpleNamespace
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from infofeat_jax.training import checkpoint
+from infofeat_jax.training import checkpoint, seals
 from infofeat_jax.types import InvalidInput, RunFailed
 
 SIZE = 5000
@@ -203,3 +204,10 @@ def test_the_interrupted_state_counts_when_it_is_newer(tmp_path):
     assert newest(tmp_path) == 14
     assert [path.name for path in (tmp_path / "interrupted").glob("[0-9]*")] == ["14"]
     assert checkpoint.restore(tmp_path, "latest", LIKE)["step"] == 12
+
+
+def test_checksums_are_of_the_whole_file(tmp_path):
+    """Read in pieces, of which the last is not the only one that counts."""
+    content = np.random.default_rng(0).bytes(5_000)
+    (tmp_path / "file").write_bytes(content)
+    assert seals._checksum(tmp_path / "file", piece=1_000) == [5_000, zlib.crc32(content)]

@@ -287,6 +287,22 @@ def test_robustbench_entry(trained, tmp_path):
     assert_equal_trees(jax.device_get(models.from_torch(state)[1]), variables(trained))
 
 
+def test_an_entry_has_the_weights_of_the_checkpoint_that_was_evaluated(trained, tmp_path):
+    torch = pytest.importorskip("torch")
+    the_run = make(tmp_path / "run", model="wrn_10_1", seed=5)
+    best = experiments.restore(the_run, "best")
+    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest._replace(step=best.step + 1), 0.1))
+    scored = evaluated(trained, tmp_path / "scored")
+    results = json.loads((scored / "results.json").read_text()) | {"checkpoint": "latest"}
+    results["checkpoint_step"] = int(best.step) + 1
+    (the_run.workdir / "results.json").write_text(json.dumps(results))
+    robustbench.main([str(the_run.workdir), str(tmp_path / "entry"), *PAPER])
+    state = torch.load(tmp_path / "entry/Yan2026Improving.pt", weights_only=True)
+    assert_equal_trees(jax.device_get(models.from_torch(state)[1]["params"]), jax.device_get(latest.params))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -21,13 +21,14 @@ import small
 from test_data import message
 from test_loop import same
 from test_step import create_experiment
+from test_wiring import create_data
 
 import infofeat_jax
 from infofeat_jax import attacks, data, methods, run
 from infofeat_jax import experiment as experiments
 from infofeat_jax.data import augment
 from infofeat_jax.runtime import signals
-from infofeat_jax.training import checkpoint, fit
+from infofeat_jax.training import checkpoint, fit, fitting
 from infofeat_jax.training.awp import Awp
 from infofeat_jax.types import RunFailed, Stopped
 
@@ -242,6 +243,41 @@ def test_the_page_s_example(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "worst case over these" in done.stdout
     assert (tmp_path / "runs" / "mine" / "checkpoints").is_dir()
+
+
+def test_each_argument_reaches_the_loop_or_the_step(plain, monkeypatch):
+    """Each split in its place; of the same seed the same initial weights."""
+    dataset, seen, initial = create_data(), {}, []
+
+    class Reached(Exception):
+        """Nothing is trained."""
+
+    def train(training):
+        seen.update(training=training)
+        raise Reached
+
+    def create(module, attack, split, mesh, **options):
+        seen.update(attack=attack, split=split, seed=options["seed"])
+
+    monkeypatch.setattr(fitting.loop, "train", train)
+    monkeypatch.setattr(fitting.validation, "create", create)
+    monkeypatch.setattr(fitting, "_step", lambda plan, build=fitting._step: seen.update(plan=plan) or build(plan))
+    budget = {"norm": "l2", "epsilon": 0.5, "num_steps": 2}
+    for method, seed, judge in (("madry", 3, "robust"), ("standard", 4, "clean"), ("madry", 3, "robust")):
+        directory = plain["directory"] / f"{method}{len(initial)}"
+        changes = {"data": dataset, "method": method, "seed": seed, "directory": directory, "validation_attack": "pgd7"}
+        with pytest.raises(Reached):
+            fit(**plain | changes | budget)
+        training = seen["training"]
+        assert (training.data, seen["split"]) == (dataset.train, dataset.validation)
+        assert (training.settings.seed, seen["seed"], training.judge) == (seed, seed, judge)
+        assert seen["attack"].keywords == {"norm": "l2", "epsilon": 0.5, "step_size": 0.125, "num_steps": 7}
+        if method == "madry":
+            expected = {"norm": "l2", "epsilon": 0.5, "step_size": 0.125, "num_steps": 2}
+            assert seen["plan"].method.attack.keywords == expected
+        initial.append(training.initial().params)
+    assert same(initial[0], initial[2])
+    assert not same(initial[0], initial[1])
 
 
 @pytest.mark.parametrize(

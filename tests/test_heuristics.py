@@ -138,6 +138,27 @@ def test_flags_of_measured_accuracies(outcomes, expected):
     assert kinds(heuristics.flags(None, {name: outcome(correct) for name, correct in outcomes.items()})) == expected
 
 
+@pytest.mark.parametrize(("square", "is_flagged"), [(109, False), (99, True)])
+def test_square_is_compared_with_the_stage_before_it(square, is_flagged):
+    stages = {"apgd-ce": 120, "apgd-t": 110, "fab-t": 109, "square": square}
+    found = heuristics.flags(None, {}, {name: outcome(correct) for name, correct in stages.items()})
+    assert kinds(found) == ["black-box beats white-box"] * is_flagged
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ({"pgd20": 500, "noise": 495}, ["black-box beats white-box"]),  # half a percent
+        ({"pgd20": 500, "noise": 496}, []),
+        ({"pgd20": 500, "autoattack": 399}, ["large gap between PGD and AutoAttack"]),  # a tenth
+        ({"pgd20": 500, "autoattack": 401}, []),
+    ],
+)
+def test_where_a_difference_begins_to_count(outcomes, expected):
+    found = heuristics.flags(None, {name: outcome(correct, 1000) for name, correct in outcomes.items()})
+    assert kinds(found) == expected
+
+
 def test_attacks_on_fewer_examples_are_compared_on_those():
     pgd = np.concatenate([outcome(50, 100), np.ones(900, bool)])
     assert heuristics.flags(None, {"pgd20": pgd, "autoattack": outcome(45, 100)}) == []

@@ -242,6 +242,13 @@ def test_a_step_that_is_not_finite_stops_the_run_before_it_is_saved(training, at
     assert all(np.isfinite(record.get("loss", 0.0)) for record in records(training.workdir))
 
 
+def test_an_epochs_last_step_is_looked_at_though_it_is_not_logged(tmp_path):
+    training = poisoned(in_directory(tmp_path, log_every=5), 4, "some parameters")
+    with pytest.raises(RunFailed, match="at step 4"):
+        loop.train(training)
+    assert checkpoint.latest_step(tmp_path) == 2
+
+
 @pytest.mark.parametrize("leaf", ["parameters", "some parameters"])
 def test_stopping_while_parameters_are_not_finite_saves_nothing(training, leaf, monkeypatch):
     training = poisoned(training, 3, leaf)
@@ -267,6 +274,17 @@ def test_a_bad_batch_can_be_left_out(tmp_path, capsys, monkeypatch):
     assert checkpoint.latest_step(clean.workdir) == 2
     (clean.workdir / health.SKIPPED).write_text(json.dumps([{"step": 3}]))
     assert same(state, loop.train(clean))
+
+
+def test_as_many_batches_as_allowed_can_be_left_out(tmp_path):
+    """Both since the last checkpoint, so that the first is met again."""
+    one = poisoned(poisoned(in_directory(tmp_path / "one", skip_batches=1), 3, "loss"), 5, "loss")
+    with pytest.raises(RunFailed, match=r"at step 5.*skip_batches=2"):
+        loop.train(one)
+    two = in_directory(tmp_path / "two", skip_batches=2, every_minutes=1e6)
+    state = loop.train(poisoned(poisoned(two, 3, "loss"), 5, "loss"))
+    assert [batch["step"] for batch in health.read(tmp_path / "two")] == [3, 5]
+    assert state.step == 2 * EPOCHS
 
 
 def test_batches_that_a_training_without_a_checkpoint_skipped_are_not_the_next_ones(training, whole):

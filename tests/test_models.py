@@ -132,6 +132,20 @@ def test_the_gradient_of_batch_norm_is_the_numerical_one():
     np.testing.assert_array_equal(found[3], 0)
 
 
+def test_weights_are_drawn_as_in_the_reference_codes():
+    """Convolutions: normal, of variance 2 / (h * w * outputs); the last layer: uniform within 1 / sqrt(inputs)."""
+    module = models.create("wrn_10_2", num_classes=40, width=16)
+    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    kernels = [np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 4 and leaf.size > 2000]
+    assert len(kernels) > 5
+    for kernel in kernels:
+        height, width, _, outputs = kernel.shape
+        np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (height * width * outputs)), rtol=0.1)
+    (head,) = (np.asarray(leaf) for leaf in jax.tree.leaves(params) if leaf.ndim == 2)
+    assert 0.95 < np.abs(head).max() * np.sqrt(len(head)) <= 1
+    np.testing.assert_allclose(head.std(), 1 / np.sqrt(3 * len(head)), rtol=0.1)
+
+
 def test_initialisation_leaves_the_statistics_alone():
     _, variables = (
         (m := models.create("wrn_10_1", num_classes=3)),

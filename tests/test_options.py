@@ -348,6 +348,33 @@ def test_muon_orthogonalises_kernels_and_leaves_the_rest_to_adamw():
     np.testing.assert_allclose(changes["linear"]["kernel"], expected["linear"]["kernel"], rtol=1e-5)
 
 
+def test_muons_momentum_is_the_one_given():
+    """Without it the second step knows nothing of the first gradient."""
+    rng = np.random.default_rng(0)
+    params = {"kernel": rng.normal(size=(3, 3, 2, 8))}
+    first, second = ({"kernel": jnp.asarray(rng.normal(size=(3, 3, 2, 8)))} for _ in range(2))
+    along = []
+    for momentum in (0.0, 0.9):
+        optimizer = optimizers.muon(lambda step: 0.1, momentum=momentum)
+        _, state = optimizer.update(first, optimizer.init(params), params)
+        changes, _ = optimizer.update(second, state, params)
+        u, _, vt = np.linalg.svd(np.reshape(second["kernel"], (18, 8)), full_matrices=False)
+        turned = u.T @ np.reshape(-changes["kernel"] / 0.1, (18, 8)) @ vt.T
+        along.append(np.abs(turned - np.diag(np.diag(turned))).max())
+    assert along[0] < 1e-3
+    assert along[1] > 0.1
+
+
+@pytest.mark.parametrize(("mix", "most"), [(mixing.mixup, 0.75), (mixing.cutmix, 0.92)])
+def test_alpha_shapes_the_shares(mix, most):
+    """Beta(50, 50) is close to a half; of CutMix's box a part may lie outside."""
+    images, y = jnp.zeros((2, 16, 16, 1)), jnp.arange(2)
+    mix = jax.jit(partial(mix, alpha=50.0))
+    shares = [float(mix(jax.random.key(seed), images, y)[1].share[0]) for seed in range(40)]
+    assert max(shares) < most
+    assert min(shares) >= 0.5
+
+
 def test_adam_couples_its_decay_as_pytorchs():
     """Three steps by hand: the decay is part of the gradient, and so of both moments."""
     optimizer = optimizers.adam(lambda step: 0.1, momentum=0.5, weight_decay=0.1)

@@ -74,12 +74,36 @@ def load(path, **options) -> data.Dataset:
     return data.load(str(path), validation_size=8, image_size=SIZE, **options)
 
 
+def scaled(split: str) -> list[np.ndarray]:
+    """Its images as Pillow scales them."""
+    found = []
+    for index, image in enumerate(drawn(split)):
+        with Image.open(encoded(image, index)) as opened:
+            found.append(np.asarray(ImageOps.fit(opened, (SIZE, SIZE), Image.Resampling.BILINEAR), int))
+    return found
+
+
+def test_splits_that_are_joined_keep_their_labels(tmp_path, monkeypatch):
+    """With a labelled test split, training has the validation split too."""
+    told = {"train": 0, "validation": 1, "test": 2}
+    monkeypatch.setitem(globals(), "label", lambda split, index: (index + told[split]) % 5)
+    prepare(tmp_path)
+    here, there = (load(tmp_path / "flowers", in_memory=in_memory) for in_memory in (True, False))
+    for splits, found in ((("train", "validation"), [*here[:2]]), (("test",), [here.test])):
+        left = {(split, index): image for split in splits for index, image in enumerate(scaled(split))}
+        for one in found:
+            for image, which in zip(one.images, one.labels, strict=True):
+                nearest = min(left, key=lambda name: np.abs(left[name] - image).max())
+                assert np.abs(left.pop(nearest) - image).max() <= 1
+                assert which == label(*nearest)
+        assert not left
+    for ours, theirs in zip(here[:3], there[:3], strict=True):
+        np.testing.assert_array_equal(ours.images, np.asarray(theirs.images))
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+
+
 def test_every_image_is_there_once_with_its_label_scaled_as_pillow_does(flowers):
-    loaded, expected = load(flowers), {}
-    for split in ("train", "validation"):
-        for index, image in enumerate(drawn(split)):
-            with Image.open(encoded(image, index)) as opened:
-                expected[split, index] = ImageOps.fit(opened, (SIZE, SIZE), Image.Resampling.BILINEAR)
+    loaded, expected = load(flowers), {split: scaled(split) for split in ("train", "validation")}
     assert loaded.class_names == ("aster", "begonia", "crocus", "dahlia", "erica")
     trained = [*zip(loaded.train.images, loaded.train.labels, strict=True)]
     trained += zip(loaded.validation.images, loaded.validation.labels, strict=True)
@@ -88,7 +112,7 @@ def test_every_image_is_there_once_with_its_label_scaled_as_pillow_does(flowers)
         ("validation", [*zip(loaded.test.images, loaded.test.labels, strict=True)]),
     ):
         assert len(found) == COUNTS[split]  # the split without labels is left out
-        left = {index: np.asarray(expected[split, index], int) for index in range(COUNTS[split])}
+        left = dict(enumerate(expected[split]))
         for image, which in found:
             nearest = min(left, key=lambda index: np.abs(left[index] - image).max())
             assert np.abs(left.pop(nearest) - image).max() <= 1  # Pillow's fit rounds where it cuts

@@ -181,3 +181,19 @@ def test_the_images_of_the_worst_case_are_those_of_the_attacks_within_the_threat
     low, high = scipy.stats.binomtest(1000, 2000).proportion_ci(0.95, method="wilson")
     assert table.lines[0].cells[-1].detail == f"[{100 * low:.1f}, {100 * high:.1f}]"
     assert not any("Worst case" in note for note in table.notes)
+
+
+def test_gains_are_paired_by_seed():
+    """Not by position, where a seed of one row is missing."""
+    accuracy = {0: 0.3, 1: 0.4, 2: 0.5, 3: 0.6}
+
+    def row(method: str, seeds: tuple[int, ...], shift: float) -> runs.Row:
+        records = []
+        for seed in seeds:
+            config = create_config(method, seed)
+            results = create_results(config, {"pgd20": accuracy[seed] + shift})
+            records.append(runs.RunRecord(f"{method}-seed{seed}", method, seed, "", config, results, []))
+        return runs.Row(method, records, [])
+
+    found = estimate.gain(row("alp", (1, 2, 3), 0.03), row("madry", (0, 1, 2), 0.0), "pgd20")
+    assert found == pytest.approx((0.03, 0.03, 0.03))

@@ -236,6 +236,12 @@ def test_the_loop_gets_the_training_split_and_its_settings(tmp_path):
     np.testing.assert_array_equal(labels, experiment.data.train.labels[rows])
 
 
+def test_the_seed_draws_the_initial_weights():
+    kernels = [jax.tree.leaves(experiments.create_state(create_experiment(seed=seed)).params)[-1] for seed in (1, 2, 1)]
+    np.testing.assert_array_equal(kernels[0], kernels[2])
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+
+
 def test_an_epoch_sees_every_image_once_and_the_next_in_another_order(tmp_path):
     training = run.create_training(create_experiment(tmp_path))
     epochs = [
