@@ -33,7 +33,7 @@ def execute(
     Parts of one's own are imported if `config` or `trust` names them; those of configurations on disk are not.
     Raises InvalidInput before anything expensive starts.
     """
-    parts.trust(*trust, *parts.names_in(configs.to_json(config)))
+    parts.trust(*trust, *parts.names_in(str([value for _, value in configs.flatten(config.to_dict())])))
     logging.set_verbosity(logging.FATAL)  # orbax is verbose; errors are reported here, in one line
     compilation.tune_cpu()
     processes.start(*hosts)

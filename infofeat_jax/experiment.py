@@ -105,10 +105,12 @@ def check_own(experiment: Experiment) -> None:
     They are traced for two images and for one, not computed.
     """
     config, shape = experiment.config, experiment.image_shape
-    trains_own = any(map(parts.is_own, (config.model.name, config.method.name, config.optimizer.name)))
+    updated = {name: config.optimizer[name] for name in ("name", "schedule") if parts.is_own(config.optimizer[name])}
+    trains_own = bool(updated) or parts.is_own(config.model.name) or parts.is_own(config.method.name)
     names = (*config.eval.attacks, *config.eval.distances, config.eval.validation_attack)
     specs = [spec for spec in map(attack_names.parse, names) if trains_own or parts.is_own(spec.attack)]
     what = f"config.method.name = {config.method.name!r} with model {config.model.name!r}"
+    what += "".join(f", optimizer.{name} {value!r}" for name, value in updated.items())
     batch = (jax.ShapeDtypeStruct((2, *shape), jnp.uint8), jax.ShapeDtypeStruct((2,), jnp.int32))
 
     def attacked(variables):
@@ -120,7 +122,8 @@ def check_own(experiment: Experiment) -> None:
     try:
         state = state_shapes(experiment.module, experiment.optimizer, shape) if specs else None
         if trains_own:
-            step = make_step(experiment.module, experiment.method, experiment.optimizer)
+            method = create_ramp(experiment) or experiment.method
+            step = make_step(experiment.module, method, experiment.optimizer)
             jax.eval_shape(step, state, batch, jax.random.key(0))
         if specs:
             jax.eval_shape(attacked, state.variables)

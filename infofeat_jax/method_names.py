@@ -1,6 +1,6 @@
 """What is true of the training methods by their names, for checks and defaults that do not build them."""
 
-# Methods of a single step of epsilon; every other method takes the paper's 7 steps of a quarter of epsilon.
+# Methods of a single step; every other method takes the paper's 7 steps of a quarter of epsilon.
 ONE_STEP = ("feature_scatter", "adversarial_interpolation", "bilateral")
 
 # Methods whose loss knows a second label only through the targets.
@@ -24,5 +24,5 @@ def steps(
     if num_steps is None:
         num_steps = 1 if single or name in ONE_STEP else 7
     if step_size is None:
-        step_size = epsilon if num_steps == 1 or name in ONE_STEP else epsilon / 4
+        step_size = epsilon if num_steps == 1 else epsilon / 4
     return num_steps, step_size

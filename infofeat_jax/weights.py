@@ -174,7 +174,7 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     if config.eval.torch_checkpoint or (stored and is_converted(stored)):
         adopted.num_epochs = 0  # no training of ours: results say so
     if stored and is_converted(stored):  # what `export.convert` stores, whatever the recipe
-        adopted.optimizer.update({"name": "sgd", "momentum": 0.9})
+        adopted.optimizer.update({"name": "sgd", "momentum": 0.9, "decay_norm": True})
         adopted.ema.decay = adopted.swa.start_epoch = 0.0
     adopted.model = ConfigDict({**model, "mean": tuple(model["mean"]), "std": tuple(model["std"])})
     return adopted

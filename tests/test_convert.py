@@ -147,8 +147,9 @@ def test_a_converted_directory_is_evaluated_as_its_run(trained, file, tmp_path):
     run.evaluate_run(experiments.create(config, directory))
     for name in ATTACKS:
         np.testing.assert_array_equal(outcomes(directory)[name], outcomes(trained.workdir)[name])
-    recipe = configured(trained, directory, {"ema.decay": 0.9, "optimizer.name": "adam"})  # which it was trained with
-    experiments.restore(experiments.create(recipe, directory), "best")
+    for changes in ({"ema.decay": 0.9, "optimizer.name": "adam"}, {"optimizer.decay_norm": False}):
+        recipe = configured(trained, directory, changes)  # which it was trained with
+        experiments.restore(experiments.create(recipe, directory), "best")
     page = report.write(directory).read_text()  # beside runs that were trained here, and without their settings
     assert f"weights of {file}" in page
     assert "None steps" not in page

@@ -196,10 +196,14 @@ def test_a_directory_of_something_else(plain):
         ({"accumulate_steps": 0}, "accumulate_steps 0: expected 1 or more"),
         ({"log_every": 0}, "log_every 0: expected 1 or more"),
         ({"seed": -1}, "seed -1: expected 0 or more"),
+        ({"awp": 0.01}, "awp 0.01: expected training.awp.Awp(gamma, warmup_steps)"),
+        ({"optimizer": optax.adam(0.1)}, "expected a function of the schedule"),
+        ({"batch_size": 30, "accumulate_steps": 4}, "batch_size = 30: expected a multiple of the"),
+        ({"learning_rate": lambda step: 0.1 if step < 3 else 0.01}, "optimizer or schedule with this module"),
         ({"ema_decay": 1.5}, "ema_decay 1.5: expected at least 0 (no average) and below 1"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_computed(plain, monkeypatch, changes, expected):
+def test_mistakes_are_one_line_before_anything_is_computed(unchecked, plain, monkeypatch, changes, expected):
     monkeypatch.setattr("infofeat_jax.training.loop.train", pytest.fail)
     assert expected in message(fit, **plain | changes)
     assert not plain["directory"].exists()
@@ -208,6 +212,21 @@ def test_mistakes_are_one_line_before_anything_is_computed(plain, monkeypatch, c
 def test_without_a_validation_split(plain):
     nothing = data.Split(plain["data"].validation.images[:0], plain["data"].validation.labels[:0])
     assert "no validation split" in message(fit, **plain | {"data": plain["data"]._replace(validation=nothing)})
+
+
+def test_the_steps_of_the_validation_may_not_change(plain, monkeypatch):
+    """With one step in training the method's are of epsilon, given or not; the validation's are not."""
+    asked = iter([False, True])
+    monkeypatch.setattr(signals, "requested", lambda: next(asked, True))
+    with pytest.raises(Stopped):
+        fit(**plain)
+    assert "holds a training with validation_step_size 0.0078" in message(
+        fit, **plain | {"step_size": plain["epsilon"]}
+    )
+    told = plain["directory"] / "fit.json"  # as earlier versions wrote it
+    told.write_text(json.dumps({k: v for k, v in json.loads(told.read_text()).items() if k != "validation_step_size"}))
+    with pytest.raises(Stopped):
+        fit(**plain)
 
 
 def test_a_loss_that_is_not_finite_ends_it(plain):
@@ -285,6 +304,7 @@ def test_each_argument_reaches_the_loop_or_the_step(plain, monkeypatch):
     [
         ("madry", {}, (7, 0.02)),
         ("bilateral", {}, (1, 0.08)),
+        ("bilateral", {"num_steps": 7}, (7, 0.02)),
         ("madry", {"num_steps": 1}, (1, 0.08)),
         ("madry", {"num_steps": 1, "step_size": 0.03}, (1, 0.03)),
     ],

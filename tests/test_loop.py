@@ -287,6 +287,13 @@ def test_as_many_batches_as_allowed_can_be_left_out(tmp_path):
     assert state.step == 2 * EPOCHS
 
 
+@pytest.mark.parametrize("text", ["[{", '[{"stepp": 3}]', '[{"step": "x"}]', "3"])
+def test_a_mistake_in_the_batches_to_skip_is_one_line(tmp_path, text):
+    (tmp_path / health.SKIPPED).write_text(text)
+    with pytest.raises(InvalidInput, match=r"skipped.json cannot be read .*remove it to skip no batch$"):
+        health.read(tmp_path)
+
+
 def test_batches_that_a_training_without_a_checkpoint_skipped_are_not_the_next_ones(training, whole):
     """Which may have another learning rate."""
     (training.workdir / health.SKIPPED).write_text(json.dumps([{"step": 1}]))

@@ -41,6 +41,7 @@ def takes_nothing(): return None
 def returns_none(*given, **options): return None
 def fails(*given, **options): raise RuntimeError("the first line\\nand the second")
 def flat(forward, key, images, labels, **options): return images.reshape(len(images), -1)
+def branches(**options): return lambda step: 0.1 if step < 100 else 0.01
 def in_l2(forward, key, images, labels, *, norm, **options): return {"l2": images}[norm]
 def in_colour(forward, key, images, labels, **options): return images.at[..., 2].add(0.1).reshape(-1, 3)
 class Deep(nn.Module):
@@ -313,6 +314,31 @@ def test_an_attack_is_tried_in_the_threat_model_and_on_the_shape_of_the_data():
     with pytest.raises(InvalidInput, match=r"attack 'wrong:in_colour' failed: .*") as caught:
         experiment.create(config, pathlib.Path("nowhere"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_schedule_is_tried_before_training():
+    changes = {"model.name": "wrn_10_1", "method.name": "madry", "optimizer.name": "sgd", "eval.evaluators": ()}
+    changes |= {"optimizer.schedule": "wrong:branches", "eval.attacks": ("clean",), "eval.validation_attack": "fgsm"}
+    with pytest.raises(InvalidInput, match=r"optimizer.schedule 'wrong:branches'.*TracerBool") as caught:
+        experiment.create(trusting(configure(**changes)), pathlib.Path("nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_every_name_that_a_configuration_gives_is_trusted(monkeypatch):
+    """Of any alphabet, beside values that are no JSON."""
+    trusted = set()
+
+    def trust(*names):
+        trusted.update(names)
+        raise InvalidInput("nothing is run")
+
+    monkeypatch.setattr(parts, "trust", trust)
+    config = configs.default()
+    config.model.name, config.study.seeds = "own:R\u00e9seau", tuple(np.arange(2))
+    config.eval.attacks = ("clean", "own:bruit(tries=2)")
+    with pytest.raises(InvalidInput, match="nothing is run"):
+        cli.execute(config, "configs/digits.py", workdir="", mode="", hosts=("", 0, 0))
+    assert trusted == {"own:R\u00e9seau", "own:bruit"}
 
 
 # Mistakes.

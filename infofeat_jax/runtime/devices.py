@@ -37,10 +37,11 @@ def hardware(mesh: Mesh) -> str:
     return f"{mesh.size} x {device.device_kind}{processor}"
 
 
-def count_for(size: int, parts: int = 1) -> int:
+def count_for(size: int, parts: int = 1, name: str = "config.batch_size") -> int:
     """The number of devices for training batches of `size`, each of whose `parts` parts is split evenly over them.
 
-    All; or one for each example of a part, if one process has more devices than that. Raises InvalidInput otherwise.
+    All; or one for each example of a part, if one process has more devices than that. `name`: of the size, in messages.
+    Raises InvalidInput otherwise.
     """
     count, part = jax.device_count(), size // parts
     if size % parts == 0 and part % count == 0:
@@ -49,7 +50,7 @@ def count_for(size: int, parts: int = 1) -> int:
         return part
     times = f", times {parts} accumulated steps" if parts > 1 else ""
     raise InvalidInput(
-        f"config.batch_size = {size}: expected a multiple of the {count} devices{times},"
+        f"{name} = {size}: expected a multiple of the {count} devices{times},"
         f" such as {-(-size // (count * parts)) * count * parts} (the paper's configurations have 128)"
     )
 

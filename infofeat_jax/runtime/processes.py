@@ -20,6 +20,10 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
     A process that does not respond for PATIENCE seconds ends the others. Raises InvalidInput, RunFailed.
     """
     timeouts = {"heartbeat_timeout_seconds": PATIENCE, "shutdown_timeout_seconds": PATIENCE}
+    if coordinator and coordinator != "auto" and num_processes < 1:
+        raise InvalidInput(
+            f"num_processes {num_processes}: expected how many there are, beside --coordinator=HOST:PORT"
+        )
     if coordinator and coordinator != "auto" and not 0 <= process_id < num_processes:
         raise InvalidInput(f"process_id {process_id}: expected 0 to num_processes - 1 = {num_processes - 1}")
     if not coordinator and (num_processes or process_id >= 0):

@@ -33,7 +33,7 @@ def claimed(workdir: pathlib.Path, setting: Mapping[str, Any]) -> Iterator[None]
         if stored is None and any((workdir / name).exists() for name in OTHERS):
             raise InvalidInput(f"{workdir} holds something else: give another directory")
         for name, value in json.loads(json.dumps(setting)).items():
-            if begun and stored is not None and stored.get(name) != value:
+            if begun and stored is not None and stored.get(name, value) != value:
                 raise InvalidInput(
                     f"{workdir} holds a training with {name} {str(stored.get(name))[:80]}, not {str(value)[:80]}:"
                     " repeat its arguments to continue it, or give another directory"

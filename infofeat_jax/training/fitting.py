@@ -122,6 +122,10 @@ def fit(
     inner = budget._asdict() | dict(zip(("num_steps", "step_size"), steps, strict=True))
     if not 0 <= check_number("ema_decay", ema_decay) < 1:
         raise InvalidInput(f"ema_decay {ema_decay}: expected at least 0 (no average) and below 1")
+    if not isinstance(awp, Awp):
+        raise InvalidInput(f"awp {awp!r}: expected training.awp.Awp(gamma, warmup_steps)")
+    if not callable(optimizer):
+        raise InvalidInput(f"optimizer is of type {type(optimizer).__name__}: expected a function of the schedule")
     ema_decay, awp = float(ema_decay), Awp(float(awp.gamma), int(awp.warmup_steps))
     averaging = Averaging(ema_decay=ema_decay)
     step = {"averaging": averaging, "accumulate_steps": accumulate_steps, "awp": awp, "augment": augment or _unchanged}
@@ -129,7 +133,8 @@ def fit(
     planned = Plan(
         own.adapted(module),
         methods.create(method, methods.Options(dataset.num_classes, inner)) if isinstance(method, str) else method,
-        optimizer(schedule), schedule, dataset, devices.mesh(devices.count_for(batch_size, accumulate_steps)),
+        optimizer(schedule), schedule, dataset,
+        devices.mesh(devices.count_for(batch_size, accumulate_steps, "batch_size")),
         attack_names.parse(validation_attack), budget, step,
         loop.Settings(batch_size, num_epochs, seed, log_every, max_loss, every_minutes=checkpoint_minutes),
     )  # fmt: skip
@@ -140,6 +145,7 @@ def fit(
         "module": claim.text(module), "method": name, "data": digest(dataset[:3]), "num_epochs": num_epochs,
         "batch_size": batch_size, "seed": seed, "learning_rate": rate, "accumulate_steps": accumulate_steps,
         "awp": list(awp), "ema_decay": ema_decay, "validation_attack": validation_attack,
+        "validation_step_size": size,
     }  # fmt: skip
     workdir, title = pathlib.Path(directory), f"{name}, {type(module).__name__}, {dataset.name}"
     with claim.claimed(workdir, setting), signals.listening():
@@ -209,7 +215,9 @@ def _check(plan: Plan) -> None:
     except InvalidInput:
         raise
     except Exception as error:  # a user's code raises anything
-        raise InvalidInput(f"the method with this module, images {list(shape)}: {summary(error)}") from error
+        raise InvalidInput(
+            f"the method, optimizer or schedule with this module, images {list(shape)}: {summary(error)}"
+        ) from error
 
 
 def _unchanged(key: PRNGKey, images: Images) -> Images:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from infofeat_jax.runtime import files, processes
 from infofeat_jax.training import checkpoint
-from infofeat_jax.types import RunFailed
+from infofeat_jax.types import InvalidInput, RunFailed, check_count, summary
 
 SKIPPED = "skipped.json"  # [{step, epoch, images, loss}] of the batches that were skipped
 
@@ -62,9 +62,14 @@ def skip(
 
 
 def read(workdir: pathlib.Path) -> list[dict]:
-    """The records of the skipped batches."""
+    """The records of the skipped batches. Raises InvalidInput for a file that was edited into something else."""
     path = workdir / SKIPPED
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        noted = json.loads(path.read_text()) if path.exists() else []
+        return [{**batch, "step": check_count("step", batch["step"], 1)} for batch in noted]
+    except (ValueError, KeyError, TypeError) as error:
+        expected = 'expected [{"step": 3}, ...]: mend it, or remove it to skip no batch'
+        raise InvalidInput(f"{path} cannot be read ({summary(error)}): {expected}") from None
 
 
 def skipped(workdir: pathlib.Path) -> frozenset[int]:
