@@ -33,7 +33,8 @@ class Difference(NamedTuple):
 
     def __str__(self) -> str:
         seeds = f" ({', '.join(f'{seed:+.1f}' for seed in self.seeds)})" if len(self.seeds) > 1 else ""
-        return f"{self.mean:+.1f} +- {self.half:.1f}{seeds}"
+        mean = round(self.mean, 6)  # the same for every way to sum it
+        return f"{mean:+.1f} +- {self.half:.1f}{seeds}"
 
 
 def difference(one: Measured, other: Measured) -> Difference:
