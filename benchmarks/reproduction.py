@@ -189,13 +189,16 @@ def of_small(method: str, attack: str) -> Difference:
 
 
 def digits() -> str:
-    """InfoFeature minus Madry on digits, seeds paired: as first measured, and again with a later version."""
+    """Methods minus Madry on digits, seeds paired: InfoFeature as first measured, and with later versions."""
     lines = []
     for row in ("lambda0.1-smoothing0.0", "lambda0.5-smoothing0.0"):
         cells = [on_digits(row, attack) for attack in ("clean", "pgd20", "cw20", "autoattack")]
         lines.append([ROWS[row.partition("-")[0]], *cells, ""])
-    again = [over_seeds(compared("ideas", "infofeature", "madry", attack).seeds) for attack in MEASURED]
-    lines.append([f"{ROWS['lambda0.1']}, again", *again[:3], "", again[3]])
+    again = {"infofeature": ("ideas", f"{ROWS['lambda0.1']}, again"), "alp": ("digits_terms", "ALP"),
+             "feature_matching": ("digits_terms", "FM")}  # fmt: skip
+    for method, (study, label) in again.items():
+        found = [over_seeds(compared(study, method, "madry", attack).seeds) for attack in MEASURED]
+        lines.append([label, *found[:3], "", found[3]])
     return table(("", "clean", "PGD20", "CW20", "AutoAttack (100)", "AutoAttack, quick (500)"), lines)
 
 
