@@ -53,7 +53,11 @@ HAND_WRITTEN = [
     # What reaches a step, an attack, a stage.
     ("experiment", "mix=create_mix(config)", "mix=None"),
     ("experiment", "batch_norm=config.attack.batch_norm", 'batch_norm="running"'),
-    ("experiment", "create_ramp(experiment) or experiment.method", "experiment.method"),
+    (
+        "experiment",
+        "experiment.module, create_ramp(experiment) or experiment.method,",
+        "experiment.module, experiment.method,",
+    ),
     ("methods/__init__", "partial(attacks.kl, **options.attack)", "partial(attacks.pgd, **options.attack)"),
     ("methods/__init__", "rivals = labels.most_confusing(forward(images).logits, y)", "rivals = y"),
     ("methods/__init__", ", start=gaussian_start, clip_start=False)", ")"),

@@ -237,7 +237,7 @@ def test_a_preparation_that_fails(tmp_path, monkeypatch, with_tensorflow):
     monkeypatch.setattr(prepared, "reachable", lambda url: True)
     monkeypatch.setattr(tfds, "builder", lambda *args, **kwargs: broken)
     text = message(data.load, "cifar10", data_dir=str(tmp_path))
-    assert "preparing it failed (OSError: No space left)" in text
+    assert "preparing it failed (OSError: No space left on device)" in text
 
 
 @pytest.fixture
