@@ -43,6 +43,7 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
     saved, due, start = where(subject, spec), 0.0, time.monotonic()
     if processes.is_writer():
         switch(subject, spec)
+    processes.barrier(f"{name}: resume state in its place")  # before any process reads it
     state, before = load(saved), seconds(saved)
     tell("reading the resume state", seconds_before=before)
     processes.barrier(f"{name}: resume state read")  # before one process saves the next
