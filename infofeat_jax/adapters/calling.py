@@ -95,14 +95,15 @@ def look(
         draws = [np.asarray(logits(given.call, elsewhere, np.float32(1), seed)) for seed in (0, 1)]
         if (draws[0] == draws[1]).all():
             raise InvalidInput(f"{given.name}: the logits do not depend on the key: give a function of images alone")
-    rows = np.arange(len(images)) // 2  # other neighbours, another place
-    change = difference(here[rows], np.asarray(logits(given.call, images[rows], np.float32(1))))
-    if change > APART and not isinstance(given.call, Randomised):
-        raise InvalidInput(
-            f"{given.name}: the logits of an image change by up to {change:.0%} with the other images of its batch: put"
-            " BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval()), or, if it is meant to"
-            " be random, give a function of (images, key)"
-        )
+    else:
+        rows = np.arange(len(images)) // 2  # other neighbours, another place
+        change = difference(here[rows], np.asarray(logits(given.call, images[rows], np.float32(1))))
+        if change > APART:
+            raise InvalidInput(
+                f"{given.name}: the logits of an image change by up to {change:.0%} with the other images of its batch:"
+                " put BatchNorm and Dropout into evaluation mode (Linen: train=False, NNX: model.eval()), or, if it is"
+                " meant to be random, give a function of (images, key)"
+            )
     right, in_levels = (
         (np.asarray(logits(given.call, among, np.float32(scale))).argmax(-1) == labels).sum() for scale in (1, 255)
     )
