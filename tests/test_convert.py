@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from test_evaluate import COUNT, make, outcomes
+from test_evaluate import COUNT, make, outcomes, save_latest
 from torch_helpers import assert_equal_trees, package_for, small
 
 import infofeat_jax
@@ -19,7 +19,6 @@ from infofeat_jax import cli, models, report, run, weights
 from infofeat_jax import config as configs
 from infofeat_jax import experiment as experiments
 from infofeat_jax.export import convert, robustbench
-from infofeat_jax.training import checkpoint
 from infofeat_jax.types import InvalidInput
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -57,10 +56,7 @@ def variables(the_run: experiments.Experiment):
 def test_the_checkpoint_is_the_one_asked_for(tmp_path):
     """The best is the older one."""
     the_run = make(tmp_path / "run", model="wrn_10_1", seed=4)
-    best = experiments.restore(the_run, "best")
-    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
-    with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
+    best, latest = save_latest(the_run)
     for which, state in (("best", best), ("latest", latest)):
         file = tmp_path / f"{which}.npz"
         convert.main([str(the_run.workdir), str(file), f"--checkpoint={which}"])
@@ -291,13 +287,10 @@ def test_robustbench_entry(trained, tmp_path):
 def test_an_entry_has_the_weights_of_the_checkpoint_that_was_evaluated(trained, tmp_path):
     torch = pytest.importorskip("torch")
     the_run = make(tmp_path / "run", model="wrn_10_1", seed=5)
-    best = experiments.restore(the_run, "best")
-    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
-    with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest._replace(step=best.step + 1), 0.1))
+    _, latest = save_latest(the_run)
     scored = evaluated(trained, tmp_path / "scored")
     results = json.loads((scored / "results.json").read_text()) | {"checkpoint": "latest"}
-    results["checkpoint_step"] = int(best.step) + 1
+    results["checkpoint_step"] = int(latest.step)
     (the_run.workdir / "results.json").write_text(json.dumps(results))
     robustbench.main([str(the_run.workdir), str(tmp_path / "entry"), *PAPER])
     state = torch.load(tmp_path / "entry/Yan2026Improving.pt", weights_only=True)

@@ -52,6 +52,15 @@ def make(directory: pathlib.Path, seed: int = 0, model: str = "tiny", **evaluati
     return the_run
 
 
+def save_latest(the_run: Experiment):
+    """(best, latest) state, after saving a checkpoint of one step more, other parameters and a lower score."""
+    best = experiments.restore(the_run, "best")
+    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params), step=best.step + 1)
+    with checkpoint.opened(the_run.workdir) as checkpoints:
+        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
+    return best, latest
+
+
 @pytest.fixture(scope="module")
 def directory(tiny_model, tmp_path_factory) -> pathlib.Path:
     return tmp_path_factory.mktemp("runs")
@@ -451,10 +460,7 @@ def test_every_field_of_the_results_is_on_the_page(directory):
 
 def test_both_evaluates_the_best_weights_and_the_latest(directory, monkeypatch):
     the_run = make(directory / "which", attacks=("clean",), cam_images=2, checkpoint="both")
-    best = experiments.restore(the_run, "best")
-    latest = best._replace(params=jax.tree.map(lambda leaf: leaf + 1, best.params))
-    with checkpoint.opened(the_run.workdir) as checkpoints:
-        checkpoint.save(checkpoints, checkpoint.Snapshot(8, latest, 0.1))
+    best, latest = save_latest(the_run)
     found = {}
     monkeypatch.setattr(evaluate, "evaluate", lambda subject, *_: found.update({subject.suffix: subject}) or {})
     results = run.evaluate_run(the_run)
