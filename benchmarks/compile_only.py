@@ -79,7 +79,7 @@ def describe(row: dict) -> str:
         return f"  {row['error']}"
     convolutions = ", ".join(f"{count} {name}" for name, count in sorted(row["convolutions"].items()))
     lines = [
-        f"compiled in {row['compile_s']} s ({row['compile_cpu_s']} s of processor time), jax {row['jax']}",
+        f"compiled in {row['compile_s']} s ({row['compile_cpu_s']} s of CPU time), jax {row['jax']}",
         f"memory {row['memory'] / 2**20:,.0f} MiB a device, of which {row['workspace'] / 2**20:,.0f} work space",
         f"{row['collectives']} collectives, {row['collective_bytes'] / 1e6:.1f} MB",
         f"collectives in loops: {row['looped_collectives']}",

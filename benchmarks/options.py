@@ -1,10 +1,10 @@
-"""What each option of training costs: processor time of a step, and size of the state, relative to plain Madry.
+"""What each option of training costs: CPU time of a step, and size of the state, relative to plain Madry.
 
   python benchmarks/options.py                 # prints the table
   python benchmarks/options.py --report        # and writes it into docs/how-to/recipes.md
 
 ResNet18 of width 16, batches of 32 images of CIFAR-10's size on the host's CPU, PGD with 7 steps unless the option says
-otherwise. Processor seconds of all threads, medians of interleaved steps: other work on the machine distorts them
+otherwise. CPU seconds of all threads, medians of interleaved steps: other work on the machine distorts them
 less than it does the clock. Synthetic images; on an accelerator the ratios differ, above all those of small operations.
 """
 
@@ -96,7 +96,7 @@ def table(seconds: dict[str, float], sizes: dict[str, float], args) -> list[str]
     where = f"ResNet18 of width {args.width}, batches of {args.batch_size}, {jax.device_count()} CPU device"
     lines = [
         f"{where} ({platform.machine()}), jax {jax.__version__}, medians of {args.repeats} steps:", "",
-        "| | processor time of a step | size of the state |", "|---|---:|---:|",
+        "| | CPU time of a step | size of the state |", "|---|---:|---:|",
     ]  # fmt: skip
     for name in seconds:
         ratio, size = seconds[name] / seconds[PLAIN], sizes[name] / sizes[PLAIN]

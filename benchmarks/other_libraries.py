@@ -55,7 +55,7 @@ def main() -> None:
             adversarial[name] = find(images, labels)
             spent[name].append((time.perf_counter() - clocks[0], time.process_time() - clocks[1]))
     print(f"clean accuracy {100 * accuracy(forward, images, labels):.1f} % of {len(labels)} images")
-    print("| library | robust accuracy, % | images/s | images per second of processor time |")
+    print("| library | robust accuracy, % | images/s | images per second of CPU time |")
     print("|---|---|---|---|")
     for name, pairs in spent.items():
         assert np.abs(adversarial[name] - images).max() < EPSILON + 1e-6, name

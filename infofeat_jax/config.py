@@ -72,7 +72,7 @@ def default() -> ConfigDict:
     config.method = ConfigDict()
     config.method.name = "infofeature"  # standard, madry, infofeature, ...
     config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
-    config.method.label_smoothing = placeholder(float)  # None: the method's own, of most 0
+    config.method.label_smoothing = placeholder(float)  # None: the method's default, 0 for most methods
     config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
     config.method.distance = "l2"  # between class activation maps: l2, l1, cosine
     config.method.classes = "all"  # whose maps are compared: all, or the label's
@@ -97,7 +97,7 @@ def default() -> ConfigDict:
     config.optimizer.name = "sgd"  # sgd, adam, adamw, muon
     config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic (one triangle)
     config.optimizer.learning_rate = 0.1  # the largest of the schedule, for batches of 128: see scaling
-    # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam)
+    # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam and AdamW)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
     config.optimizer.momentum = 0.9  # Adam, AdamW: beta_1

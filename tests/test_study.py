@@ -96,7 +96,7 @@ def test_every_study_can_be_planned_at_every_scale(path, monkeypatch):
         for one in planned:
             evaluate.check_names(one.config.eval.attacks, one.config.eval.distances)
             sources = {attack_names.parse(name).source for name in one.config.eval.attacks} - {""}
-            assert one.name not in sources  # else it is no transferred attack
+            assert one.name not in sources  # else it is no transfer attack
 
 
 def test_finished_runs_are_passed_over(tmp_path):

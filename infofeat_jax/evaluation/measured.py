@@ -28,7 +28,7 @@ class Measured(NamedTuple):
 
     values: dict[str, Values]
     seconds: dict[str, float]
-    sources: dict[str, str]  # {name: digest of the weights that a transferred attack was crafted on}
+    sources: dict[str, str]  # {name: digest of the weights that a transfer attack was crafted on}
     batch_size: int = 0  # the smallest that memory running out has forced; 0: it did not run out
     probes: Probes | None = None  # of the model, for the flags; in a file of their own
 
@@ -77,7 +77,7 @@ def is_measured(subject: Subject, measured: Measured, name: str) -> bool:
 
 
 def load(subject: Subject) -> Measured:
-    """What an earlier evaluation in the same setting has measured; transferred attacks only from the same source."""
+    """What an earlier evaluation in the same setting has measured; transfer attacks only from the same source."""
     for path in (subject.file("outcomes"), subject.workdir / "outcomes.npz"):
         arrays = files.read_arrays(path, subject.setting) or {}
         try:
@@ -132,7 +132,7 @@ def save_probes(subject: Subject, probes: Probes) -> None:
 
 
 def source_digests(subject: Subject, names: Iterable[str]) -> dict[str, str]:
-    """{name: digest of the source's weights} for the transferred attacks among `names`."""
+    """{name: digest of the source's weights} for the transfer attacks among `names`."""
     sources = {name: attack_names.parse(plain(name)).source for name in names}
     return {name: subject.source(source).digest for name, source in sources.items() if source}
 

@@ -45,7 +45,7 @@ class AttackName(NamedTuple):
     family: str
     steps: int | None
     options: str  # as they are written between the parentheses
-    source: str  # of a transferred attack: the run that it is crafted on
+    source: str  # of a transfer attack: the run that it is crafted on
 
     @property
     def series(self) -> str:

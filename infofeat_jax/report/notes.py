@@ -12,7 +12,7 @@ WARNINGS = ("Data:", "Few images", "Reduced setting", "Not the paper's setting")
 
 
 def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[paper.Deviation]:
-    """How the settings of a row's runs, and of the sources of their transferred attacks, differ from the paper's."""
+    """How the settings of a row's runs, and of the sources of their transfer attacks, differ from the paper's."""
     found = {}
     for run in row.runs:
         config = run.config | {key: run.results["config"][key] for key in ("attack", "eval")}
@@ -24,7 +24,7 @@ def deviations_of(study: Study, row: Row, published: paper.PaperTable) -> list[p
 
 
 def source_deviations(study: Study, run: RunRecord) -> list[paper.Deviation]:
-    """How the settings of the models that transferred attacks were crafted on differ from Table 1's."""
+    """How the settings of the models that transfer attacks were crafted on differ from Table 1's."""
     found = []
     for source in sorted({estimate.split_steps(attack).source for attack in estimate.own_accuracies(run)} - {""}):
         try:

@@ -15,7 +15,7 @@ from infofeat_jax.report.runs import Study
 
 HERE = pathlib.Path(__file__).parent
 HEADINGS = {
-    "accuracy": "Accuracy", "latest": "Early stopping", "live": "Averaged weights", "transfer": "Transferred attacks",
+    "accuracy": "Accuracy", "latest": "Early stopping", "live": "Averaged weights", "transfer": "Transfer attacks",
     "steps": "Number of steps", "distances": "Distance between perturbations",
     "evaluators": "Evaluators of one's own",
 }  # fmt: skip
