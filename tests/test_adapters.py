@@ -157,6 +157,16 @@ def test_foolbox(foolbox, name):
     np.testing.assert_array_equal(FORWARD(perturbed).logits.argmax(-1) != LABELS, success)
 
 
+def test_foolbox_attacks_within_other_bounds(foolbox):
+    """A model of images in [-1, 1]: the same attack, with twice the budget."""
+    labels, attack = jnp.asarray(LABELS), foolbox.attacks.FGSM()
+    expected = attack(adapters.foolbox(FORWARD), IMAGES, labels, epsilons=0.1)[1]
+    scaled = adapters.foolbox(lambda images: FORWARD((images + 1) / 2), bounds=(-1.0, 1.0))
+    found = attack(scaled, 2 * IMAGES - 1, labels, epsilons=0.2)[1]
+    assert ((expected == 0) | (expected == 1)).any()  # some pixels are clipped
+    np.testing.assert_allclose((found + 1) / 2, expected, atol=1e-6)
+
+
 @pytest.fixture
 def art():
     pytest.importorskip("art")
@@ -181,6 +191,16 @@ def test_art(art, name, options):
     images = np.array(IMAGES)
     assert (art.predict(images).argmax(1) == LABELS).all()
     check_attacked(getattr(evasion, name)(art, **options).generate(images, ONE_HOT))
+
+
+def test_art_attacks_within_other_bounds(art):
+    from art.attacks import evasion
+
+    scaled = adapters.art(lambda images: FORWARD((images + 1) / 2), (8, 8, 3), 5, bounds=(-1.0, 1.0))
+    images, attack = np.array(IMAGES), evasion.FastGradientMethod
+    expected = attack(art, eps=0.1).generate(images, ONE_HOT)
+    assert ((expected == 0) | (expected == 1)).any()  # some pixels are clipped
+    np.testing.assert_allclose((attack(scaled, eps=0.2).generate(2 * images - 1, ONE_HOT) + 1) / 2, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options"), [("DeepFool", {"epsilon": 0.02}), ("CarliniL2Method", {"max_iter": 5})])

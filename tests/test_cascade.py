@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from infofeat_jax.attacks.autoattack import ResumeState
+from infofeat_jax.attacks.autoattack import ROBUST, ResumeState
 from infofeat_jax.data import Split
-from infofeat_jax.evaluation import attack_names, autoattack
+from infofeat_jax.evaluation import attack_names, autoattack, summaries
 from infofeat_jax.evaluation.attack_names import AttackSpec, Budget
+from infofeat_jax.evaluation.measured import Measured
 from infofeat_jax.evaluation.subject import Subject
 from infofeat_jax.runtime import files
 
@@ -71,6 +72,17 @@ def test_what_each_stage_left(tmp_path):
     assert list(autoattack.after_stages(one, ["autoattack(version=plus)", "autoattack"]))[1] == "apgd-t"
     for setting, count in (("a", 5), ("b", 6)):
         assert autoattack.after_stages(subject(tmp_path, setting, count), ["autoattack"]) == {}
+
+
+def test_what_square_alone_breaks_raises_a_flag(tmp_path):
+    """Gradients are masked where the last of AutoAttack's stages, which needs none, finds more."""
+    one, broken_by = subject(tmp_path, "a", 20), np.full(20, ROBUST, np.int32)
+    for lost, expected in ((0, []), (8, ["black-box beats white-box"])):
+        broken_by[:lost] = 4
+        done = ResumeState(5, 0 * broken_by, broken_by, np.zeros((20, 2, 2, 1), np.float32), 77, 231)
+        autoattack.save(autoattack.where(one, AttackSpec("autoattack")), done)
+        measured = Measured({"autoattack": broken_by == ROBUST}, {}, {})
+        assert [flag.split(":")[0] for flag in summaries.find_flags(one, measured)] == expected
 
 
 def test_a_state_of_random_numbers_by_batch_is_not_resumed_but_its_stages_count(tmp_path):

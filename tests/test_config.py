@@ -513,6 +513,9 @@ def test_the_attack_that_chooses_the_best_checkpoint_is_kept(tmp_path):
     assert "eval.validation_attack: 'pgd7' there, 'fgsm' now" in refused(
         checks.check_continues, tmp_path, other, "train"
     )
+    steps = configs.resolve(changed(eval={"validation_attack": "pgd7", "step_size": 1.0}))
+    assert "eval.step_size: " in refused(checks.check_continues, tmp_path, steps, "train")
     assert "batch_size" in refused(checks.check_continues, tmp_path, configs.resolve(changed(batch_size=64)), "train")
-    checks.check_continues(tmp_path, other, "evaluate")
+    for allowed in (other, steps):
+        checks.check_continues(tmp_path, allowed, "evaluate")
     checks.check_continues(tmp_path, configs.resolve(changed(eval={"attacks": ("clean",)}, remat=True)), "train")

@@ -281,7 +281,45 @@ def test_robustbench_entry(trained, tmp_path):
     }  # fmt: skip
     state = torch.load(tmp_path / "entry/Yan2026Improving.pt", weights_only=True)
     assert float(state["mu"].squeeze()) == float(state["sigma"].squeeze()) == 0.5
+    robustbench.main([str(source), str(tmp_path / "more"), *PAPER, "--additional_data"])
+    assert json.loads((tmp_path / "more" / path.relative_to(tmp_path / "entry")).read_text())["additional_data"] is True
     assert_equal_trees(jax.device_get(models.from_torch(state)[1]), variables(trained))
+
+
+def test_the_network_of_a_file_is_the_one_asked_for(file, tmp_path):
+    torch = pytest.importorskip("torch")
+    with np.load(file) as arrays:
+        first = {name: torch.from_numpy(arrays[name]) for name in arrays}
+    second = {name: value + (name == "fc.bias") for name, value in first.items()}
+    torch.save({"net": first, "ema": second}, tmp_path / "both.pt")
+    biases = []
+    for key in ("net", "ema"):
+        convert.main([str(tmp_path / "both.pt"), str(tmp_path / key), f"--key={key}"])
+        biases.append(weights.load(tmp_path / key)[1]["params"]["dense"]["bias"])
+    np.testing.assert_allclose(biases[1], biases[0] + 1, atol=1e-6)
+
+
+def test_a_run_is_loaded_in_its_dtype(tmp_path, trained):
+    """In float32 its accuracies would be a little different from those that were evaluated."""
+    convert.write_run(tmp_path / "run", weights.describe(trained.module), variables(trained), "here")
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "bfloat16"}))
+    module, values = weights.load(tmp_path / "run")
+    images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 1))
+    assert module == trained.module.clone(dtype=jnp.bfloat16)
+    found, expected = (one.apply(values, images).logits for one in (module, trained.module))
+    assert 0 < np.abs(found - expected).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [
+        ("resnet18", 0, "ResNet-18"), ("resnet18", 16, "ResNet-18 (width 16)"),
+        ("preact_resnet18", 0, "PreActResNet-18"), ("wrn_28_10", 0, "WideResNet-28-10"),
+    ],
+)  # fmt: skip
+def test_architectures_in_an_entry(name, width, expected):
+    assert robustbench.architecture(models.create(name, num_classes=10, width=width)) == expected
 
 
 def test_an_entry_has_the_weights_of_the_checkpoint_that_was_evaluated(trained, tmp_path):

@@ -184,7 +184,14 @@ def renamed(image, label, train="train", test="test", **more):
 
 @pytest.mark.parametrize(
     ("image", "label"),
-    [("x_{}", "y_{}"), ("X_{}", "Y_{}"), ("{}_images", "{}_labels"), ("images_{}", "labels_{}"), ("{}_x", "{}_y")],
+    [
+        ("x_{}", "y_{}"),
+        ("X_{}", "Y_{}"),
+        ("{}_images", "{}_labels"),
+        ("images_{}", "labels_{}"),
+        ("{}_x", "{}_y"),
+        ("{}_data", "{}_labels"),
+    ],
 )
 def test_the_usual_names_of_arrays(tmp_path, npz, image, label):
     np.savez(tmp_path / "other.npz", **renamed(image, label), unrelated=np.zeros(3))
@@ -209,7 +216,10 @@ def test_a_published_validation_split_is_trained_on_with_labels_in_a_column(tmp_
 PLURAL, LABELS = "{}_images", "{}_labels"
 
 
-@pytest.mark.parametrize(("image", "label"), [("images", "labels"), ("X", "y"), ("data", "target")])
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("images", "labels"), ("image", "label"), ("X", "y"), ("data", "labels"), ("data", "target")],
+)
 def test_without_a_test_split_a_fifth_of_each_class_becomes_one(tmp_path, image, label):
     everything = create_images(53), np.sort(np.arange(53) % 4)
     np.savez(tmp_path / "whole.npz", **{image: everything[0], label: everything[1]})

@@ -11,10 +11,11 @@ import pytest
 import infofeat_jax
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
+from infofeat_jax.adapters import calling
 from infofeat_jax.attacks import apgd, autoattack, fab, pgd
 from infofeat_jax.attacks.apgd import apgd_search
 from infofeat_jax.attacks.autoattack import ROBUST, steps
-from infofeat_jax.attacks.inputs import Randomised
+from infofeat_jax.attacks.inputs import Randomised, at_draw
 from infofeat_jax.attacks.search import draw_key, look_at_draws
 from infofeat_jax.attacks.stages import plan, plan_of
 from infofeat_jax.evaluation import evaluate as measurements
@@ -68,6 +69,15 @@ def accuracy(images) -> float:
     """Of the noisy model, over 200 draws that no attack has seen."""
     correct = jax.jit(lambda key: noisy(images, key).argmax(-1) == Y)
     return float(np.mean([correct(key) for key in jax.random.split(jax.random.key(7), 200)]))
+
+
+def test_images_have_draws_of_their_own_where_a_model_takes_one_at_a_time():
+    def one(image, key):
+        return jax.random.uniform(key, (5,)) + 0 * image.sum()
+
+    forward = calling.in_way(Randomised(jax.tree_util.Partial(one)), calling.Calling(one_by_one=True))
+    logits = at_draw(forward, KEY)(jnp.full((4, *X.shape[1:]), 0.5))
+    assert len(set(map(tuple, np.asarray(logits).tolist()))) == 4
 
 
 def test_a_single_draw_is_a_weaker_attack():

@@ -88,8 +88,12 @@ def forward(the_run: Experiment):
 def test_a_transferred_attack_is_crafted_on_the_source_and_scored_on_the_target(directory):
     target = make(directory / "target", attacks=("clean", "pgd2", "pgd2@source"))
     source = make(directory / "source", seed=5)
+    of_source = forward(source)
+    save_latest(source)  # other weights, which are not attacked
+    end = {"step": 8, "epoch": source.config.num_epochs}
+    files.write_atomically(source.workdir / "metrics.jsonl", json.dumps(end) + "\n")
     results = run.evaluate_run(target)
-    craft = jax.jit(partial(attacks.pgd, forward(source), epsilon=48 / 255, step_size=12 / 255, num_steps=2))
+    craft = jax.jit(partial(attacks.pgd, of_source, epsilon=48 / 255, step_size=12 / 255, num_steps=2))
     score = forward(target)
     expected = [score(craft(*batch)).logits.argmax(-1) == batch[-1] for batch in batches(target)]
     found = outcomes(target.workdir)
@@ -358,6 +362,11 @@ def test_cam_images_are_what_the_network_sees(directory):
     with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
         earlier = {name: value for name, value in kept.items() if name != "class_names"}
         assert kept["class_names"].tolist() == [str(digit) for digit in range(10)]
+    budget = {"epsilon": 48 / 255, "step_size": 12 / 255, "num_steps": 20}
+    attack = jax.jit(partial(attacks.infofeature, forward(the_run), **budget))
+    attacked = attack(streams.key(0, "cam_images"), jnp.asarray(earlier["images"]), jnp.asarray(earlier["labels"]))
+    np.testing.assert_allclose(earlier["perturbed"], attacked, atol=1e-5)
+    assert earlier["attack"] == "infofeature20"
     np.savez(the_run.workdir / "cam_images.npz", **earlier)  # as written before it held the names
     run.evaluate_run(the_run)
     with np.load(the_run.workdir / "cam_images.npz", allow_pickle=False) as kept:
@@ -518,6 +527,9 @@ def test_damaged_outcomes_are_measured_again(directory, monkeypatch):
         b'\xff\xfe\n{"step": 7, "epoch": 120, "epoch_seconds": "x"}\n' + b"[" * 9999
     )
     assert run.evaluate_run(the_run)["training_seconds"] == 0
+    epochs = [{"step": 7 * epoch, "epoch": epoch, "epoch_seconds": 1.25 * epoch} for epoch in (1, 2, 119, 120)]
+    (the_run.workdir / "metrics.jsonl").write_text("".join(json.dumps(line | {"loss": 9.0}) + "\n" for line in epochs))
+    assert run.evaluate_run(the_run)["training_seconds"] == round(1.25 * 242, 1)
 
 
 def test_a_source_that_is_gone_concerns_only_those_who_ask_for_it(directory, monkeypatch):

@@ -89,6 +89,9 @@ def test_the_table_as_text_and_as_html(result):
     assert text.splitlines()[-1] == "warning: a < b"
     assert "<li>warning: a &lt; b</li>" in page
     assert repr(result) == str(result)
+    cascade = flagged._replace(accuracy={"autoattack": 0.25}, intervals={"autoattack": (0.1, 0.5)})
+    assert re.search(r"\n  after apgd-ce +50\.0\n", str(cascade))
+    assert "after apgd-ce</td><td>50.0</td>" in cascade._repr_html_()
     beyond = result._replace(accuracy=result.accuracy | {"fgsm(epsilon=9)": 0.1})
     beyond = beyond._replace(intervals=result.intervals | {"fgsm(epsilon=9)": (0.0, 0.2)})
     assert "worst case over these " in text
@@ -477,6 +480,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
     for model, options, message in (
         (FORWARD, {"epsilon": 0.1}, "holds an evaluation with epsilon 0.05, not 0.1: give another directory"),
         (FORWARD, {"images": X[:20], "labels": Y[:20]}, "holds an evaluation with images .*, not"),
+        (FORWARD, {"labels": np.roll(Y, 1)}, "holds an evaluation with images .*, not"),
         (FORWARD, {"seed": 1}, "holds an evaluation with seed 0, not 1"),
         (FORWARD, {"norm": "l2"}, "holds an evaluation with norm linf, not l2"),
         (jax.tree_util.Partial(FORWARD.func, 1.01 * FORWARD.args[0], FORWARD.args[1]), {}, "evaluation with weights"),
@@ -566,6 +570,8 @@ def test_the_directory_becomes_the_report_page_of_a_run(tmp_path, capsys):
         assert f"<td>{100 * value:.1f}" in page
     assert "<dt>model</dt><dd>_logits</dd>" in page
     assert "24 images; linf epsilon 12.75/255, seed 0" in page
+    config = json.loads((tmp_path / "mine" / "results.json").read_text())["config"]
+    assert config["attack"]["step_size"] == config["eval"]["step_size"] == 12.75 / 4
     assert "python main.py" not in page
     assert re.search(
         r"mine +" + " +".join(f"{100 * value:.1f}" for value in found.accuracy.values()), capsys.readouterr().out

@@ -15,7 +15,7 @@ from infofeat_jax import config as configs
 from infofeat_jax.attacks.autoattack import ROBUST, ResumeState
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation import autoattack
-from infofeat_jax.export import convert, external, robustbench
+from infofeat_jax.export import adversarial_images, convert, external, robustbench
 from infofeat_jax.runtime import files
 from infofeat_jax.types import InvalidInput
 
@@ -60,6 +60,14 @@ def evaluated(directory: pathlib.Path, *, norm: str = "linf", attack: str = "aut
     }  # fmt: skip
     (run / "results.json").write_text(json.dumps(results))
     return run, batch, moved, robust
+
+
+@pytest.mark.parametrize(("dataset", "labels"), [("cifar10", 1), ("cifar100", 2)])
+def test_official_images_follow_their_labels(tmp_path, dataset, labels):
+    images = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
+    rows = [np.full((COUNT, labels), 7, np.uint8), images.transpose(0, 3, 1, 2).reshape(COUNT, -1)]
+    (tmp_path / "test.bin").write_bytes(np.concatenate(rows, axis=1).tobytes())
+    np.testing.assert_array_equal(adversarial_images.read_official(tmp_path / "test.bin", dataset, COUNT), images)
 
 
 def assert_in_order(stored: np.ndarray, moved: np.ndarray):

@@ -1,5 +1,6 @@
 """Folders of images that are decoded batch by batch: the same bits as in memory, from loading to resumed training."""
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -163,3 +164,11 @@ def test_the_data_of_a_training_are_identified_without_decoding(folder, decoded)
     moved = there.train._replace(images=there.train.images.select(np.arange(40)[::-1]))
     assert digest(there[:3]) != digest(there._replace(train=moved)[:3])
     assert decoded == []
+
+
+def test_an_image_that_was_replaced_is_noticed_by_its_size(folder, tmp_path):
+    """With the images in their files, whose names are the same."""
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    before = digest(load(str(moved), in_memory=False)[:3])
+    Image.fromarray(np.zeros((2 * SIZE, SIZE, 3), np.uint8)).save(moved / "class0" / "0.png")
+    assert digest(load(str(moved), in_memory=False)[:3]) != before

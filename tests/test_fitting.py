@@ -151,6 +151,12 @@ def test_a_directory_is_for_one_training(plain):
         ({"epsilon": 4 / 255}, "holds a training with epsilon 0.03137254901960784, not 0.0156"),
         ({"method": "trades"}, "holds a training with method madry, not trades"),
         ({"data": plain["data"]._replace(train=plain["data"].train._replace(labels=LABELS))}, "with data "),
+        ({"batch_size": 8}, "with batch_size 16, not 8"),
+        ({"num_epochs": 2}, "with num_epochs 1, not 2"),
+        ({"accumulate_steps": 2}, "with accumulate_steps 1, not 2"),
+        ({"awp": Awp(0.01)}, "with awp [0.0, 0], not [0.01, 0]"),
+        ({"ema_decay": 0.5}, "with ema_decay 0.0, not 0.5"),
+        ({"validation_attack": "pgd2"}, "with validation_attack fgsm, not pgd2"),
     ):
         assert expected in message(fit, **plain | changes)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import linear_model
 import numpy as np
 import pytest
-from golden_attacks import EPSILON, images, labels, network
+from golden_attacks import images, labels, network
 
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
@@ -42,10 +42,12 @@ def gradient_times(sign):
     return forward
 
 
-@pytest.mark.parametrize(("norm", "step_size"), [("linf", 2 / 255), ("l2", 0.25)])
-def test_a_sound_network_raises_none(norm, step_size):
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "step_size"), [("linf", 8 / 255, 2 / 255), ("l2", 1.0, 0.25), ("l1", 24.0, 6.0)]
+)
+def test_a_sound_network_raises_none(norm, epsilon, step_size):
     x, y = images("ensemble/images_u8")[:8], labels("ensemble/labels")[:8]
-    seen = probes.probe(network(), KEY, x, y, epsilon=EPSILON[norm], step_size=step_size, norm=norm)
+    seen = probes.probe(network(), KEY, x, y, epsilon=epsilon, step_size=step_size, norm=norm)
     assert heuristics.flags(seen) == []
     assert seen.correct["clean"].sum() > seen.correct["steps"].sum() > seen.correct["large budget"].sum() == 0
 

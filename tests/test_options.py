@@ -195,7 +195,7 @@ def test_free_training_is_the_naive_one():
     found = states(experiment, 2)
     images, labels = jnp.asarray(to_unit(experiment.data.train.images[:16])), experiment.data.train.labels[:16]
     params, stats = found[0].params, found[0].batch_stats
-    velocity = jax.tree.map(jnp.zeros_like, params)
+    velocity, losses = jax.tree.map(jnp.zeros_like, params), []
 
     @jax.jit
     def differentiated(params, stats, x):
@@ -205,20 +205,24 @@ def test_free_training_is_the_naive_one():
             )
             return -jax.nn.log_softmax(outputs.logits)[jnp.arange(16), labels].mean(), moved["batch_stats"]
 
-        (_, moved), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
-        return gradient, moved
+        (value, moved), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return gradient, moved, value
 
     for step in range(2):
         attack_key = jax.random.split(jax.random.fold_in(KEY, step))[1]
         x = jnp.clip(images + 8 / 255 * jax.random.uniform(attack_key, images.shape, minval=-1.0), 0, 1)
         for _ in range(3):
-            (g, to_images), stats = differentiated(params, stats, x)
+            (g, to_images), stats, value = differentiated(params, stats, x)
+            losses.append(value)
             velocity = jax.tree.map(lambda v, g, p: 0.9 * v + g + 0.05 * p, velocity, g, params)
             params = jax.tree.map(lambda p, v: p - 0.1 * v, params, velocity)
             x = x + 6 / 255 * jnp.sign(to_images)
             x = jnp.clip(x, images - 8 / 255, images + 8 / 255).clip(0, 1)
     assert distance(params, found[2].params) < 1e-4
     assert distance(stats, found[2].batch_stats) < 1e-4
+    batch = devices.shard(experiment.mesh, tuple(part[:16] for part in experiment.data.train))
+    metrics = experiments.compile_step(experiment)(experiments.create_state(experiment), batch, KEY)[1]
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses[:3]), rtol=1e-4)
     average = found[0].params
     for state, decay in zip(found[1:], (0.1, 2 / 11), strict=True):  # moves once a step, after its updates
         average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 import infofeat_jax
-from infofeat_jax import cli, data, experiment, methods, models, parts, report, run, weights
+from infofeat_jax import cli, data, experiment, methods, models, parts, report, run, streams, weights
 from infofeat_jax import config as configs
 from infofeat_jax.evaluation import attack_names, evaluators
 from infofeat_jax.export import convert
@@ -35,10 +35,12 @@ from own import ViT, tables, pairing, sign_noise, shifted, confidence
 """
 WRONG = """
 import flax.linen as nn
+import jax
 from infofeat_jax import methods
 number = 3
 def takes_nothing(): return None
 def returns_none(*given, **options): return None
+def draws(forward, key, images, labels): return jax.random.uniform(key, (len(images),))
 def fails(*given, **options): raise RuntimeError("the first line\\nand the second")
 def flat(forward, key, images, labels, **options): return images.reshape(len(images), -1)
 def branches(**options): return lambda step: 0.1 if step < 100 else 0.01
@@ -135,6 +137,11 @@ def test_ones_own_evaluators_give_each_image_a_value(finished, capsys):
     with np.load(finished / "outcomes.npz") as values:
         np.testing.assert_array_equal(values["evaluator/own:shifted(pixels=1)"], np.all(expected, axis=0))
         np.testing.assert_allclose(values["evaluator/own:confidence"], shares.max(-1), rtol=1e-5)
+    parts.trust("wrong:draws")
+    drawn = [evaluators.measure(subject._replace(seed=seed), "wrong:draws", lambda *_, **__: None) for seed in (0, 1)]
+    key = jax.random.fold_in(streams.key(1, "evaluation"), 0)
+    np.testing.assert_array_equal(drawn[1], np.asarray(jax.random.uniform(key, (16,)))[:12])
+    assert (drawn[0] != drawn[1]).all()
     middle = predicted[4].astype(np.int32)  # as labels, which such a short training does not hit
     found = evaluators.measure(
         subject._replace(split=data.Split(images, middle)), "own:shifted(pixels=1)", lambda *_, **__: None

@@ -1,6 +1,7 @@
 """Data sets of any name as TFDS prepares them: images of many sizes, decoded batch by batch or held in memory."""
 
 import io
+import json
 import shutil
 
 import jax
@@ -133,6 +134,11 @@ def test_the_same_images_in_the_same_order_and_none_before_its_batch(flowers, de
     assert there[3] == here[3]
     names = there.train.images.identity() + there.validation.images.identity() + there.test.images.identity()
     assert len({*names}) == COUNTS["train"] + COUNTS["validation"]
+    about = json.loads((flowers / "1.2.3" / "dataset_info.json").read_text())
+    sizes = {split["name"]: split["numBytes"] for split in about["splits"]}
+    for name in names:  # so that another preparation of the data is noticed
+        split = name.split()[0]
+        assert name.startswith(f"{split} of {sizes[split]} bytes, ")
 
 
 def test_stopped_anywhere_it_goes_on_to_the_bits_of_training_in_memory(tmp_path, flowers, monkeypatch, decoded):

@@ -1,5 +1,6 @@
 """The report's tables say what the runs' files say: means, intervals, the worst case, the paper's values."""
 
+import importlib
 import json
 import math
 import re
@@ -7,7 +8,7 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from report_runs import create_config, create_results, lines_of, simple_run, write_run, write_study
+from report_runs import MEASURED, create_config, create_results, lines_of, simple_run, write_run, write_study
 
 from infofeat_jax import config as configs
 from infofeat_jax.report import cells, collect, estimate, markup, paper, tables, terminal
@@ -119,6 +120,16 @@ def test_attacks_are_in_the_papers_order_and_step_counts_in_their_own_table(stud
     assert [line.cells[1].value for line in live] == ["85.0", "84.0", "\N{MINUS SIGN}1.0"]
 
 
+def test_distances_and_evaluators_are_means_over_seeds(tmp_path):
+    for seed, value in enumerate((0.1, 0.3)):
+        measured = {"distances": {"cw5": value}, "evaluators": {"own:shifted": 2 * value}}
+        config = create_config(seed=seed)
+        write_run(tmp_path / f"madry-seed{seed}", config, create_results(config, MEASURED, **measured))
+    study = collect.collect(tmp_path)
+    assert tables.distance_table(study).lines[0].cells == [("0.200", "")]
+    assert tables.evaluator_table(study).lines[0].cells == [("0.4", "")]
+
+
 # Beside the paper
 
 
@@ -202,8 +213,18 @@ def test_the_papers_tables_have_a_value_for_every_column():
     for published in paper.TABLES.values():
         for row in published.rows.values():
             assert all(len(values) == len(published.columns) for values in row.values())
-    assert paper.TABLES["table1"].rows["infofeature"]["mean"] == (85.1, 69.3, 61.3, 49.3, 48.0)
-    assert paper.TABLES["table6"].rows["madry"]["mean"] == (88.7, 88.6, 88.4, 75.3, 74.6)
+
+
+@pytest.mark.parametrize("table", list(paper.TABLES))
+def test_the_papers_tables_are_those_in_the_studies_docstrings(table):
+    """Two copies from the paper: for the report, and for readers of the configurations."""
+    docstring = importlib.import_module(f"configs.studies.{table}").__doc__
+    copied = {}
+    for line in docstring.splitlines():
+        if found := re.fullmatch(r"  (\w+) +([\d ./]+?)(?: +worst ([\d ./]+))?", line):
+            method, *parts = found.groups()
+            copied[method] = [tuple(map(float, part.split("/"))) for part in parts if part]
+    assert copied == {method: list(row.values()) for method, row in paper.TABLES[table].rows.items()}
 
 
 def test_table_6_finds_its_columns_and_judges_the_sources(tmp_path):

@@ -120,6 +120,36 @@ def test_l2_images_lie_on_the_sphere_and_change_in_two_windows(shape):
     assert changed.sum((1, 2)).max() <= 2 * 9
 
 
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_proposals_spend_what_the_box_has_left_unspent(norm):
+    """Against a loop with the authors' formula, at points well inside of the ball, some pixels at the box's faces."""
+    power, epsilon, side, rng = patches.POWERS[norm], {"l2": 2.0, "l1": 20.0}[norm], 3, np.random.default_rng(0)
+    threat, images = threats.threat(norm, epsilon), rng.integers(0, 5, (4, 8, 8, 3)).astype(np.float32) / 4
+    x = np.clip(images + rng.normal(0, 0.03, images.shape), 0, 1).astype(np.float32)
+    keys = jax.random.split(KEY, 4)
+    found = jax.jit(functools.partial(patches.propose, threat))(keys, images, x, jnp.full(4, side))
+    draw, project = jax.jit(patches._draw, static_argnums=(0, 2, 3)), jax.jit(partial(threats.project, threat))
+    for index in range(4):
+        corners, pyramid = map(np.asarray, draw(norm, keys[index], (8, 8), 3, side))
+        change, windows = (x[index] - images[index]).astype(float), np.zeros((2, 8, 8), bool)
+        for window, (top, left) in zip(windows, corners, strict=True):
+            window[top : top + side, left : left + side] = True
+        either = windows.any(0)
+        unspent = max(epsilon**power - (np.abs(change) ** power).sum(), 0)
+        assert unspent > 0.5 * epsilon**power
+        proposal = np.where(either[..., None], 0, change)
+        for channel in range(3):
+            budget = ((np.abs(change[either, channel]) ** power).sum() + unspent / 3) ** (1 / power)
+            first = np.where(windows[0], change[..., channel], 0)
+            painted = pyramid[..., channel] + first / (np.abs(first) ** power).sum() ** (1 / power)
+            painted *= budget / (np.abs(painted) ** power).sum() ** (1 / power)
+            proposal[..., channel] += painted * (3 if norm == "l1" else 1)
+        if norm == "l2":
+            proposal *= epsilon / np.linalg.norm(proposal)
+        expected = project(images[index][None], (images[index] + proposal)[None].astype(np.float32))[0]
+        np.testing.assert_allclose(found[index], expected, atol=1e-5)
+
+
 @functools.cache
 def attacked(norm: str, num_queries: int = 1000):
     forward, x, y, weights = linear_model.problem(size=8)

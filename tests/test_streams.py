@@ -32,5 +32,8 @@ def test_numbers_of_streams_are_fixed():
         "initial_weights": 0, "training": 1, "validation": 2, "evaluation": 3, "autoattack": 4, "cam_images": 5,
         "probes": 6,
     }  # fmt: skip
+    assert streams.HOST == {
+        "held_out": 0x76616C, "data_order": 0x6F7264, "extra_order": 0x657874, "pooled_order": 0x6D6978
+    }  # fmt: skip
     expected = np.random.default_rng([0x76616C, 3]).permutation(9)
     np.testing.assert_array_equal(streams.generator(3, "held_out").permutation(9), expected)

@@ -82,6 +82,8 @@ def test_prepared_tfds(tfds_root, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_root))
     check_cifar(data.load("cifar10", validation_size=5))
     assert "tensorflow" not in sys.modules
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_root / "elsewhere"))
+    check_cifar(data.load("cifar10", data_dir=str(tfds_root), validation_size=5))  # the argument wins
 
 
 def test_splits_longer_than_one_read(tfds_root, monkeypatch):

@@ -104,7 +104,7 @@ def evaluate(
         names = [spec.name for spec in specs]
         measured, results = measurements.measure_and_summarise(subject, names, progress=progress)
         setting = _noted(setting, measured)
-        results = storage.complete(results, setting, mesh)
+        results = storage.complete(results, setting, budget.step_size, mesh)
         storage.write(workdir, results)
         processes.barrier("all is stored")
         found = {name: adversarial(subject, name) for name in measured.attacks}

@@ -99,9 +99,9 @@ def write(directory: pathlib.Path, results: Mapping[str, Any]) -> None:
         files.write_atomically(directory / "results.json", json.dumps(results, indent=2) + "\n")
 
 
-def complete(results: dict[str, Any], setting: Setting, mesh: Mesh) -> dict[str, Any]:
+def complete(results: dict[str, Any], setting: Setting, step_size: float, mesh: Mesh) -> dict[str, Any]:
     """The results with what a report needs: the fields of a run's results.json, budgets in 8-bit levels."""
-    levels = {"epsilon": LEVELS * setting.epsilon, "step_size": LEVELS * setting.epsilon / 4}
+    levels = {"epsilon": LEVELS * setting.epsilon, "step_size": LEVELS * step_size}
     config = {
         "seed": setting.seed, "batch_size": setting.batch_size, "num_epochs": 0, "model": {"name": "given", "width": 0},
         "data": {"name": f"images {setting.images[:8]}", "train_size": 0}, "method": {"name": "given"},

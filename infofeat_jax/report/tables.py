@@ -121,9 +121,7 @@ def transfer_table(study: Study) -> Table | None:
     ]
     remarks += notes.own_sources(study)
     remarks += [*notes.few_images(study), *notes.paper_notes(study, published)]
-    return Table(
-        "transfer", "Accuracy in % under transfer attacks", ["seeds", *map(display, columns)], lines, remarks
-    )
+    return Table("transfer", "Accuracy in % under transfer attacks", ["seeds", *map(display, columns)], lines, remarks)
 
 
 def steps_table(study: Study) -> Table | None:
