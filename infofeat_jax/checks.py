@@ -142,8 +142,10 @@ def check_same_data(
 def check_same(directory: pathlib.Path, name: str, arrays: PyTree, *, first: bool) -> None:
     """Raises InvalidInput if these arrays are others than data.json notes; notes them the first time."""
     refused, same = InvalidInput(f"{directory}: {name} have changed since it last had them: {RESTORE}"), True
+    found = digest(arrays)
+    if not processes.all_have(found):
+        raise InvalidInput(f"{name} are not the same for all processes: give each of them the same files")
     if processes.is_writer():
-        found = digest(arrays)
         try:
             noted = files.read_json(directory / DATA) or {}
             same = first or noted.get(name, found) == found

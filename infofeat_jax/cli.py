@@ -39,6 +39,9 @@ def execute(
     processes.start(*hosts)
     compilation.keep_compiled()
     signals.listen()
+    fields = [field for field in configs.flatten(config.to_dict()) if field[0] != "data.data_dir"]
+    if not processes.all_have(f"{mode} {fields}"):
+        raise InvalidInput("the processes have different configurations: give each of them the same command")
     directory = find_workdir(config, config_file, workdir)
     if mode == "report":
         others = not (workdir or config.study.rows or directory.exists()) and directory.parent.exists()
@@ -74,7 +77,8 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
             report.write(directory)
     if failed:
         first, why = next(iter(failed.items()))
-        raise RunFailed(f"{len(failed)} of {len(planned)} runs failed, the others are finished; {first}: {why}")
+        others = "the others are finished, but for attacks crafted on these"
+        raise RunFailed(f"{len(failed)} of {len(planned)} runs failed, {others}; {first}: {why}")
 
 
 def try_data(config: ConfigDict, mode: str) -> None:
@@ -118,7 +122,7 @@ def check(config: ConfigDict, directory: pathlib.Path, mode: str, coming: Collec
     """
     options = config.eval
     evaluate.check_names(options.attacks, options.distances, options.validation_attack, options.evaluators)
-    for source in {attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}:
+    for source in sorted({attack_names.parse(name).source for name in config.eval.attacks} - {"", *coming}):
         run.check_source(directory, source)
     if config.eval.torch_checkpoint:
         checks.check_only_evaluated(config.eval.torch_checkpoint, directory, mode)

@@ -82,6 +82,7 @@ def own_directory(workdir: pathlib.Path) -> Iterator[None]:
                 refused = error
         if processes.agreed(refused is not None):
             raise refused or InUse(workdir, "another process")
+        processes.check_shared(workdir)
         yield
 
 

@@ -168,14 +168,18 @@ def needs(job: Job) -> set[str]:
 
 
 def is_done(job: Job, directory: pathlib.Path) -> bool:
-    """Whether the job's result is on disk; all processes of a run get the same answer."""
-    config, workdir = job.planned.config, directory / job.planned.name
+    """Whether the job's result is on disk; process 0 looks, and all processes of a run get its answer."""
+    return processes.agreed(
+        processes.is_writer() and _is_done(job.planned.config, directory / job.planned.name, job.act)
+    )
+
+
+def _is_done(config: ConfigDict, workdir: pathlib.Path, act: str) -> bool:
     try:
-        trained = job.act == "train" and run.has_ended(workdir, config.num_epochs)
-        done = trained or run.is_finished(config, workdir)
+        trained = act == "train" and run.has_ended(workdir, config.num_epochs)
+        return trained or run.is_finished(config, workdir)
     except (InvalidInput, OSError):  # damaged, or just being replaced: training sees to it
-        done = False
-    return processes.agreed(done)
+        return False
 
 
 class Waiting:

@@ -333,13 +333,19 @@ import infofeat_jax
 import linear_model
 import numpy as np
 from infofeat_jax.evaluation import summaries
+from infofeat_jax.runtime import processes
 from infofeat_jax.types import InvalidInput
 summaries.probe = lambda subject: None
 forward, images, labels, _ = linear_model.problem()
 options = {"attacks": ("clean", "pgd2", "apgd-ce(num_steps=2)"), "batch_size": 16, "progress": False}
+processes.PATIENCE = 6
 def evaluate(epsilon, **more):
     return infofeat_jax.evaluate(forward, images, labels, epsilon=epsilon, **options, **more)
-for epsilon, more in ((0.05, {}), (0.05, {"directory": sys.argv[3]}), (0.1, {"directory": sys.argv[3]})):
+own = sys.argv[4] + "-directory"
+for epsilon, more in (
+    (0.05, {}), (0.05, {"directory": sys.argv[3]}), (0.1, {"directory": sys.argv[3]}), (0.05, {"directory": own}),
+    (0.05 + 0.01 * jax.process_index(), {"directory": sys.argv[3]}),
+):
     try:
         result = evaluate(epsilon, **more)
     except InvalidInput as error:
@@ -366,10 +372,13 @@ def test_two_processes_give_the_result_of_one(tmp_path, monkeypatch):
     outputs = [process.communicate(timeout=300) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     refusals = [re.findall("refused: (.*)", stdout) for stdout, _ in outputs]
-    assert {first for first, _ in refusals} == {"directory is missing: expected one that all 2 processes share"}
     assert refusals[0][1].startswith(f"{shared} holds an evaluation with epsilon 0.05, not 0.1")
     assert refusals[1][1] == f"{shared} cannot be used: process 0 says why"
     for index in range(2):
+        missing, _, own, different = refusals[index]
+        assert missing == "directory is missing: expected one that all 2 processes share"
+        assert f"{index}.npz-directory is not the same directory for all 2 processes: give one that they share" in own
+        assert different == "the processes have different models, images or arguments: give each of them the same"
         found = np.load(tmp_path / f"{index}.npz")
         assert found["devices"] == 2
         for field in ("outcomes", "adversarial"):
@@ -455,9 +464,10 @@ def test_a_randomised_model_of_pixels_up_to_255_is_recognised():
     assert any("255" in note for note in found.notes)
 
 
-def test_a_key_that_a_model_is_bound_to_is_no_obstacle():
+def test_a_key_that_a_model_is_bound_to_is_no_obstacle(monkeypatch):
     fixed = jax.tree_util.Partial(lambda key, x: FORWARD(x) + 1e-4 * jax.random.normal(key, (6,)), jax.random.key(0))
-    assert evaluate(fixed, names=("clean",)).accuracy == evaluate(names=("clean",)).accuracy
+    monkeypatch.undo()  # the probes, which are left out
+    assert evaluate(fixed, names=("clean", "fgsm")).accuracy == evaluate(names=("clean", "fgsm")).accuracy
 
 
 # The directory.

@@ -9,8 +9,10 @@ import subprocess
 
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from processes import (
     CLEAN,
+    ROOT,
     TRAINED,
     free_port,
     lines,
@@ -19,6 +21,9 @@ from processes import (
     start_several,
     wait_for,
 )
+
+from infofeat_jax.runtime import processes as runtime_processes
+from infofeat_jax.runtime import signals
 
 STEPS = 24  # of TRAINED, 4 an epoch
 
@@ -183,6 +188,61 @@ def test_a_signal_in_the_last_moment_of_a_run_does_not_hang_it(main, tmp_path):
     processes = [main.start(host, str(index), program="ends.py", folder=tmp_path) for index in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
+
+
+DIFFERENT = {
+    "seed": "the processes have different configurations: give each of them the same command",
+    "data": "the training images are not the same for all processes: give each of them the same files",
+    "workdir": "run is not the same directory for all 2 processes: give one that they share",
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_processes_that_have_different_things_are_refused(main, tmp_path, what):
+    """Each from a directory of its own, as on machines that share none."""
+    host, started = f"--coordinator=localhost:{free_port()}", []
+    for index in range(2):
+        folder, rng = tmp_path / str(index), np.random.default_rng(index if what == "data" else 0)
+        folder.mkdir()
+        images = {f"image_{split}": rng.integers(0, 256, (600, 8, 8, 1), np.uint8) for split in ("train", "test")}
+        labels = {f"label_{split}": np.arange(600) % 10 for split in ("train", "test")}
+        np.savez(folder / "images.npz", **images, **labels)
+        flags = ["--config=digits", *(flag for flag in CLEAN if not flag.startswith("--config="))]
+        flags += ["--config.data.name=images.npz", host, "--num_processes=2", f"--process_id={index}"]
+        flags += [f"--workdir={'run' if what == 'workdir' else tmp_path / 'run'}"]
+        flags += [f"--config.seed={index if what == 'seed' else 0}"]
+        started.append(main.start(*flags, program=str(ROOT / "main.py"), folder=folder, patience=10))
+    outputs = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [2, 2], outputs
+    assert all(DIFFERENT[what] in errors for _, errors in outputs), outputs
+
+
+def test_one_of_several_processes_may_read_a_checkpoint(main, smooth, tmp_path):
+    """Orbax's own readers wait for all: another job may finish a run while the processes look, one after the other."""
+    (tmp_path / "alone.py").write_text(
+        "import pathlib, sys\n"
+        "from infofeat_jax.runtime import processes\n"
+        "from infofeat_jax.training import checkpoint\n"
+        "processes.start(sys.argv[1], 2, int(sys.argv[2]))\n"
+        "if sys.argv[2] == '1':\n"
+        "    workdir = pathlib.Path(sys.argv[3])\n"
+        "    print(checkpoint.latest_step(workdir), int(checkpoint.read(workdir, 'latest')['step']))\n"
+        "processes.barrier('the other has read')\n"
+    )
+    arguments = [(f"localhost:{free_port()}", str(index), str(smooth)) for index in range(2)]
+    arguments = [(arguments[0][0], *others) for _, *others in arguments]
+    started = [main.start(*given, program="alone.py", folder=tmp_path) for given in arguments]
+    outputs = [process.communicate(timeout=60) for process in started]
+    assert [process.returncode for process in started] == [0, 0], outputs
+    assert "8 8" in outputs[1][0]
+
+
+def test_a_stop_that_several_processes_agreed_on_is_not_forgotten(monkeypatch):
+    """JAX says so once. The step at which it does may be one that is skipped, so that training goes on."""
+    monkeypatch.setattr(runtime_processes, "is_alone", lambda: False)
+    monkeypatch.setattr(signals, "_asked", signals._asked | {"looks": 0})
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda look: look == 2)
+    assert [signals.requested() for _ in range(4)] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -321,7 +321,7 @@ def test_a_loss_beyond_the_limit_stops_the_run(tmp_path):
 def test_a_step_that_does_not_fit_is_refused_with_the_estimate(training, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda: 2**10)
     with pytest.raises(
-        InvalidInput, match=r"a step takes 0\.\d+ GiB a device, which has 0\.00: lower config\.batch_size"
+        InvalidInput, match=r"training takes 0\.\d+ GiB a device, which has 0\.00: lower config\.batch_size"
     ):
         loop.train(training)
 

@@ -8,9 +8,11 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from infofeat_jax.runtime import memory
+from infofeat_jax.types import InvalidInput
 
 GIB = 2**30
 
@@ -82,3 +84,14 @@ def test_freed_memory_is_kept_if_it_was_asked_for(how):
     """After a block of 128 MiB was freed."""
     kept = subprocess.run([sys.executable, "-c", KEPT, how], check=True, capture_output=True, text=True).stdout
     assert float(kept) > 100 if how == "tuned" else float(kept) < 50
+
+
+def test_the_copies_of_the_state_count(monkeypatch):
+    """Training holds them beside a step: it would run out of memory at its first validation."""
+    step, state, batch = jax.jit(lambda state, batch: (state + batch.sum(), batch)), jnp.zeros(2**18), jnp.zeros(4)
+    bound = memory.needed(step.lower(state, batch).compile()) + 2 * 2**20
+    monkeypatch.setattr(memory, "available", lambda: bound - 1)
+    with pytest.raises(InvalidInput, match=r"training takes 0\.00 GiB a device, .*: lower something"):
+        memory.checked(step, "lower something")(state, batch)
+    monkeypatch.setattr(memory, "available", lambda: bound)
+    assert memory.checked(step, "lower something")(state, batch)[1].shape == (4,)

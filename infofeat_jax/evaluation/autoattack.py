@@ -61,6 +61,7 @@ def measure(subject: Subject, name: str, tell: Tell) -> Bool[np.ndarray, " n"]:
             raise Stopped(f"stopped during {name}; its progress is saved: the same command resumes from there")
     if processes.is_writer():
         save(saved, state, before + time.monotonic() - start)
+    processes.barrier(f"{name}: resume state stored")  # before any process reads what each stage has left
     return state.broken_by == ROBUST
 
 

@@ -10,7 +10,7 @@ from infofeat_jax import attacks, streams
 from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.data import to_unit
 from infofeat_jax.evaluation.subject import Subject
-from infofeat_jax.runtime import files, processes
+from infofeat_jax.runtime import devices, files, processes
 
 STEPS = 20
 
@@ -52,7 +52,7 @@ def create(subject: Subject) -> dict[str, np.ndarray]:
         perturbed = attack(forward, key, images, labels)
         return perturbed, forward(images), forward(perturbed)
 
-    forward = jax.tree.map(np.asarray, subject.forward)
+    forward = devices.local(subject.forward)
     perturbed, before, after = attacked(forward, streams.key(subject.seed, "cam_images"), images, labels)
     label_map = jnp.arange(count), ..., labels
     arrays = {

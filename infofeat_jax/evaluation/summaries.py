@@ -6,7 +6,6 @@ Adding a summary adds an entry to SUMMARIES.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +16,7 @@ from infofeat_jax.evaluation import attack_names, autoattack, cam_images, heuris
 from infofeat_jax.evaluation import measured as stored
 from infofeat_jax.evaluation.measured import Measured, Values
 from infofeat_jax.evaluation.subject import Subject
-from infofeat_jax.runtime import console, processes
+from infofeat_jax.runtime import console, devices, processes
 
 
 def summarise(subject: Subject, measured: Measured) -> dict[str, Any]:
@@ -89,8 +88,7 @@ def probe(subject: Subject) -> probes.Probes:
     if known := stored.load_probes(subject):
         return known
     images, labels = (jnp.asarray(array[: subject.probe_examples]) for array in subject.split)
-    forward = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), subject.forward)
-    key = streams.key(subject.seed, "probes")
+    forward, key = devices.local(subject.forward), streams.key(subject.seed, "probes")
     budget, size = subject.budget._asdict(), max(subject.batch_size // subject.mesh.size, 1)
     probed = probes.probe(at_draw(forward, key), key, to_unit(images), labels, **budget, batch_size=size)
     if isinstance(forward, Randomised):  # whose draws differ by image: that is no news

@@ -58,6 +58,7 @@ def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.nd
                 refused = error
         if processes.agreed(refused is not None):
             raise refused or InvalidInput(f"{path} cannot be used: process 0 says why")
+        processes.check_shared(path)
         yield path
 
 

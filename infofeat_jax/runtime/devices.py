@@ -12,6 +12,7 @@ import platform
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -64,7 +65,18 @@ def replicated(mesh: Mesh, tree: PyTree) -> PyTree:
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """The same arrays on every device."""
     sharding = NamedSharding(mesh, P())
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    return jax.tree.map(lambda x: _replicate(sharding, x), tree)
+
+
+def _replicate(sharding: NamedSharding, x) -> jax.Array:
+    if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):  # keys are no arrays of NumPy
+        return jax.random.wrap_key_data(_replicate(sharding, jax.random.key_data(x)), impl=jax.random.key_impl(x))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+
+
+def local(tree: PyTree) -> PyTree:
+    """The leaves of a tree that is on every device, on the first one of this process alone."""
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else jnp.asarray(x), tree)
 
 
 def place(mesh: Mesh, tree: PyTree) -> PyTree:

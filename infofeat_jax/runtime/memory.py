@@ -18,20 +18,23 @@ from infofeat_jax.types import InvalidInput
 T = TypeVar("T")
 
 
-def checked(step: Callable, advice: str) -> Callable:
-    """The jitted `step`, compiled at its first call for the shapes it gets.
+COPIES = 2  # of the state that training holds beside it: the best since the last checkpoint, and the one validated
 
-    Raises InvalidInput with the estimate and `advice` if it needs more than a device has.
+
+def checked(step: Callable, advice: str) -> Callable:
+    """The jitted `step` of a state and other arguments, compiled at its first call for the shapes it gets.
+
+    Raises InvalidInput with the estimate and `advice` if it needs more than a device has, with COPIES of the state.
     """
     compiled = []
 
     def call(*arguments):
         if not compiled:
             program = step.lower(*arguments).compile()
-            need, have = needed(program), available()
+            need, have = needed(program) + COPIES * sum(map(size, jax.tree.leaves(arguments[0]))), available()
             if have and need > have:
                 raise InvalidInput(
-                    f"a step takes {need / 2**30:.2f} GiB a device, which has {have / 2**30:.2f}: {advice}"
+                    f"training takes {need / 2**30:.2f} GiB a device, which has {have / 2**30:.2f}: {advice}"
                 )
             compiled.append(program)
         return compiled[0](*arguments)

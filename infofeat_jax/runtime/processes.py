@@ -1,10 +1,15 @@
 """The processes of a multi-host run: connecting them, choosing the writer, ending them."""
 
 import os
+import pathlib
+import secrets
 import sys
+import time
+import zlib
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from infofeat_jax.types import InvalidInput, RunFailed, one_line
@@ -37,6 +42,13 @@ def start(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -
         raise RunFailed(f"--coordinator={coordinator}: no connection: {one_line(error)}") from error
     if not coordinator:
         check_devices()
+    else:
+        sys.excepthook = _leave_after
+
+
+def _leave_after(kind, error, trace) -> None:
+    sys.__excepthook__(kind, error, trace)
+    leave(1)
 
 
 def check_devices() -> None:
@@ -78,3 +90,33 @@ def agreed(value: T) -> T:
     if is_alone():
         return value
     return type(value)(multihost_utils.broadcast_one_to_all(value))
+
+
+def all_have(text: str) -> bool:
+    """Whether all processes of the run have the same text. All of them must call this; they get the same answer."""
+    if is_alone():
+        return True
+    found = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    return bool((found == found[0]).all())
+
+
+def check_shared(directory: pathlib.Path) -> None:
+    """Raises InvalidInput, in all processes of the run, unless all of them see this directory, made by the writer.
+
+    On a network file system it may take seconds until a file of one process is visible to the others.
+    """
+    if is_alone():
+        return
+    mark, deadline = directory / f"shared-{agreed(secrets.randbits(31))}", time.monotonic() + PATIENCE / 3
+    if is_writer():
+        mark.touch()
+    barrier("a mark is written")
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    shared = all_have(str(mark.exists()))
+    if is_writer():
+        mark.unlink()
+    if not shared:
+        raise InvalidInput(
+            f"{directory} is not the same directory for all {jax.process_count()} processes: give one that they share"
+        )

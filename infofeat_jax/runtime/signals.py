@@ -18,7 +18,7 @@ from infofeat_jax.runtime import processes
 from infofeat_jax.types import Stopped
 
 LISTENING = 1.0  # seconds between two times that JAX looks whether a signal came
-_asked = {"stop": False, "looks": 0, "moment": math.inf}  # signals belong to the process, and so does this
+_asked = {"stop": False, "agreed": False, "looks": 0, "moment": math.inf}  # of the process, as signals are
 
 
 def listen() -> None:
@@ -66,7 +66,9 @@ def requested() -> bool:
     if processes.is_alone():
         return _asked["stop"] or time.monotonic() >= _asked["moment"]
     _asked["looks"] += 1
-    return multihost_utils.reached_preemption_sync_point(_asked["looks"])
+    if multihost_utils.reached_preemption_sync_point(_asked["looks"]):  # once, at the look that they agreed on
+        _asked["agreed"] = True
+    return _asked["agreed"]
 
 
 def finish() -> None:

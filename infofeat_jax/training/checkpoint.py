@@ -95,7 +95,7 @@ class _Manager(ocp.CheckpointManager):
 
 def _manager(directory: pathlib.Path, **options) -> ocp.CheckpointManager:
     options = ocp.CheckpointManagerOptions(**options)
-    handler = ocp.StandardCheckpointHandler()
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=options.multiprocessing_options)
     return _Manager(directory.absolute(), options=options, item_handlers=handler)
 
 
@@ -191,9 +191,13 @@ def restore(workdir: pathlib.Path, which: str, like: PyTree) -> PyTree:
 
 
 def read(workdir: pathlib.Path, which: str) -> PyTree:
-    """The state in the "best" or "latest" checkpoint, whatever its shapes, on one device. Raises as `restore`."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with _reader(workdir) as manager:
+    """The state in the "best" or "latest" checkpoint, whatever its shapes, on one device. Raises as `restore`.
+
+    One of several processes may call this alone.
+    """
+    device, me = jax.sharding.SingleDeviceSharding(jax.local_devices()[0]), jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"{me}")
+    with _reader(workdir, alone) as manager:
         step = _find(manager, which)
         try:
             stored = manager.item_metadata(step).tree
@@ -204,19 +208,29 @@ def read(workdir: pathlib.Path, which: str) -> PyTree:
 
 
 def latest_step(workdir: pathlib.Path) -> int:
-    """The step of the newest end-of-epoch checkpoint; 0 if there is none."""
-    with _reader(workdir) as manager:
-        return manager.latest_step() or 0
+    """The step of the newest end-of-epoch checkpoint; 0 if there is none. Raises InvalidInput for damaged ones.
+
+    One of several processes may call this alone.
+    """
+    return max((int(path.name) for path in _sound(workdir)), default=0)
+
+
+def _sound(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The end-of-epoch checkpoints. Raises InvalidInput if one is damaged."""
+    found = [path for path in finished(workdir) if path.parent.name == EPOCHS]
+    for path in found:
+        if why := damage(path):
+            raise InvalidInput(f"checkpoint {path} is damaged ({why}): train with --mode=train to set it aside")
+    return found
 
 
 @contextmanager
-def _reader(workdir: pathlib.Path) -> Iterator[ocp.CheckpointManager]:
-    directory = workdir / EPOCHS
-    for path in finished(workdir):
-        if path.parent == directory and (why := damage(path)):
-            raise InvalidInput(f"checkpoint {path} is damaged ({why}): train with --mode=train to set it aside")
+def _reader(workdir: pathlib.Path, who: ocp.options.MultiprocessingOptions | None = None):
+    """A manager that changes nothing. All processes of a run are to open it, unless `who` says which."""
+    _sound(workdir)
+    options = {"multiprocessing_options": who, "save_root_metadata": False} if who else {}
     with _manager(
-        directory, read_only=True, save_interval_steps=0, create=False, best_fn=lambda m: m[SCORE]
+        workdir / EPOCHS, read_only=True, save_interval_steps=0, create=False, best_fn=lambda m: m[SCORE], **options
     ) as manager:
         yield manager
 

@@ -113,6 +113,7 @@ def train(training: Training) -> State:
     Raises Stopped when interrupted, RunFailed when the loss is non-finite or too large, or the disk is full.
     """
     skipped = health.skipped(training.workdir)
+    processes.barrier("skipped batches read")  # before one process sets damaged checkpoints aside
     while True:
         try:
             return train_on(training, skipped)
