@@ -63,16 +63,19 @@ def find(field: str, name: str) -> Callable[..., Any]:
     return part
 
 
-def call(field: str, name: str, *args: Any, **options: Any) -> Any:
-    """What the part returns for these arguments. Raises InvalidInput if it cannot be called with them."""
+def call(field: str, name: str, kind: Any, expected: str, /, *args: Any, **options: Any) -> Any:
+    """What the part returns for these arguments: a `kind`, in words `expected`. Raises InvalidInput."""
     part = find(field, name)
     check_call(field, name, part, *args, **options)
     try:
-        return part(*args, **options)
+        returned = part(*args, **options)
     except InvalidInput:
         raise
     except Exception as error:  # a user's code raises anything
         raise InvalidInput(f"{field} = {name!r} failed: {summary(error)}") from error
+    if not isinstance(returned, kind):
+        raise InvalidInput(f"{field} = {name!r} returned {type(returned).__name__}: expected {expected}")
+    return returned
 
 
 def check_call(field: str, name: str, part: Callable[..., Any], *args: Any, **options: Any) -> None:

@@ -155,11 +155,13 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
     unless data.split_seed is given. Raises InvalidInput.
     """
     source = config.eval.torch_checkpoint or config.init_from
-    stored = None if config.eval.torch_checkpoint else read_config(directory)
+    begun = checkpoint.has_begun(directory) and not config.eval.torch_checkpoint
+    stored = read_config(directory) if begun else None
+    converted = stored is not None and is_converted(stored)
     adopted = ConfigDict(config.to_dict())
-    if checkpoint.has_begun(directory) and stored and not is_converted(stored) and config.data.split_seed == 0:
+    if stored and not converted and config.data.split_seed == 0:
         adopted.data.split_seed = stored["data"]["split_seed"]
-    if stored and is_converted(stored):
+    if converted:
         source = adopted.init_from = stored["init_from"]
     if stored and source and stored.get("init_from") == source:
         model = stored["model"]
@@ -171,9 +173,9 @@ def adopt(config: ConfigDict, directory: pathlib.Path) -> ConfigDict:
         model = describe(module)
     else:
         return adopted
-    if config.eval.torch_checkpoint or (stored and is_converted(stored)):
+    if config.eval.torch_checkpoint or converted:
         adopted.num_epochs = 0  # no training of ours: results say so
-    if stored and is_converted(stored):  # what `export.convert` stores, whatever the recipe
+    if converted:  # what `export.convert` stores, whatever the recipe
         adopted.optimizer.update({"name": "sgd", "momentum": 0.9, "decay_norm": True})
         adopted.ema.decay = adopted.swa.start_epoch = 0.0
     adopted.model = ConfigDict({**model, "mean": tuple(model["mean"]), "std": tuple(model["std"])})

@@ -187,6 +187,17 @@ def test_training_starts_from_weights_and_goes_on_without_them(kind, trained, fi
     assert_equal_trees(run.train(damaged).params, before["params"])
 
 
+def test_a_training_that_failed_before_its_first_checkpoint_keeps_no_normalisation(trained, tmp_path):
+    """The file that it started from may have been exported anew since."""
+    for mean in (0.25, 0.75):
+        values = {"mean": mean, "std": 0.5}
+        models.save_torch(tmp_path / "source.npz", variables(trained), **values)
+        config = configured(trained, tmp_path / "run", {"init_from": str(tmp_path / "source.npz")})
+        assert config.model.mean == (mean,)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "config.json").write_text(configs.to_json(config))
+
+
 def test_an_evaluation_does_not_ask_for_a_training_batch(trained, file, tmp_path):
     config = configured(trained, tmp_path, {"eval.torch_checkpoint": str(file), "batch_size": 10_000})
     with pytest.raises(InvalidInput, match="batch_size=10000 is larger than the training set"):

@@ -49,6 +49,19 @@ def test_methods_with_overlapping_intervals_are_not_told_apart(tmp_path):
     assert finding.finding(study_of(tmp_path / "many", values)).startswith("Madry is the most robust under AutoAttack")
 
 
+def test_rows_that_would_be_called_the_same_are_both_there(tmp_path):
+    """A label as the paper writes a method, beside that method."""
+    for name, shift in (("madry", 0.0), ("Madry", -0.2)):
+        accuracies = {attack: value + shift for attack, value in {"clean": 0.8, "pgd20": 0.5}.items()}
+        config = create_config("madry")
+        write_run(tmp_path / f"{name}-seed0", config, create_results(config, accuracies))
+    write_study(tmp_path, {f"{name}-seed0": (name, 0) for name in ("madry", "Madry")})
+    study = collect.collect(tmp_path)
+    assert [row.name for row in study.rows] == ["madry", "Madry"]
+    assert finding.finding(study).startswith("madry is the most robust under PGD20")
+    assert "next is Madry with 30.0 %" in finding.finding(study)
+
+
 def test_the_finding_says_what_limits_it(study, tmp_path):
     text = finding.finding(collect.collect(study))  # the interval of Madry's three seeds, 45 to 57, holds InfoFeature's
     assert text.startswith(
@@ -193,7 +206,7 @@ def test_gains_are_paired_by_seed():
             config = create_config(method, seed)
             results = create_results(config, {"pgd20": accuracy[seed] + shift})
             records.append(runs.RunRecord(f"{method}-seed{seed}", method, seed, "", config, results, []))
-        return runs.Row(method, records, [])
+        return runs.Row(method, records, [], method)
 
     found = estimate.gain(row("alp", (1, 2, 3), 0.03), row("madry", (0, 1, 2), 0.0), "pgd20")
     assert found == pytest.approx((0.03, 0.03, 0.03))

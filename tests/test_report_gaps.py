@@ -9,7 +9,7 @@ import pytest
 from report_runs import MEASURED, create_config, create_results, gaps, simple_run, write_run, write_study
 
 from infofeat_jax import report
-from infofeat_jax.report import collect, figures, page, provenance, tables, terminal
+from infofeat_jax.report import collect, figures, page, provenance, runs, tables, terminal
 from infofeat_jax.types import InvalidInput
 
 
@@ -115,6 +115,16 @@ def test_results_that_are_no_object_are_a_gap(tmp_path, text):
     (run / "metrics.jsonl").write_text("3\n[]\n" + '{"epoch": "x"}\n' + '"epoch"\n')
     assert gaps(tmp_path)["madry-seed0"].startswith("results.json is damaged: ")
     terminal.show(collect.collect_run(run))
+
+
+def test_a_damaged_line_of_metrics_costs_no_epoch(tmp_path):
+    """Training passes over it too."""
+    run = simple_run(tmp_path)
+    whole = runs.read_epochs(run / "metrics.jsonl")
+    damaged = b"\xff\xfe" + (run / "metrics.jsonl").read_bytes().partition(b"\n")[2]  # not even UTF-8
+    (run / "metrics.jsonl").write_bytes(damaged + b'{"step": ' + b"9" * 5000 + b"}\n")
+    assert len(whole) > 1
+    assert runs.read_epochs(run / "metrics.jsonl") == whole[1:]
 
 
 def test_attacks_with_options_have_columns_and_curves_of_their_own(tmp_path):

@@ -228,5 +228,5 @@ def test_invalid_arguments_are_named():
     forward, x, y, _ = linear_model.problem()
     with pytest.raises(InvalidInput, match="initial_share"):
         square(forward, KEY, x, y, epsilon=0.1, initial_share=0.0)
-    with pytest.raises(InvalidInput, match="num_steps"):
+    with pytest.raises(InvalidInput, match="num_queries -1: expected"):
         square(forward, KEY, x, y, epsilon=0.1, num_queries=-1)

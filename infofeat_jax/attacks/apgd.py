@@ -16,7 +16,6 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import apgd_l1
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import check_budget
 from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
 from infofeat_jax.types import (
@@ -90,7 +89,7 @@ def apgd_search(
 ) -> Search:  # fmt: skip
     """Auto-PGD as a search; arguments as in `apgd`."""
     check_choice("loss", loss, LOSSES)
-    _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
+    num_steps, restarts = check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
     num_targets, eot = searches.target_count(num_targets, num_classes), check_count("eot", eot)
     if threat.norm == "l1":
         objective = partial(_objective, loss)

@@ -16,10 +16,10 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import hyperplane
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget
+from infofeat_jax.attacks.inputs import as_forward
 from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey
+from infofeat_jax.types import Budget, Forward, Images, Labels, PerExample, PRNGKey, check_count
 
 MAX_ANCHOR = 0.1  # largest weight of the clean image's projection (alpha_max in the paper)
 OVERSHOOT = 1.05
@@ -66,7 +66,7 @@ def fab_search(
     num_targets: int = 9,
 ) -> Search:  # fmt: skip
     """FAB as a search; arguments as in `fab`."""
-    _, num_steps, restarts = check_budget(num_steps=num_steps, restarts=restarts)
+    num_steps, restarts = check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
     num_targets = searches.target_count(num_targets, num_classes)
     num_attempts = restarts * (num_targets if targeted else 1)
     plane = targeted_plane if targeted else _nearest_plane(threat.norm)

@@ -26,8 +26,6 @@ from infofeat_jax.types import (
     Labels,
     Outputs,
     PRNGKey,
-    check_count,
-    check_number,
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -152,17 +150,6 @@ def as_forward(forward: Forward) -> Forward:
 def num_classes(forward: Forward, images: Images | jax.ShapeDtypeStruct) -> int:
     """The number of classes of `forward`, which is traced."""
     return jax.eval_shape(as_forward(at_draw(forward, jax.random.key(0))), images).logits.shape[-1]
-
-
-def check_budget(
-    *, step_size: Budget = 0.0, num_steps: int = 0, restarts: int = 1, batch: int | None = None
-) -> tuple[Any, int, int]:
-    """(step_size, num_steps, restarts) as plain numbers; step_size may also be [batch] or traced.
-
-    Raises InvalidInput for a negative step size or number of steps, or for fewer than one restart.
-    """
-    step_size = check_number("step_size", step_size, batch=batch, unit=threats.UNIT)
-    return step_size, check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
 
 
 def seem_channels_first(images: Images | np.ndarray) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks.hoisting import hoisted
-from infofeat_jax.attacks.inputs import check_budget, prepare
+from infofeat_jax.attacks.inputs import prepare
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.types import (
     Budget,
@@ -21,6 +21,8 @@ from infofeat_jax.types import (
     PerExample,
     PRNGKey,
     check_choice,
+    check_count,
+    check_number,
 )
 
 # (key, images) -> where an attack starts.
@@ -73,9 +75,8 @@ def projected_ascent(
     """
     check_choice("keep", keep, ("last", "worst"))
     forward, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
-    step_size, num_steps, restarts = check_budget(
-        step_size=step_size, num_steps=num_steps, restarts=restarts, batch=len(images)
-    )
+    step_size = check_number("step_size", step_size, batch=len(images), unit=threats.UNIT)
+    num_steps, restarts = check_count("num_steps", num_steps), check_count("restarts", restarts, 1)
     if not images.size:  # not every model takes an empty batch
         return images
     forward = hoisted(forward, images)

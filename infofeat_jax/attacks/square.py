@@ -17,10 +17,20 @@ from infofeat_jax import objectives
 from infofeat_jax import threat as threats
 from infofeat_jax.attacks import patches
 from infofeat_jax.attacks import search as searches
-from infofeat_jax.attacks.inputs import as_forward, check_budget, check_channels_last
+from infofeat_jax.attacks.inputs import as_forward, check_channels_last
 from infofeat_jax.attacks.search import Counts, Keys, Logits, Search, select
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Budget, Forward, Images, InvalidInput, Labels, PerExample, PRNGKey, check_number
+from infofeat_jax.types import (
+    Budget,
+    Forward,
+    Images,
+    InvalidInput,
+    Labels,
+    PerExample,
+    PRNGKey,
+    check_count,
+    check_number,
+)
 
 # The share of painted pixels halves after these numbers of queries, whatever the total.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -67,7 +77,7 @@ def square_search(
     restarts: int = 1,
 ) -> Search:  # fmt: skip
     """Square attack as a search; arguments as in `square`, `image_size` (height, width)."""
-    _, num_queries, restarts = check_budget(num_steps=num_queries, restarts=restarts)
+    num_queries, restarts = check_count("num_queries", num_queries), check_count("restarts", restarts, 1)
     if not 0 < check_number("initial_share", initial_share) <= 1:
         raise InvalidInput(f"initial_share {initial_share}: expected a share of the image's area in (0, 1]")
     first, propose = KINDS[threat.norm]

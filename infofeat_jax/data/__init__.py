@@ -110,10 +110,8 @@ def _find(name: str, data_dir: str | None, image_size: int, in_memory: bool) -> 
 
 
 def _own(name: str, data_dir: str | None) -> Source:
-    arrays, what = parts.call("config.data.name", name, data_dir), f"config.data.name = {name!r}"
-    if not isinstance(arrays, dict):
-        raise InvalidInput(f"{what} returned {type(arrays).__name__}: expected a dict of NumPy arrays {LAYOUT}")
-    return arranged(what, list(map(str, arrays)), arrays.__getitem__)
+    arrays = parts.call("config.data.name", name, dict, f"a dict of NumPy arrays {LAYOUT}", data_dir)
+    return arranged(f"config.data.name = {name!r}", list(map(str, arrays)), arrays.__getitem__)
 
 
 def _check_integer(field: str, value: int | None, low: int, high: int | None, meaning: str) -> None:

@@ -13,11 +13,11 @@ from jaxtyping import Array, Bool, Float
 
 from infofeat_jax import objectives
 from infofeat_jax import threat as threats
-from infofeat_jax.attacks.inputs import as_forward, check_budget, prepare
+from infofeat_jax.attacks.inputs import as_forward, prepare
 from infofeat_jax.attacks.search import Scalar
 from infofeat_jax.objectives import misclassified
 from infofeat_jax.threat import Threat
-from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey, check_count
+from infofeat_jax.types import Forward, Images, Labels, Outputs, PerExample, PRNGKey, check_count, check_number
 
 STEPS, MORE_STEPS, LARGE_STEPS, RESTARTS = 20, 100, 50, 4
 SATURATED = 2.0**-24  # cross-entropy's gradient relative to the margin's once float32 rounds p_label to 1
@@ -47,7 +47,7 @@ def probe(
     Raises InvalidInput for invalid arguments.
     """
     _, images, labels, threat = prepare(forward, images, labels, norm=norm, epsilon=epsilon, bounds=bounds)
-    step_size, _, _ = check_budget(step_size=step_size)
+    step_size = check_number("step_size", step_size, unit=threats.UNIT)
     batch_size = check_count("batch_size", batch_size, 1)
     forward = forward if isinstance(forward, Partial) else Partial(forward)
     programs = jax.jit(_look), jax.jit(partial(_start, threat)), jax.jit(partial(_step, norm, bounds))

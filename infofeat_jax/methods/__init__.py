@@ -66,19 +66,14 @@ def create(name: str, options: Options) -> Method:
         raise InvalidInput(f"method variant {options.variant!r}: {name} has none, leave it out")
     else:
         check_choice(f"variant of {name}", options.variant, VARIANTS[name])
-    method = _own(name, options) if parts.is_own(name) else METHODS[name](options)
+    if parts.is_own(name):
+        method = parts.call("config.method.name", name, Method, "a methods.Method", options)
+    else:
+        method = METHODS[name](options)
     if not options.grad_align:
         return method
     norm, epsilon = options.attack["norm"], options.attack["epsilon"] if options.epsilon is None else options.epsilon
     return method._replace(penalty=losses.grad_align(options.grad_align, norm, epsilon))
-
-
-def _own(name: str, options: Options) -> Method:
-    method = parts.call("config.method.name", name, options)
-    if not isinstance(method, Method):
-        returned = type(method).__name__
-        raise InvalidInput(f"config.method.name = {name!r} returned {returned}: expected a methods.Method")
-    return method
 
 
 def check_smoothing(name: str, strength: float | None, num_classes: int) -> None:

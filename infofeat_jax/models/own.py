@@ -9,7 +9,6 @@ from jaxtyping import PyTree
 
 from infofeat_jax import parts
 from infofeat_jax.attacks.inputs import as_forward
-from infofeat_jax.types import InvalidInput
 
 # Arguments of __call__ that choose the mode, and their value for evaluation.
 MODES = {"train": False, "training": False, "is_training": False, "deterministic": True, "use_running_average": True,
@@ -66,7 +65,4 @@ def natural(module: nn.Module, variables: Mapping[str, PyTree]) -> dict[str, PyT
 
 def create(name: str, **options) -> Own:
     """The module that "package.module:name" returns for `num_classes` and other `options`. Raises InvalidInput."""
-    module = parts.call(FIELD, name, **options)
-    if not isinstance(module, nn.Module):
-        raise InvalidInput(f"{FIELD} = {name!r} returned {type(module).__name__}: expected a flax.linen.Module")
-    return Own(module)
+    return Own(parts.call(FIELD, name, nn.Module, "a flax.linen.Module", **options))

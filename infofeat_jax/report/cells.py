@@ -3,9 +3,8 @@
 import re
 from typing import NamedTuple
 
-from infofeat_jax.report import estimate, paper
+from infofeat_jax.report import estimate
 from infofeat_jax.report.estimate import Estimate
-from infofeat_jax.report.runs import Row
 
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
 DISPLAYED = {
@@ -31,11 +30,6 @@ def cell(value: Estimate | None, expected: int = 0) -> Cell:
     if value.of == "seeds":
         return Cell(f"{100 * value.mean:.1f}", f"\N{PLUS-MINUS SIGN}{100 * value.half:.1f}{of}")
     return Cell(f"{100 * value.mean:.1f}", f"[{100 * value.low:.1f}, {100 * value.high:.1f}]{of}")
-
-
-def name_of(row: Row) -> str:
-    """A row's label, or how the paper writes it."""
-    return paper.NAMES.get(row.label, row.label)
 
 
 def display(attack: str) -> str:

@@ -49,14 +49,12 @@ def row_of(name: str) -> str:
 
 def group(runs: list[RunRecord]) -> list[Row]:
     """The rows, in the order of their first runs; within each, the runs that count by seed."""
-    return [
-        Row(
-            label,
-            sorted((run for run in runs if run.row == label and not run.gap), key=lambda run: run.seed or 0),
-            [run for run in runs if run.row == label and run.gap],
-        )
-        for label in dict.fromkeys(run.row for run in runs)
-    ]
+    labels, rows = dict.fromkeys(run.row for run in runs), []
+    for label in labels:
+        counted = sorted((run for run in runs if run.row == label and not run.gap), key=lambda run: run.seed or 0)
+        gaps, written = [run for run in runs if run.row == label and run.gap], paper.NAMES.get(label, label)
+        rows.append(Row(label, counted, gaps, label if written in labels else written))
+    return rows
 
 
 def read_description(path: pathlib.Path) -> dict:

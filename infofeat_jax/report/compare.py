@@ -8,7 +8,7 @@ import scipy
 from jaxtyping import Bool
 
 from infofeat_jax.report import estimate, finding
-from infofeat_jax.report.cells import NONE, Cell, display, name_of
+from infofeat_jax.report.cells import NONE, Cell, display
 from infofeat_jax.report.lines import Line
 from infofeat_jax.report.runs import RunRecord, Study, read_arrays
 from infofeat_jax.report.tables import Table
@@ -45,7 +45,7 @@ def outcome(study: Study, run: RunRecord, attack: str) -> Outcome | None:
 def tables(study: Study) -> list[Table]:
     """For each two rows: on how many images the first seed of one is right and that of the other wrong."""
     attack, found = outcomes(study)
-    firsts = ((name_of(row), next((run.name for run in row.runs if run.name in found), None)) for row in study.rows)
+    firsts = ((row.name, next((run.name for run in row.runs if run.name in found), None)) for row in study.rows)
     rows = {label: found[name] for label, name in firsts if name is not None}
     if len(rows) < 2:
         return []

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
 from infofeat_jax.report import estimate, tables
-from infofeat_jax.report.cells import display, display_series, name_of
+from infofeat_jax.report.cells import display, display_series
 from infofeat_jax.report.runs import Row, Study
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; without black and yellow.
@@ -84,13 +84,13 @@ def validation(row: Row, field: str) -> tuple[str, list[int], np.ndarray]:
     ]
     curves = [curve for curve in curves if curve]
     epochs = sorted(set.intersection(*map(set, curves))) if curves else []
-    label = name_of(row) + ("" if row.runs else " (unfinished)")
+    label = row.name + ("" if row.runs else " (unfinished)")
     return label, epochs, 100 * np.array([[curve[epoch] for epoch in epochs] for curve in curves])
 
 
 def draw_steps(study: Study, narrow: bool = False) -> Figure | None:
     """Figure 4: accuracy against the number of steps, one panel for each attacked model."""
-    series = {name_of(row): estimate.step_series(estimate.estimates(row)) for row in study.rows}
+    series = {row.name: estimate.step_series(estimate.estimates(row)) for row in study.rows}
     series = {label: families for label, families in series.items() if families}
     # For two points the table is enough.
     series = {label: found for label, found in series.items() if max(map(len, found.values())) > 2}
@@ -124,7 +124,7 @@ def draw_steps(study: Study, narrow: bool = False) -> Figure | None:
 
 def draw_overview(study: Study, narrow: bool = False) -> Figure | None:
     """Robust accuracy of every row, with its interval, under each of the table's attacks that the row has."""
-    measured = {name_of(row): estimate.estimates(row) for row in study.rows if row.runs}
+    measured = {row.name: estimate.estimates(row) for row in study.rows if row.runs}
     attacks = [attack for attack in tables.main_attacks(measured.values()) if attack not in ("clean", "noise")]
     if not attacks:
         return None

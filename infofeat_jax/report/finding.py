@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.evaluation.heuristics import suspected
 from infofeat_jax.report import estimate, notes, paper
-from infofeat_jax.report.cells import cell, display, name_of
+from infofeat_jax.report.cells import cell, display
 from infofeat_jax.report.estimate import Estimate
 from infofeat_jax.report.runs import Row, RunRecord, Study
 from infofeat_jax.types import InvalidInput
@@ -18,7 +18,7 @@ MOST_NAMES = 6
 
 def finding(study: Study) -> str:
     """One or two sentences: the robustness under the strongest attack that the rows have, and what limits it."""
-    rows = {name_of(row): row for row in study.rows if row.runs}
+    rows = {row.name: row for row in study.rows if row.runs}
     measured = {name: estimate.complete(row) for name, row in rows.items()}
     if not rows:
         return "There is no finished run yet."
@@ -111,7 +111,7 @@ def limits(study: Study, rows: list[Row], found: Mapping[str, Estimate]) -> list
     sentences = [f"Reduced scale: {' and '.join(reasons)}."] if reasons else []
     if len(found) > 1 and all(value.runs == 1 for value in found.values()):
         sentences.append("One run each: the randomness of training is not covered.")
-    flagged = [name_of(row) for row in rows if any(suspected(_flags(run)) for run in row.runs)]
+    flagged = [row.name for row in rows if any(suspected(_flags(run)) for run in row.runs)]
     if len(flagged) > MOST_NAMES:
         flagged = [f"{len(flagged)} of these {len(rows)}"]
     return sentences + ([f"Flagged (see there): {listing(flagged)}."] if flagged else [])

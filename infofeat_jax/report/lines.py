@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from infofeat_jax.report import estimate, notes, paper
-from infofeat_jax.report.cells import NONE, Cell, cell, difference, display, name_of, number, paper_key, percent
+from infofeat_jax.report.cells import NONE, Cell, cell, difference, display, number, paper_key, percent
 from infofeat_jax.report.estimate import Estimate
 from infofeat_jax.report.runs import Row, RunRecord, Study
 
@@ -33,7 +33,7 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
     lines = []
     if row.runs:
         cells = [cell(whole.get(attack), len(row.runs)) for attack in columns]
-        lines += [Line(name_of(row), [Cell(counted), *cells]), *([subset] if subset else [])]
+        lines += [Line(row.name, [Cell(counted), *cells]), *([subset] if subset else [])]
     extremes = estimate.extremes(row.runs)
     for which, run in extremes.items():
         measured[which] = {attack: value for attack, (value, _) in estimate.own_accuracies(run).items()}
@@ -45,8 +45,8 @@ def accuracy_lines(study: Study, row: Row, columns: list[str], published: paper.
     if row.runs:
         lines += [Line(gap.name, [], "part", gap.gap) for gap in row.gaps]
     else:
-        named = [gap.gap if gap.name == name_of(row) else f"{gap.name}: {gap.gap}" for gap in row.gaps]
-        lines.append(Line(name_of(row), [], gap="; ".join(named)))
+        named = [gap.gap if gap.name == row.name else f"{gap.name}: {gap.gap}" for gap in row.gaps]
+        lines.append(Line(row.name, [], gap="; ".join(named)))
     if published and row.label in published.rows:
         lines += paper_lines(row, columns, published, measured, notes.deviations_of(study, row, published))
     return lines

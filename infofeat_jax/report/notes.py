@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from infofeat_jax.report import estimate, paper
-from infofeat_jax.report.cells import NONE, display, name_of
+from infofeat_jax.report.cells import NONE, display
 from infofeat_jax.report.runs import Row, RunRecord, Study
 
 FEW_IMAGES = 1000
@@ -53,7 +53,7 @@ def paper_notes(study: Study, published: paper.PaperTable | None) -> list[str]:
     by_text: dict[str, list[str]] = {}
     for row in rows:
         for deviation in deviations_of(study, row, published):
-            by_text.setdefault(str(deviation), []).append(name_of(row))
+            by_text.setdefault(str(deviation), []).append(row.name)
     notes = [f"Paper: {published.title}. A difference is measured minus paper, in percentage points."]
     if by_text:
         texts = [text if len(names) == len(rows) else f"{text}, {', '.join(names)}" for text, names in by_text.items()]

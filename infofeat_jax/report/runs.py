@@ -3,10 +3,11 @@
 import json
 import pathlib
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from infofeat_jax.training import records
 
 UNFINISHED, LEFT_OUT = ("in training", "not evaluated"), "left out: "  # beginnings of reasons
 
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     label: str
     runs: list[RunRecord]  # to aggregate, by seed
     gaps: list[RunRecord]  # to name with their reasons
+    name: str  # how the paper writes the label, unless another row is called that
 
 
 class Study(NamedTuple):
@@ -82,14 +84,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_epochs(path: pathlib.Path) -> list[dict]:
     """The epochs' lines of metrics.jsonl, [] without the file; damaged lines are passed over."""
-    epochs = []
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError):
+        found = records.read(path)
+    except OSError:
         return []
-    for line in lines:
-        with suppress(ValueError, RecursionError):  # cut off by a kill
-            value = json.loads(line)
-            if isinstance(value, dict) and isinstance(value.get("epoch"), int):
-                epochs.append(value)
-    return epochs
+    return [line for line in found if isinstance(line.get("epoch"), int)]

@@ -14,7 +14,6 @@ from infofeat_jax.report.cells import (
     difference,
     display,
     display_series,
-    name_of,
     number,
     paper_key,
 )
@@ -87,7 +86,7 @@ def beside_table(study: Study, which: str, names: tuple[str, str], title: str, r
 
     `which`: of results.json; `names`: of the second and the first.
     """
-    rows = [Row(row.label, [run for run in row.runs if run.results.get(which)], []) for row in study.rows]
+    rows = [row._replace(runs=[run for run in row.runs if run.results.get(which)], gaps=[]) for row in study.rows]
     rows = [row for row in rows if row.runs]
     if not rows:
         return None
@@ -96,7 +95,7 @@ def beside_table(study: Study, which: str, names: tuple[str, str], title: str, r
     for row in rows:
         first, second = estimate.estimates(row), estimate.estimates(row, which)
         cells, others = ([cell(one.get(attack), len(row.runs)) for attack in columns] for one in (first, second))
-        lines.append(Line(name_of(row), [Cell(str(len(row.runs))), *cells]))
+        lines.append(Line(row.name, [Cell(str(len(row.runs))), *cells]))
         lines.append(Line(names[0], [Cell(""), *others], "part"))
         apart = (differences(row, attack, which) for attack in columns)
         lines.append(Line(f" {MINUS} ".join(names), [Cell(""), *apart], "part"))
@@ -131,7 +130,7 @@ def steps_table(study: Study) -> Table | None:
     if len(columns) <= MOST_STEPS:
         return None  # the accuracies already have them
     lines = [
-        Line(f"{name_of(row)}, {display_series(series_name)}", [cell(points.get(steps)) for steps in columns])
+        Line(f"{row.name}, {display_series(series_name)}", [cell(points.get(steps)) for steps in columns])
         for row in study.rows
         for series_name, points in series[row.label].items()
         if len(points) > 2
@@ -150,7 +149,7 @@ def distance_table(study: Study) -> Table | None:
     for row in study.rows:
         values = [[run[attack] for run in measured[row.label] if attack in run] for attack in columns]
         if any(values):
-            lines.append(Line(name_of(row), [Cell(f"{np.mean(v):.3f}" if v else NONE) for v in values]))
+            lines.append(Line(row.name, [Cell(f"{np.mean(v):.3f}" if v else NONE) for v in values]))
             if published := paper.DISTANCES.get(row.label) if study.paper == "table1" else None:
                 lines.append(Line("paper, x 1e-5", [number(published.get(attack)) for attack in columns], "part"))
     remarks = [
@@ -173,7 +172,7 @@ def evaluator_table(study: Study) -> Table | None:
     for row in study.rows:
         values = [[run[name] for run in measured[row.label] if name in run] for name in columns]
         if any(values):
-            lines.append(Line(name_of(row), [Cell(f"{np.mean(v):.4g}" if v else NONE) for v in values]))
+            lines.append(Line(row.name, [Cell(f"{np.mean(v):.4g}" if v else NONE) for v in values]))
     remarks = ["Mean over test images (and seeds) of the value that the evaluator gives each image."]
     return Table("evaluators", "Evaluators of one's own", columns, lines, remarks) if columns else None
 

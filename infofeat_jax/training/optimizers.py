@@ -5,7 +5,6 @@ Adding one adds an entry to OPTIMIZERS or SCHEDULES.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +167,7 @@ def at_step(opt_state: PyTree, step: Int[Array, ""]) -> PyTree:
 def create_schedule(name: str, **options) -> optax.Schedule:
     """The schedule `name` of SCHEDULES, or package.module:name: step -> learning rate. Raises InvalidInput."""
     if parts.is_own(name):
-        return _own("config.optimizer.schedule", name, Callable, **options)
+        return parts.call("config.optimizer.schedule", name, Callable, "a function step -> learning rate", **options)
     check_choice("optimizer.schedule", name, SCHEDULES)
     return SCHEDULES[name](**options)
 
@@ -176,17 +175,10 @@ def create_schedule(name: str, **options) -> optax.Schedule:
 def create_optimizer(name: str, schedule: optax.Schedule, **options) -> optax.GradientTransformation:
     """The optimizer `name` of OPTIMIZERS, or package.module:name. Raises InvalidInput."""
     if parts.is_own(name):
-        return _own("config.optimizer.name", name, optax.GradientTransformation, schedule, **options)
+        kind, expected = optax.GradientTransformation, "an optax.GradientTransformation"
+        return parts.call("config.optimizer.name", name, kind, expected, schedule, **options)
     check_choice("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name](schedule, **options)
-
-
-def _own(field: str, name: str, kind: Any, *given, **options):
-    part = parts.call(field, name, *given, **options)
-    if not isinstance(part, kind):
-        expected = "a function step -> learning rate" if kind is Callable else "an optax.GradientTransformation"
-        raise InvalidInput(f"{field} = {name!r} returned {type(part).__name__}: expected {expected}")
-    return part
 
 
 REFERENCE = 128  # the batch size that learning rates are given for

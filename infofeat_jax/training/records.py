@@ -16,7 +16,7 @@ def read(path: pathlib.Path) -> list[dict]:
     """The records in metrics.jsonl; none if there is no such file."""
     records = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
-        with suppress(json.JSONDecodeError, RecursionError):  # cut off by a kill, or damaged
+        with suppress(ValueError, RecursionError):  # cut off by a kill, or damaged
             record = json.loads(line)
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 records.append(record)
