@@ -20,7 +20,6 @@ FREE = (
     "eval.", "study.", "log_every", "max_loss", "skip_batches", "tensorboard", "checkpoint.",
     "data.data_dir", "data.note", "data.test_size", "data.in_memory", "remat",
 )  # fmt: skip
-LEVELS = 255.0
 
 
 def default() -> ConfigDict:

@@ -28,7 +28,7 @@ from infofeat_jax.training.awp import Awp
 from infofeat_jax.training.free import Free
 from infofeat_jax.training.state import State, initial_state, state_shapes
 from infofeat_jax.training.step import Mix, make_step
-from infofeat_jax.types import InvalidInput, summary
+from infofeat_jax.types import LEVELS, InvalidInput, summary
 
 LESS_MEMORY = "lower config.batch_size, or set config.accumulate_steps, config.remat or config.dtype=bfloat16"
 
@@ -117,13 +117,11 @@ def check_own(experiment: Experiment) -> None:
         forward = partial(experiment.module.apply, variables)
         for spec in (spec for spec in specs if not spec.source):
             attack_names.check(spec, create_budget(config), forward, shape)
-        return jnp.zeros(())
 
     try:
         state = state_shapes(experiment.module, experiment.optimizer, shape) if specs else None
         if trains_own:
-            method = create_ramp(experiment) or experiment.method
-            step = make_step(experiment.module, method, experiment.optimizer)
+            step = make_step(experiment.module, method_of_step(experiment), experiment.optimizer)
             jax.eval_shape(step, state, batch, jax.random.key(0))
         if specs:
             jax.eval_shape(attacked, state.variables)
@@ -178,11 +176,11 @@ def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array
 
     Raises InvalidInput.
     """
-    epsilon = config.attack.epsilon / configs.LEVELS * scale
+    epsilon = config.attack.epsilon / LEVELS * scale
     attack = {
         "norm": config.attack.norm,
         "epsilon": epsilon,
-        "step_size": config.attack.step_size / configs.LEVELS * scale,
+        "step_size": config.attack.step_size / LEVELS * scale,
         "num_steps": config.attack.num_steps,
     }
     if config.attack.noise:  # N-FGSM: in a ball that holds whatever noise and steps add up to, nothing is projected
@@ -193,14 +191,14 @@ def create_method(config: ConfigDict, num_classes: int, scale: float | jax.Array
     return methods.create(config.method.name, methods.Options(num_classes, attack, **options, epsilon=epsilon))
 
 
-def create_ramp(experiment: Experiment) -> Callable[[jax.Array], methods.Method] | None:
-    """The method in each step where the attack's budget grows over the first ones; None where it does not."""
+def method_of_step(experiment: Experiment) -> methods.Method | Callable[[jax.Array], methods.Method]:
+    """The method; a function of the step where the attack's budget grows over the first ones."""
     config, count = experiment.config, round(experiment.config.attack.ramp_epochs * experiment.epoch_steps)
 
     def method(step: jax.Array) -> methods.Method:
         return create_method(config, experiment.data.num_classes, jnp.minimum((step + 1) / count, 1.0))
 
-    return method if count else None
+    return method if count else experiment.method
 
 
 def create_averaging(experiment: Experiment) -> Averaging:
@@ -213,7 +211,7 @@ def create_averaging(experiment: Experiment) -> Averaging:
 def create_free(config: ConfigDict) -> Free:
     """Whether and how each batch is replayed."""
     attack = config.attack
-    return Free(attack.replays, attack.norm, attack.epsilon / configs.LEVELS, attack.step_size / configs.LEVELS)
+    return Free(attack.replays, attack.norm, attack.epsilon / LEVELS, attack.step_size / LEVELS)
 
 
 def create_mix(config: ConfigDict) -> Mix | None:
@@ -241,14 +239,14 @@ def create_optimizer(config: ConfigDict, epoch_steps: int) -> tuple[optax.Gradie
 def create_budget(config: ConfigDict) -> Budget:
     """The threat model of the evaluation in the images' units."""
     norm, epsilon = config.attack.norm, config.attack.epsilon
-    return Budget(norm, epsilon / configs.LEVELS, config.eval.step_size / configs.LEVELS)
+    return Budget(norm, epsilon / LEVELS, config.eval.step_size / LEVELS)
 
 
 def compile_step(experiment: Experiment):
     """The training step over all devices."""
     config = experiment.config
     step = make_step(
-        experiment.module, create_ramp(experiment) or experiment.method, experiment.optimizer,
+        experiment.module, method_of_step(experiment), experiment.optimizer,
         augment=partial(
             augment.crop_and_flip, padding=config.data.crop_padding, flip=config.data.flip, first=config.data.augment
         ),

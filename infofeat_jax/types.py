@@ -19,6 +19,7 @@ PerExample = Float[Array, " b"]
 # An epsilon or a step size: one number, or [b] with one for each example. Either may be traced.
 Budget = float | int | np.number | Real[Array, ""] | Real[Array, " b"] | Real[np.ndarray, " b"]
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]
+LEVELS = 255.0  # of 8-bit pixels, in which configurations and names of attacks give budgets
 
 
 class Outputs(NamedTuple):

@@ -143,13 +143,13 @@ def test_an_attack_on_batch_statistics_leaves_the_running_ones_alone():
 
 def test_the_budget_grows_over_the_first_epochs():
     """Two epochs of two steps: a quarter, a half, three quarters, all of it, and no more."""
-    ramp = experiments.create_ramp(configured(attack={"ramp_epochs": 2.0, "num_steps": 3, "step_size": 8.0}))
+    ramp = experiments.method_of_step(configured(attack={"ramp_epochs": 2.0, "num_steps": 3, "step_size": 8.0}))
     sizes = [
         float(jnp.abs(ramp(jnp.int32(step)).attack(small.forward(), KEY, IMAGES, LABELS) - IMAGES).max())
         for step in range(6)
     ]
     np.testing.assert_allclose(np.array(sizes) * 255, [2, 4, 6, 8, 8, 8], rtol=1e-4)
-    assert experiments.create_ramp(configured()) is None
+    assert isinstance(experiments.method_of_step(configured()), methods.Method)
 
 
 # Single-step training

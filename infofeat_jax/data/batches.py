@@ -24,13 +24,9 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return n // batch_size
 
 
+@lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, n: int, stream: str = "data_order") -> Int[np.ndarray, " n"]:
     """Returns the order of the `n` training examples in an epoch: a read-only permutation of range(n)."""
-    return _epoch_order(seed, epoch, n, stream)
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, n: int, stream: str) -> np.ndarray:
     order = streams.generator(seed, stream, epoch).permutation(n)
     order.flags.writeable = False
     return order

@@ -5,7 +5,6 @@ from typing import overload
 import numpy as np
 from jaxtyping import Array, Float32, UInt8
 
-LEVELS = 255.0
 UNIT = np.float32(1 / 255)
 
 

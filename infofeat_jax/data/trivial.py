@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from infofeat_jax.data.pixels import LEVELS, to_unit
-from infofeat_jax.types import Images, InvalidInput, PRNGKey
+from infofeat_jax.data.pixels import to_unit
+from infofeat_jax.types import LEVELS, Images, InvalidInput, PRNGKey
 
 STRENGTHS = 31  # equally likely; 0 is the weakest
 SHEAR, TRANSLATE, ROTATE = 0.99, 32, 135  # largest: a slope, pixels, degrees

@@ -25,9 +25,8 @@ from infofeat_jax.attacks.inputs import as_forward, check_kind
 from infofeat_jax.attacks.projected import projected_ascent
 from infofeat_jax.attacks.stages import CHANGES, STAGES, VERSIONS
 from infofeat_jax.threat import threat
-from infofeat_jax.types import Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey, summary
+from infofeat_jax.types import LEVELS, Attack, Forward, Images, InvalidInput, Labels, Outputs, PRNGKey, summary
 
-LEVELS = 255.0
 MOST_STEPS = 100_000
 IN_LEVELS = ("epsilon", "step_size")
 COUNTS = ("num_steps", "num_queries", "restarts", "eot")

@@ -12,9 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infofeat_jax.adapters.calling import difference
-from infofeat_jax.data.pixels import LEVELS
 from infofeat_jax.runtime import devices, files, lock, processes
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import LEVELS, InvalidInput
 
 FILE = "evaluation.json"
 SAME = 1e-3  # relative difference of logits between two computations of one model, on whatever device

@@ -17,10 +17,10 @@ from scipy.sparse import csgraph, csr_array
 
 from infofeat_jax import installation
 from infofeat_jax.attacks.autoattack import ROBUST
-from infofeat_jax.data.pixels import LEVELS, to_unit
+from infofeat_jax.data.pixels import to_unit
 from infofeat_jax.evaluation import attack_names
 from infofeat_jax.export import command
-from infofeat_jax.types import InvalidInput
+from infofeat_jax.types import LEVELS, InvalidInput
 
 Pixels = UInt8[np.ndarray, "n h w c"]
 LABEL_BYTES = {"cifar10": 1, "cifar100": 2}  # before each image in the official binary files
