@@ -39,10 +39,12 @@ def execute(
     processes.start(*hosts)
     compilation.keep_compiled()
     signals.listen()
-    fields = [field for field in configs.flatten(config.to_dict()) if field[0] != "data.data_dir"]
+    fields = [one for one in configs.flatten(config.to_dict()) if one[0] not in ("data.data_dir", "data.extra")]
     if not processes.all_have(f"{mode} {fields}"):
         raise InvalidInput("the processes have different configurations: give each of them the same command")
     directory = find_workdir(config, config_file, workdir)
+    if not processes.all_have(str((directory / "checkpoints").is_dir())):
+        raise processes.not_shared(directory)
     if mode == "report":
         others = not (workdir or config.study.rows or directory.exists()) and directory.parent.exists()
         if processes.is_writer():
@@ -77,7 +79,7 @@ def execute_study(config: ConfigDict, directory: pathlib.Path, mode: str) -> Non
             report.write(directory)
     if failed:
         first, why = next(iter(failed.items()))
-        others = "the others are finished, but for attacks crafted on these"
+        others = "the others are finished, except evaluations with attacks crafted on a failed run"
         raise RunFailed(f"{len(failed)} of {len(planned)} runs failed, {others}; {first}: {why}")
 
 

@@ -378,7 +378,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, monkeypatch):
         missing, _, own, different = refusals[index]
         assert missing == "directory is missing: expected one that all 2 processes share"
         assert f"{index}.npz-directory is not the same directory for all 2 processes: give one that they share" in own
-        assert different == "the processes have different models, images or arguments: give each of them the same"
+        assert different == "the processes have different weights, images or arguments: give each of them the same"
         found = np.load(tmp_path / f"{index}.npz")
         assert found["devices"] == 2
         for field in ("outcomes", "adversarial"):

@@ -94,7 +94,7 @@ def evaluate(
     notes = [*pixels.notes(split, channels_first), *ready.notes, *batches.notes(size, batch_size, len(split.labels))]
     setting = storage.Setting(ready.name, digest(ready.forward), digest(split), norm, epsilon, size, seed, tuple(notes))
     if not processes.all_have(f"{setting.text} {specs}"):
-        raise InvalidInput("the processes have different models, images or arguments: give each of them the same")
+        raise InvalidInput("the processes have different weights, images or arguments: give each of them the same")
     with storage.opened(directory, setting, ready.logits) as workdir:
         if progress and processes.is_writer():
             print(*(f"note: {note}" for note in notes), sep="\n", end="\n" * bool(notes), file=sys.stderr)

@@ -69,7 +69,7 @@ def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
 
 
 def _replicate(sharding: NamedSharding, x) -> jax.Array:
-    if jnp.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):  # keys are no arrays of NumPy
+    if jnp.issubdtype(getattr(x, "dtype", np.dtype("O")), jax.dtypes.prng_key):  # keys are no arrays of NumPy
         return jax.random.wrap_key_data(_replicate(sharding, jax.random.key_data(x)), impl=jax.random.key_impl(x))
     return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 

@@ -18,7 +18,7 @@ from infofeat_jax.types import InvalidInput
 T = TypeVar("T")
 
 
-COPIES = 2  # of the state that training holds beside it: the best since the last checkpoint, and the one validated
+COPIES = 2  # of the state that training usually holds beside it: the best since the last checkpoint, the one validated
 
 
 def checked(step: Callable, advice: str) -> Callable:

@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 import zlib
+from contextlib import suppress
 from typing import TypeVar
 
 import jax
@@ -65,6 +66,7 @@ def leave(status: int) -> None:
     """Ends this process after an error; of several, without waiting for the others as JAX would, which may hang."""
     if jax.distributed.is_initialized():
         sys.stdout.flush(), sys.stderr.flush()
+        time.sleep(1.0 if is_writer() else 0.0)  # the others, if they end too, are not to miss it before they have
         os._exit(status)
     sys.exit(status)
 
@@ -111,12 +113,19 @@ def check_shared(directory: pathlib.Path) -> None:
     if is_writer():
         mark.touch()
     barrier("a mark is written")
-    while not mark.exists() and time.monotonic() < deadline:
+    while not (seen := os.path.exists(mark)) and time.monotonic() < deadline:
+        with suppress(OSError):
+            os.listdir(directory.parent), os.listdir(directory)  # NFS asks the server anew
         time.sleep(0.1)
-    shared = all_have(str(mark.exists()))
+    shared = all_have(str(seen))
     if is_writer():
         mark.unlink()
     if not shared:
-        raise InvalidInput(
-            f"{directory} is not the same directory for all {jax.process_count()} processes: give one that they share"
-        )
+        raise not_shared(directory)
+
+
+def not_shared(directory: pathlib.Path) -> InvalidInput:
+    """The error for a directory that some processes of the run do not see."""
+    return InvalidInput(
+        f"{directory} is not the same directory for all {jax.process_count()} processes: give one that they share"
+    )

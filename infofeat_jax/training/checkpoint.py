@@ -225,7 +225,9 @@ def _sound(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 @contextmanager
-def _reader(workdir: pathlib.Path, who: ocp.options.MultiprocessingOptions | None = None):
+def _reader(
+    workdir: pathlib.Path, who: ocp.options.MultiprocessingOptions | None = None
+) -> Iterator[ocp.CheckpointManager]:
     """A manager that changes nothing. All processes of a run are to open it, unless `who` says which."""
     _sound(workdir)
     options = {"multiprocessing_options": who, "save_root_metadata": False} if who else {}
