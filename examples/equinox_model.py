@@ -10,7 +10,7 @@ import optax
 import infofeat_jax
 from infofeat_jax import data
 
-EPSILON = 16 / 255  # one of the 16 grey levels
+EPSILON = 16 / 255  # one step between the 17 grey levels
 
 
 class Classifier(eqx.Module):

@@ -36,8 +36,12 @@ def main() -> None:
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "NAME, a configuration of infofeat_jax, or FILE.py; then :METHOD.")
-    flags.DEFINE_string("workdir", "", "The run's directory; runs/CONFIG/METHOD by default.")
+    config_flags.DEFINE_config_file(
+        "config", None, "NAME, a configuration of infofeat_jax, or FILE.py; then :METHOD, of a study :SCALE."
+    )
+    flags.DEFINE_string(
+        "workdir", "", "The directory of the run or study; by default runs/CONFIG/METHOD, runs/STUDY[-SCALE]."
+    )
     flags.DEFINE_enum("mode", "train", MODES, "Train and evaluate, or only evaluate or report.")
     flags.DEFINE_list("trust", [], "Parts of one's own (package.module:name) of saved configurations to import.")
     flags.DEFINE_string("coordinator", "", "host:port of process 0 of a multi-host run, or auto (TPU pods, SLURM).")

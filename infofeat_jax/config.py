@@ -34,10 +34,14 @@ def default() -> ConfigDict:
     # Weights to start from: a PyTorch checkpoint, which determines the model, or a run's directory
     config.init_from = ""
     config.parallel = "jit"  # whole-batch semantics on any number of devices; or pmap: per-device semantics
+    config.max_loss = 1e4  # a larger or non-finite loss stops the run
+    config.skip_batches = 0  # how many batches with such a loss may be skipped, resuming from the last checkpoint
+    config.log_every = 20  # steps
+    config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow
 
     config.model = ConfigDict()
-    config.model.name = "resnet18"  # resnet18, preact_resnet18, wrn_D_W
-    config.model.width = 0  # channels of the first stage; 0: the paper's
+    config.model.name = "resnet18"  # resnet10, resnet18, preact_resnet18, wrn_D_W, or package.module:name
+    config.model.width = 0  # channels of a ResNet's first stage, a WideResNet's stem; 0: the paper's, 64 and 16
     # relu or silu; "": relu, or for a file of weights what its authors used: silu for DeepMind's, relu for others
     config.model.activation = ""
     # Normalisation of [0, 1] pixels, (number,) or one per channel; (): 0.5, or that of a file of weights
@@ -46,7 +50,8 @@ def default() -> ConfigDict:
     config.model.options = ConfigDict()  # further properties read from a file of weights: "blocks", "final_norm" ...
 
     config.data = ConfigDict()
-    # digits, cifar10, cifar100, svhn_cropped; the path of an .npz, of a folder of images, or of one TFDS has prepared
+    # digits, cifar10, cifar100, svhn_cropped; the path of an .npz, of a folder of images, or of one that TFDS has
+    # prepared; or package.module:name
     config.data.name = "cifar10"
     config.data.data_dir = ""  # where TFDS finds prepared data; "": its default
     # Selects the held-out images, and those of train_size. Separate from `seed`, so that runs started from each other's
@@ -59,9 +64,10 @@ def default() -> ConfigDict:
     # A second pool of training images, such as generated ones: an .npz with image and label, not compressed; "": none
     config.data.extra = ""
     config.data.extra_share = 0.0  # of each batch that comes from it, such as 0.7
-    # Of images in a folder: each one's largest square in the middle is scaled to so many pixels a side; 0: as they are
+    # Of images in a folder, or prepared by TFDS and given by its path: each one's largest square in the middle is
+    # scaled to so many pixels a side; 0: as they are
     config.data.image_size = 0
-    config.data.in_memory = True  # False: images in a folder are decoded batch by batch, from their files
+    config.data.in_memory = True  # False: such images are decoded batch by batch, from their files
     config.data.crop_padding = 4  # augmentation: random crops of images padded by so many pixels; 0: none
     config.data.flip = True  # augmentation: random horizontal flips
     config.data.augment = "none"  # augmentation before these: none, or trivial (TrivialAugment, wide)
@@ -69,7 +75,9 @@ def default() -> ConfigDict:
     config.data.cutmix = 0.0  # CutMix with boxes of area Beta(cutmix, cutmix), such as 1.0; 0: none
 
     config.method = ConfigDict()
-    config.method.name = "infofeature"  # standard, madry, infofeature, ...
+    # standard, madry, infofeature, alp, feature_matching, feature_scatter, adversarial_interpolation, bilateral,
+    # trades, mart; or package.module:name
+    config.method.name = "infofeature"
     config.method.weight = placeholder(float)  # lambda of the method; None: the paper's (InfoFeature: 0.1)
     config.method.label_smoothing = placeholder(float)  # None: the method's default, 0 for most methods
     config.method.variant = placeholder(str)  # for methods whose paper and code differ; None: the method's default
@@ -93,9 +101,9 @@ def default() -> ConfigDict:
     config.attack.batch_norm = "running"  # statistics that the attack in training sees: running, or batch
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "sgd"  # sgd, adam, adamw, muon
-    config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic (one triangle)
-    config.optimizer.learning_rate = 0.1  # the largest of the schedule, for batches of 128: see scaling
+    config.optimizer.name = "sgd"  # sgd, adam, adamw, muon; or package.module:name
+    config.optimizer.schedule = "piecewise"  # piecewise (constant), cosine, onecycle, cyclic; package.module:name
+    config.optimizer.learning_rate = 0.1  # the largest of the schedule; with scaling, that for batches of 128
     # Of the learning rate with the batch size, relative to 128: none, linear (for SGD) or sqrt (for Adam and AdamW)
     config.optimizer.scaling = "none"
     config.optimizer.warmup_epochs = 0.0  # in which the learning rate grows linearly from 0
@@ -103,8 +111,8 @@ def default() -> ConfigDict:
     config.optimizer.nesterov = False  # Nesterov's momentum
     config.optimizer.weight_decay = 2e-4  # AdamW, Muon: decoupled
     config.optimizer.decay_norm = True  # whether BatchNorm's scales and biases decay, as all other parameters do
-    config.optimizer.milestones = (60.0, 90.0)  # epochs at which the learning rate is multiplied by decay
-    config.optimizer.decay = 0.1  # the factor at each milestone
+    config.optimizer.milestones = (60.0, 90.0)  # of piecewise: epochs at which the rate is multiplied by decay
+    config.optimizer.decay = 0.1  # of piecewise: the factor at each milestone
 
     config.ema = ConfigDict()  # exponential moving average of the weights: the model that is validated and evaluated
     config.ema.decay = 0.0  # such as 0.999; in step n (from 0) at most (1 + n) / (10 + n). 0: no average
@@ -117,12 +125,14 @@ def default() -> ConfigDict:
     config.awp.warmup_epochs = 0.0  # the first epochs, without: 10 for TRADES in the authors' code
 
     config.eval = ConfigDict()
-    # clean, fgsm, noise, pgdN, cwN, infofeatureN, autoattack; pgd10@RUN: crafted on the model of the sibling run RUN
+    # clean, fgsm, noise, pgdN, cwN, infofeatureN, klN, autoattack, or a stage of it such as square; with options:
+    # pgd20(step_size=1); package.module:name; pgd10@RUN: crafted on the model of the sibling run RUN
     config.eval.attacks = ("clean", "fgsm", "pgd7", "pgd20", "cw20", "autoattack")
     config.eval.distances = ()  # iterative attacks (cw5) whose perturbations are compared with PGD's (Table 2)
     config.eval.evaluators = ()  # package.module:name, functions of one's own that give each test image a value
     config.eval.cam_images = 8  # test images whose class activation maps are saved for the report
-    config.eval.torch_checkpoint = ""  # evaluates this file, or a run's directory, instead of the run's checkpoint
+    # With --mode=evaluate: evaluates this file, or a run's directory, instead of the run's checkpoint
+    config.eval.torch_checkpoint = ""
     config.eval.step_size = placeholder(float)  # of iterative attacks; None: a quarter of epsilon
     config.eval.batch_size = 250  # over all devices
     config.eval.num_examples = 0  # the first n test images; 0: all
@@ -145,10 +155,6 @@ def default() -> ConfigDict:
     # A checkpoint is written at the end of the first epoch after that many minutes since the one before, and at the
     # end of training: longer epochs have one each, a kill costs these minutes and an epoch. 0: after every epoch
     config.checkpoint.every_minutes = 1.0
-    config.max_loss = 1e4  # a larger or non-finite loss stops the run
-    config.skip_batches = 0  # how many batches with such a loss may be skipped, resuming from the last checkpoint
-    config.log_every = 20  # steps
-    config.tensorboard = False  # also write TensorBoard event files; needs TensorFlow
     return config
 
 

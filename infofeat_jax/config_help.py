@@ -25,7 +25,9 @@ def fields() -> dict[str, tuple[str, str]]:
 
 def text() -> str:
     """All fields: `--config.NAME=DEFAULT`, and what it means."""
-    parts = ["The configuration. None: filled in as explained, by method or epsilon. Epsilon and steps: 8-bit levels."]
+    parts = [
+        "The configuration. None: filled in as explained, by method or epsilon. Epsilon and step sizes: 8-bit levels."
+    ]
     for name, (default, comment) in fields().items():
         if default == "ConfigDict()":
             parts.append(f"\n{name}: {comment}" if comment else f"\n{name}:")

@@ -107,7 +107,8 @@ def cam_distance(distance: str = "l2", classes: str = "all") -> Objective:
 
     `distance`: "l2" (the paper's; Euclidean norm over all pixels and classes), "l1" or "cosine".
     `classes`: "all" maps together, or the "label"'s map alone; the paper does not say which.
-    Zero, with zero gradient, where the maps are equal. Raises InvalidInput if the forward returns no CAM.
+    Zero, with zero gradient, where the maps are equal (cosine of two maps of zeros: 1, with zero gradient). Raises
+    InvalidInput if the forward returns no CAM.
     """
     check_choice("CAM distance", distance, DISTANCES)
     check_choice("CAM classes", classes, ("all", "label"))

@@ -12,7 +12,7 @@ momentum is 0.1, not 0.01; the model normalises by mean and standard deviation 0
 Not run here. `generated_1m.py:infofeature` is InfoFeature with these ingredients, lambda 0.1; nobody has published
 it.
 1m.npz is the authors' file; compressed members have to be rewritten once, the error says how.
-Hardware: several accelerators; 400 epochs of 49,000 images at 27 forward passes' worth, 280 GFLOP, an image.
+Hardware: an accelerator; 400 epochs of 49,000 images at 28 forward passes' worth, 294 GFLOP, an image.
 
   python main.py --config=configs/recipes/generated_1m.py --config.data.extra=1m.npz --config.dtype=bfloat16
 """

@@ -3,7 +3,7 @@
 Published, AutoAttack at 8/255 on CIFAR-10's test images: 55.85, as later tables quote TRADES-AWP; csdongxian/AWP
 itself has 56.17 for WRN-34-10. Without an average of the weights.
 The rest is as in trades_awp.py. Not run here. `trades_awp_wrn.py:infofeature` is InfoFeature with these ingredients.
-Hardware: several accelerators; about 9 times the cost of trades_awp.py, 340 GFLOP an image.
+Hardware: an accelerator; about 9 times the cost of trades_awp.py, 360 GFLOP an image.
 
   python main.py --config=configs/recipes/trades_awp_wrn.py --config.dtype=bfloat16
 """

@@ -1,6 +1,7 @@
 """Figure 4: accuracy against the iterations of PGD and InfoFeature, on an undefended and a PGD-7-trained model.
 
-Evaluates the runs of Table 1's study in place, so give its --workdir.
+Evaluates the runs of Table 1's study in place, so give its --workdir, and repeat its settings, such as --config.dtype
+and --config.data.name.
 
   python main.py --config=configs/studies/figure4.py --workdir=runs/table1 --mode=evaluate
   python main.py --config=configs/studies/figure4.py:digits --workdir=runs/table1-digits --mode=evaluate

@@ -6,8 +6,9 @@ update), so its rows train for 8 epochs where the others train for 9. N-FGSM com
 steps took 0.38 times as long when this was set (0.32 later: docs/how-to/recipes.md), so it trains for 24. Constants:
 AWP's gamma 0.01, for TRADES 0.005 (csdongxian/AWP), and in `madry+half` that for Madry too; EMA over about an epoch, as
 short trainings need (`thousand`: five); learning rate as in the paper's recipe.
-Hardware: `digits`, 2 CPU cores, about a minute a run; `small`, at width 16, 2 CPU cores, about half an hour a run, or
-an accelerator, half a minute a run; `thousand`, where training overfits, a CPU core, 20 minutes a run; 24 runs.
+Hardware: `digits`, 2 CPU cores, about two minutes a run, TRADES ten, where a flag has the whole of AutoAttack measured;
+`small`, at width 16, 2 CPU cores, about half an hour a run, or an accelerator, half a minute a run; `thousand`, where
+training overfits, a CPU core, 20 minutes a run (TRADES 30); 24 runs.
 
   python main.py --config=configs/studies/ingredients.py:digits
   python main.py --config=configs/studies/ingredients.py:thousand --config.data.name=cifar10.npz

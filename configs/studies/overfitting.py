@@ -2,12 +2,13 @@
 
 The paper trains for 120 to 200 epochs, in which robust accuracy falls after the first decay of the learning rate (Rice
 et al., 2020); the 8 epochs of cifar10_small do not get there. Here 4,000 images are seen 60 times, with decays at half
-and three quarters. Madry is lambda 0; both checkpoints, the best on validation images and the last, are evaluated.
-The last two rows train with steps of 1/255, the reading of the paper under which its evaluation makes sense, and every
+and three quarters. Madry is lambda 0; both checkpoints, the best on validation images and the last, are evaluated. The
+last two rows train with steps of 1/255, the reading of the paper under which its evaluation makes sense, and every
 model is also attacked with such steps (see docs/reproduction.md).
 With 4,000 images Madry itself hardly overfits; with 1,000 (`thousand`) it does: width 16, 100 epochs, bfloat16.
-Hardware: `few`, at full width, an accelerator, about half a minute a run; `small`, width 16, 2 CPU cores, about 35
-minutes a run; 24 runs. `thousand`: one CPU core, about 25 minutes a run, two processes on two cores; 18 runs.
+Hardware: `few`, at full width, an accelerator, 45 s a run on an H200, four at a time, with the shorter evaluation of
+docs/reproduction.md, more with this one; `small`, width 16, 2 CPU cores, about 35 minutes a run; 24 runs. `thousand`:
+one CPU core, about 25 minutes a run, two processes on two cores; 18 runs.
 
   python main.py --config=configs/studies/overfitting.py:few --config.data.name=cifar10.npz
   python main.py --config=configs/studies/overfitting.py:small --config.data.name=cifar10.npz

@@ -10,7 +10,7 @@ def get_config(scale: str | None):
 
 
 def few():
-    """Full width on few images, often enough for InfoFeature to overfit robustly: about 20 s a run on an H200."""
+    """Full width on few images, often enough for InfoFeature to overfit robustly: about 20 s of steps on an H200."""
     config = few_images(cifar10_resnet18.get_config())
     config.dtype = "bfloat16"
     return config

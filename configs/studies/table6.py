@@ -8,6 +8,7 @@ Expected (the paper; noise, Standard PGD10, CW10, Madry PGD10, CW10, in %):
 At reduced scale, on Table 1's study with two seeds: crafted on the models of seed 1, against those of seed 0.
 
   python main.py --config=configs/studies/table6.py --workdir=runs/table3 --config.dtype=bfloat16 --mode=evaluate
+  python main.py --config=configs/studies/table1.py:digits --config.study.seeds="(0,1)"  # first
   python main.py --config=configs/studies/table6.py:digits --workdir=runs/table1-digits --mode=evaluate
 """
 

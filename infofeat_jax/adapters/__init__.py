@@ -2,8 +2,8 @@
 
 The way back is in `given` and `calling`: models of other libraries as functions that can be attacked.
 
-Every function takes a `forward`, as the attacks do: images [b, h, w, c] -> Outputs, logits, a tuple or list that
-starts with them, or an object with `logits`. It must classify each example independently, as in evaluation mode:
+Every function takes a `forward`, as the attacks do: images [b, h, w, c] -> Outputs, logits, a tuple or list that starts
+with them, or a dictionary or object with `logits`. It must classify each example independently, as in evaluation mode:
 batches are padded to powers of two, so that attacks that drop broken examples do not trigger endless recompilation.
 """
 

@@ -57,8 +57,9 @@ def square(
       forward: a frozen model, images -> Outputs (or bare logits).
       images, labels: [b, h, w, c] float32 within `bounds`; [b] classes.
       epsilon: budget in the images' units; `norm` "linf", "l2" or "l1".
-      num_queries: forward passes in a run, the first of them on the starting stripes.
+      num_queries: forward passes in a run, the first of them on the start (l_inf: stripes; l2, l1: pyramids).
       initial_share: share of the image's area that the first squares cover, in (0, 1].
+      restarts: number of independent runs, each on the examples that are not yet broken.
 
     Returns a misclassified image where one was found, else the one of smallest margin of the first run.
     Images that are already misclassified are returned unchanged. Raises InvalidInput for invalid arguments.

@@ -39,7 +39,8 @@ def convolve(
 
     On a CPU it is oneDNN's where that is available and worthwhile (`convolution.onednn`), else XLA's; kernels of 1x1
     and outputs of at most 2x2 pixels are matrix products without oneDNN (XLA's convolution takes 11 times as long).
-    `plain` takes XLA's on all platforms. oneDNN's ReLU makes 0 of NaN, XLA's leaves it.
+    `plain` takes XLA's on all platforms. oneDNN's ReLU makes 0 of NaN, XLA's leaves it. Raises
+    ValueError for another padding.
     """
     geometry = forms.geometry(x.shape, kernel.shape, stride, padding)
     added = [term for term in (bias, residual) if term is not None]

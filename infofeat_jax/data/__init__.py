@@ -45,8 +45,9 @@ def load(
       train_size: number of the remaining images to keep, in an order drawn with `split_seed`; all by default.
       test_size: number of test images to keep, the first ones; all by default.
       split_seed: a non-negative integer, separate from a run's seed. The test split does not depend on it.
-      image_size: of the images in a folder, which are scaled to so many pixels a side; 0: their own size.
-      in_memory: False leaves the images in a folder in their files until a batch needs them; see `files.FileImages`.
+      image_size: of the images in a folder, or in one that TFDS has prepared, which are scaled to so many pixels a
+        side; 0: their own size.
+      in_memory: False leaves such images in their files until a batch needs them; see `files.FileImages`.
 
     Returns:
       A Dataset of uint8 images [n, h, w, c] in 0..255 and int32 labels [n] in [0, num_classes). Its `class_names` are

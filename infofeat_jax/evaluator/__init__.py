@@ -53,14 +53,15 @@ def evaluate(
     """Robust accuracy of any JAX model: `print` the result, or leave it at the end of a notebook's cell.
 
     Args:
-      model: a function images -> logits (or Outputs, or a tuple or an object with them); a pair (Linen module,
+      model: a function images -> logits (or Outputs, or a tuple, dictionary or object with them); a pair (Linen module,
         variables); an NNX model; an Equinox model, or a pair (model, state). NNX and Equinox models are evaluated in
         inference mode, and Linen modules with train=False or the like if their __call__ has such an argument. Models
         that take images channels first, one by one, in half precision or in 0 to 255 are recognised; `notes` say so.
         The weights of a function are compiled in as constants, except those of a functools.partial.
         A randomised model is a function (images, key) -> logits, with no default for the key: "clean" is its accuracy
         at one draw, and the attacks are "autoattack(version=rand)", or "apgd-ce(eot=20)" and the like.
-      images: [n, h, w, c], or [n, c, h, w] if they can only be that; floats in [0, 1], or uint8 in 0 to 255.
+      images: [n, h, w, c], or [n, c, h, w] if they can only be that; float32 (or half precision; float64
+        is refused) in [0, 1], or uint8 in 0 to 255.
       labels: [n] integers.
       epsilon: the budget in [0, 1] pixel units; `norm` "linf", "l2" or "l1". Attacks step by a quarter of it.
       attacks: names as `config.eval.attacks` takes: "clean", "fgsm", "pgd20(restarts=5)", "autoattack", "square" ...,

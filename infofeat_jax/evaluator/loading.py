@@ -16,7 +16,8 @@ def load(
     """A trained model as a function images [b, h, w, c] in [0, 1] -> Outputs, in evaluation mode and the run's dtype.
 
     Args:
-      path: a run's directory (which needs the extra `train`), or a PyTorch file as read by `models.from_torch`.
+      path: a run's directory (which needs the extra `train`), or a PyTorch file as read by `models.from_torch`. A run
+        whose model is one's own is refused: the command evaluates it.
       arch, mean, std: of a PyTorch file, where they cannot be read from it.
       which: of a run's checkpoints, "best" or "latest".
 

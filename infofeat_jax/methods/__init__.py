@@ -31,7 +31,7 @@ __all__ = ["METHODS", "VARIANTS", "Batch", "Method", "Options", "check_smoothing
 class Method(NamedTuple):
     """A training method: all that the train step needs to know of it."""
 
-    attack: Attack | None  # on the frozen model: BatchNorm on running statistics
+    attack: Attack | None  # on the frozen model: BatchNorm on running statistics, or as make_step says
     targets: Callable[[Forward, Images, Labels], Probabilities]
     loss: Loss
     penalty: Penalty | None = None  # added to the loss
@@ -169,7 +169,7 @@ def _bilateral(options: Options) -> Method:
     """Bilateral Adversarial Training (Wang & Zhang, 2019): PGD to the most likely wrong class, adversarial labels.
 
     label_smoothing: the strength where the wrong classes are equally likely. None is the authors' factor of 9
-    between the label and the most likely wrong class: 0.5 for 10 classes.
+    between the label's share and the largest of the wrong classes', that of the least likely: 0.5 for 10 classes.
     """
     strength = _default(options.label_smoothing, (options.num_classes - 1) / (options.num_classes - 1 + 9.0))
 

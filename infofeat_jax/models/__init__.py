@@ -50,7 +50,7 @@ def create(
     std: Normalization = 0.5,
     **options,
 ) -> nn.Module:
-    """Builds the module `name`: resnet18, preact_resnet18, wrn_D_W such as wrn_28_10, or package.module:name.
+    """Builds the module `name`: resnet10, resnet18, preact_resnet18, wrn_D_W such as wrn_28_10, or package.module:name.
 
     `width`: channels of the first stage (ResNets: 64) or of the stem (WideResNets: 16); 0 is that default.
     `dtype`: of the computation, "float32" or "bfloat16"; parameters, statistics and the head are float32.

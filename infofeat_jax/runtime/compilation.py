@@ -26,7 +26,7 @@ def tune_cpu() -> None:
     """Makes XLA:CPU convolve with Eigen, not YNNPACK, unless XLA_FLAGS choose, and keeps memory from call to call.
 
     To be called before JAX finds its devices. YNNPACK leaves all cores but one idle at up to 64 channels (jax 0.10.2)
-    and can be half as fast at 256 and more (0.11.2): docs/performance.md. Matrix products stay with it. Accelerators
+    and can be half as fast at 256 and more (0.11.2). Matrix products stay with it. Accelerators
     are not affected.
     """
     flags = os.environ.get("XLA_FLAGS", "")

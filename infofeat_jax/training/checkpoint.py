@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from infofeat_jax.runtime import processes
 from infofeat_jax.training.seals import EPOCHS, INTERRUPTED, SCORE, SEAL, damage, finished, seal, set_aside
-from infofeat_jax.types import InvalidInput, RunFailed
+from infofeat_jax.types import InvalidInput, RunFailed, check_choice
 
 OVERHEAD = 2**20  # bytes: ample for the metadata that orbax and file systems add
 # Orbax warns, in a user's notebook too, that a directory is opened for reading only, as was asked.
@@ -238,6 +238,7 @@ def _reader(
 
 
 def _find(manager: ocp.CheckpointManager, which: str) -> int:
+    check_choice("checkpoint", which, ("best", "latest"))
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
         raise InvalidInput(f"no finished checkpoint in {manager.directory}: train first, with --mode=train")

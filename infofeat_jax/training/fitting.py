@@ -84,15 +84,19 @@ def fit(
       data: what `data.load` returns, or the name or path that it takes.
       directory: where checkpoints, metrics.jsonl and a description of the training are kept; for one training.
       epsilon: the budget in the images' units, as 8 / 255, of the method (if it is a name) and the validation; `norm`
-        "linf", "l2" or "l1". By default `num_steps` is 7 and `step_size` a quarter of epsilon, or for the methods of a
-        single step 1 and epsilon. The validation attack's steps are a quarter of epsilon, or `step_size`.
+        "linf", "l2" or "l1". By default `num_steps` is 7, or 1 for the methods of a single step, and `step_size` a
+        quarter of epsilon, or epsilon where there is one step. The validation attack's steps are a quarter of epsilon,
+        or `step_size`.
       learning_rate: a schedule (step -> learning rate), or the first learning rate, which is divided by ten after half
         and after three quarters of the epochs.
-      optimizer: called with the schedule: `optax.adam`, or `partial(optimizers.sgd, nesterov=True)`.
-      augment: (key, images) -> images, such as `data.augment.crop_and_flip`; none by default.
+      optimizer: called with the schedule: `optax.adam`, or `partial(optimizers.sgd, weight_decay=2e-4, nesterov=True)`;
+        by default SGD as in the paper, with a weight decay of 2e-4.
+      augment: (key, images) -> images, such as `partial(data.augment.crop_and_flip, padding=4, flip=True)`; none by
+        default.
       accumulate_steps, awp, ema_decay: see `step.make_step`.
-      validation_attack: a name as `config.eval.attacks` takes, on data.validation; its accuracy decides which epoch is
-        the best (without an attack in the method, clean accuracy does).
+      validation_attack: a name as `config.eval.attacks` takes, but not AutoAttack, a stage of it or @RUN, and one of
+        one's own after `parts.trust`; on data.validation. Its accuracy decides which epoch is the best (without an
+        attack in the method, clean accuracy does).
       seed: of the initial weights, the order of the examples, augmentation and random starts.
       log_every: steps; a loss above `max_loss`, or one that is non-finite, ends the training.
       checkpoint_minutes: between checkpoints, at ends of epochs; 0: after each.

@@ -69,10 +69,11 @@ def make_step(
 
     Its `batch` is (images uint8 [b, h, w, c], labels [b]); its randomness is `key` folded with the step. Its metrics
     are the batch's mean loss and accuracy on the perturbed images before the update, at the perturbed weights if there
-    is AWP; the loss is NaN if parameters are non-finite after it. With `accumulate_steps`, that many parts of a batch
-    are processed in turn, in the memory of one. With `averaging` the state has an average of the weights, which moves.
-    `method` may be a function of the step; `batch_norm`: the statistics that the attack sees, as in `gradients`.
-    With `free` a step is several updates, on the same images, and the metrics are their means: see `free.replay`.
+    is AWP; the loss is NaN if the first number of an array of parameters is non-finite after it. With
+    `accumulate_steps`, that many parts of a batch are processed in turn, in the memory of one. With `averaging` the
+    state has an average of the weights, which moves. `method` may be a function of the step; `batch_norm`: the
+    statistics that the attack sees, as in `gradients`. With `free` a step is several updates, on the same images, and
+    the metrics are their means: see `free.replay`.
     """
 
     def step(state: State, batch, key: PRNGKey, *, average: Average = lambda tree: tree) -> tuple[State, Metrics]:
