@@ -236,6 +236,9 @@ def forest() -> list[reproduction_figures.Line]:
                     attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
                 }
     lines["width 16, 8 epochs"] = {attack: of_small("infofeature", attack) for attack in COLUMNS[1:]}
+    lines["width 16, 5,000 images x 8"] = {
+        attack: compared("table1_small", "infofeature", "madry", attack) for attack in ("pgd20", QUICK)
+    }
     lines["digits, over 6 seeds"] = {attack: on_digits("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
     lines["digits, over 6 seeds, later version"] = {
         attack: over_seeds(compared("ideas", "infofeature", "madry", attack).seeds) for attack in ("pgd20", QUICK)
@@ -249,6 +252,7 @@ def forest() -> list[reproduction_figures.Line]:
 TABLES = {
     "full width": full_width,
     "eight epochs": partial(eight_epochs, "table1_full"),
+    "eight epochs on five thousand": partial(eight_epochs, "table1_small"),
     "small": small,
     "digits": digits,
     "overfitting": partial(overfitting, "overfitting"),
