@@ -306,7 +306,7 @@ def test_the_network_of_a_file_is_the_one_asked_for(file, tmp_path):
     biases = []
     for key in ("net", "ema"):
         convert.main([str(tmp_path / "both.pt"), str(tmp_path / key), f"--key={key}"])
-        biases.append(weights.load(tmp_path / key)[1]["params"]["dense"]["bias"])
+        biases.append(weights.load(tmp_path / key)[1]["params"]["fc"]["bias"])
     np.testing.assert_allclose(biases[1], biases[0] + 1, atol=1e-6)
 
 

@@ -122,7 +122,7 @@ def _open(name: str, directory: pathlib.Path, splits: list[str]) -> Opened:
         files = {split: builder.as_data_source(split=split).data_source for split in splits}
         return Opened(
             files, {split: _labels(files[split]) for split in splits},
-            {split: builder.info.splits[split].num_bytes for split in splits},
+            {split: int(builder.info.splits[split].num_bytes) for split in splits},  # a Size, which rounds as text
             features["image"].shape, tuple(features["label"].names),
         )  # fmt: skip
     except ImportError as error:
