@@ -52,6 +52,14 @@ def test_a_sound_network_raises_none(norm, epsilon, step_size):
     assert seen.correct["clean"].sum() > seen.correct["steps"].sum() > seen.correct["large budget"].sum() == 0
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_with_the_large_budget_any_image_can_turn_grey(norm):
+    threat = threats.threat(norm, 0.1, (-1.0, 1.0))
+    black, grey = (jnp.full((1, 4, 5, 3), value) for value in (-1.0, 0.0))
+    distance = float(threats.size(norm, grey - black)[0])
+    np.testing.assert_allclose(probes.large_budget(threat, (4, 5, 3)), distance, rtol=1e-6)
+
+
 def test_a_sound_linear_model_raises_none():
     assert raised(SOUND) == []
 

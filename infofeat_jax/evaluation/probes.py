@@ -61,14 +61,19 @@ def probe(
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *found)
 
 
+def large_budget(threat: Threat, shape: tuple[int, ...]) -> float:
+    """The distance of a black or white image [h, w, c] to grey, in the threat model's norm."""
+    low, high = threat.bounds
+    return (high - low) / 2 * math.prod(shape) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[threat.norm]
+
+
 def _probe_batch(
     programs: tuple[Callable, ...], forward: Partial, key: PRNGKey, index: int, images: Images, labels: Labels,
     threat: Threat, step_size: float,
 ) -> Probes:  # fmt: skip
     """`probe` of one batch, that from the image `index` on, by the compiled `_look`, `_start` and `_step`."""
     look, start, step = programs
-    low, high = threat.bounds
-    half = (high - low) / 2 * math.prod(images.shape[1:]) ** {"linf": 0.0, "l2": 0.5, "l1": 1.0}[threat.norm]
+    half = large_budget(threat, images.shape[1:])
 
     def run(epsilon: float, step_size: float, num_steps: int, x: Images, fooled: Outcome) -> tuple[Images, Outcome]:
         """(the last iterate, fooled before or by any iterate), by a loop on the host: it ends where all are fooled."""
