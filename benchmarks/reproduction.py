@@ -217,6 +217,11 @@ OVERFITTING = {"overfitting": "full width, 4,000 images x 60", "overfitting_thou
 INGREDIENTS = {"CIFAR-10, 1,000 images x 99": "ingredients_thousand", "digits": "ingredients"}
 
 
+def under_quick(study: str, one: str, other: str, which: str = "best") -> dict[str, Difference]:
+    """{attack: one - other} of two rows of a study, for the figure."""
+    return {attack: compared(study, one, other, attack, which) for attack in ("pgd20", QUICK)}
+
+
 def forest() -> list[reproduction_figures.Line]:
     """InfoFeature (lambda 0.1) minus Madry, setting by setting, for the figure."""
     published = paper.TABLES["table1"]
@@ -224,25 +229,18 @@ def forest() -> list[reproduction_figures.Line]:
     lines = {
         "the paper": {"pgd20": Difference(gains[published.columns.index("pgd20")], 0.0)},
         "full width, 22 epochs": {attack: difference(*of_full_width(attack).values()) for attack in COLUMNS[1:]},
-        "full width, 8 epochs": {
-            attack: compared("table1_full", "infofeature", "madry", attack) for attack in ("pgd20", QUICK)
-        },
+        "full width, 8 epochs": under_quick("table1_full", "infofeature", "madry"),
     }
     for study, setting in OVERFITTING.items():
         for which in ("best", "last"):
             for smoothing in SMOOTHINGS:
                 rows = study, f"lambda0.1-smoothing{smoothing}", f"madry-smoothing{smoothing}"
-                lines[f"{setting}, {which}, smoothing {smoothing:g}"] = {
-                    attack: compared(*rows, attack, which) for attack in ("pgd20", QUICK)
-                }
+                lines[f"{setting}, {which}, smoothing {smoothing:g}"] = under_quick(*rows, which)
     lines["width 16, 8 epochs"] = {attack: of_small("infofeature", attack) for attack in COLUMNS[1:]}
-    lines["width 16, 5,000 images x 8"] = {
-        attack: compared("table1_small", "infofeature", "madry", attack) for attack in ("pgd20", QUICK)
-    }
+    lines["width 16, 5,000 images x 8"] = under_quick("table1_small", "infofeature", "madry")
     lines["digits, over 6 seeds"] = {attack: on_digits("lambda0.1-smoothing0.0", attack) for attack in COLUMNS[1:]}
-    lines["digits, over 6 seeds, later version"] = {
-        attack: over_seeds(compared("ideas", "infofeature", "madry", attack).seeds) for attack in ("pgd20", QUICK)
-    }
+    again = under_quick("ideas", "infofeature", "madry")
+    lines["digits, over 6 seeds, later version"] = {attack: over_seeds(found.seeds) for attack, found in again.items()}
     return [
         (title, [(found.mean, found.half, SHOWN[attack]) for attack, found in marks.items()])
         for title, marks in lines.items()

@@ -3,7 +3,7 @@
 import json
 import pathlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -72,17 +72,9 @@ def own_directory(workdir: pathlib.Path) -> Iterator[None]:
 
     Raises InUse, InvalidInput.
     """
-    with ExitStack() as stack:
-        refused = None
-        if processes.is_writer():
-            try:
-                workdir.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock.lock(workdir))
-            except InvalidInput as error:
-                refused = error
-        if processes.agreed(refused is not None):
-            raise refused or InUse(workdir, "another process")
-        processes.check_shared(workdir)
+    if processes.is_writer():
+        workdir.mkdir(parents=True, exist_ok=True)
+    with processes.held_by_writer(lock.lock(workdir), workdir, InUse(workdir, "another process")):
         yield
 
 

@@ -229,9 +229,8 @@ def test_one_of_several_processes_may_read_a_checkpoint(main, smooth, tmp_path):
         "    print(checkpoint.latest_step(workdir), int(checkpoint.read(workdir, 'latest')['step']))\n"
         "processes.barrier('the other has read')\n"
     )
-    arguments = [(f"localhost:{free_port()}", str(index), str(smooth)) for index in range(2)]
-    arguments = [(arguments[0][0], *others) for _, *others in arguments]
-    started = [main.start(*given, program="alone.py", folder=tmp_path) for given in arguments]
+    host = f"localhost:{free_port()}"
+    started = [main.start(host, str(index), str(smooth), program="alone.py", folder=tmp_path) for index in range(2)]
     outputs = [process.communicate(timeout=60) for process in started]
     assert [process.returncode for process in started] == [0, 0], outputs
     assert "8 8" in outputs[1][0]

@@ -4,7 +4,7 @@ import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -48,16 +48,9 @@ def opened(directory: str | pathlib.Path | None, setting: Setting, logits: np.nd
         with tempfile.TemporaryDirectory() as path:
             yield pathlib.Path(path)
         return
-    path, refused = pathlib.Path(directory), None
-    with ExitStack() as stack:
-        if processes.is_writer():
-            try:
-                stack.enter_context(claimed(path, setting, logits))
-            except InvalidInput as error:
-                refused = error
-        if processes.agreed(refused is not None):
-            raise refused or InvalidInput(f"{path} cannot be used: process 0 says why")
-        processes.check_shared(path)
+    path = pathlib.Path(directory)
+    otherwise = InvalidInput(f"{path} cannot be used: process 0 says why")
+    with processes.held_by_writer(claimed(path, setting, logits), path, otherwise):
         yield path
 
 

@@ -6,7 +6,8 @@ import secrets
 import sys
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TypeVar
 
 import jax
@@ -100,6 +101,25 @@ def all_have(text: str) -> bool:
         return True
     found = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
     return bool((found == found[0]).all())
+
+
+@contextmanager
+def held_by_writer(held: AbstractContextManager, directory: pathlib.Path, otherwise: InvalidInput) -> Iterator[None]:
+    """Enters `held`, which owns `directory`, in process 0, for all processes of the run; all of them must call this.
+
+    Raises InvalidInput: in process 0 that of `held`, in the others `otherwise`; in all if they do not share it.
+    """
+    with ExitStack() as stack:
+        refused = None
+        if is_writer():
+            try:
+                stack.enter_context(held)
+            except InvalidInput as error:
+                refused = error
+        if agreed(refused is not None):
+            raise refused or otherwise
+        check_shared(directory)
+        yield
 
 
 def check_shared(directory: pathlib.Path) -> None:
